@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.fork_server import ForkServer, forking
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,10 +30,24 @@ CHATML = (
 )
 
 PROCESS_FIXTURES = frozenset(
-    {"agent", "front", "run_worker", "shared_front", "start_front", "start_job", "trainer"}
+    {"agent", "fork_server", "shared_front", "stack_server", "run_worker", "start_job", "started_trainer"}
 )
 """Fixtures that start processes of the product; whatever test uses one is `slow`."""
 
+
+STACK = (
+    "peft",
+    "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama",
+    "trainer.training",
+    "trainer.worker",
+    "trainer.job",
+    "trainer.front",
+    "trainer.fetch",
+    "trainer.tee",
+    "trainer.cli",
+)
+"""What the processes of a job import."""
 
 SLOW_MODULES = (
     "tests/attestation/test_attacks.py",
@@ -194,9 +209,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: Tokenizer) -> 
 
 
 @pytest.fixture(scope="session")
-def worker_server() -> Iterator[socket.socket]:
-    """Takes requests for workers that `tests/training/worker_server.py` forks."""
-    from tests.training.forked_worker import serving
+def fork_server() -> Iterator[ForkServer]:
+    """Forks the provider's commands and fronts."""
+    with forking("trainer.cli", "trainer.provider", "trainer.front") as server:
+        yield server
 
-    with serving() as server:
+
+@pytest.fixture(scope="session")
+def stack_server() -> Iterator[ForkServer]:
+    """Forks workers and jobs, for which it has imported the training stack too."""
+    with forking(*STACK) as server:
         yield server

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.fork_server import ROOT, ForkedProcess, ForkServer
 from trainer.deployment import CLEAN_START
 from trainer.encoding import file_sha256
 from trainer.provider import read_provider_key
 
 SHM = Path("/dev/shm")
-ROOT = Path(__file__).parents[2]
+Process = subprocess.Popen[bytes] | ForkedProcess
 CANARY = "xylophonequartz"
 """In every row of the tests' dataset, and nowhere else."""
 
@@ -50,32 +51,25 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ran]]:
+def trainer(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Callable[..., Ran]:
     """Run a command in a process of its own, which a process with its imports forks."""
     folder = tmp_path_factory.mktemp("commands")
-    command = [sys.executable, "-m", "tests.end_to_end.command_server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
-        requests, codes = server.stdin, server.stdout
-        assert requests is not None
-        assert codes is not None
+    variables = environment(XDG_CACHE_HOME=str(folder / "cache"))
 
-        def run(*arguments: object, cwd: Path | None = None, timeout: float = 240) -> Ran:
-            out, err = folder / "out", folder / "err"
-            request = {
-                "arguments": [str(argument) for argument in arguments],
-                "cwd": str(cwd or ROOT),
-                "environment": environment(XDG_CACHE_HOME=str(folder / "cache")),
-                "seconds": int(timeout),
-                "out": str(out),
-                "err": str(err),
-            }
-            requests.write(json.dumps(request) + "\n")
-            requests.flush()
-            code = int(codes.readline())
-            return Ran(code, out.read_text(), err.read_text())
+    def run(*arguments: object, cwd: Path = ROOT, timeout: float = 240) -> Ran:
+        out, err = folder / "out", folder / "err"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = fork_server.start(
+                "trainer",
+                [str(argument) for argument in arguments],
+                {1: stdout.fileno(), 2: stderr.fileno()},
+                environment=variables,
+                directory=cwd,
+            )
+        code = process.wait(timeout)
+        return Ran(code, out.read_text(), err.read_text())
 
-        yield run
-        requests.close()
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +77,7 @@ def started_trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., R
     """Run a command as a person would, interpreter and all: `trainer("verify", url, "--policy", policy)`."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(*arguments: object, cwd: Path | None = None, timeout: float = 240) -> Ran:
+    def run(*arguments: object, cwd: Path = ROOT, timeout: float = 240) -> Ran:
         done = subprocess.run(
             [sys.executable, "-m", "trainer", *map(str, arguments)],
             capture_output=True,
@@ -142,12 +136,10 @@ def kms_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         yield found
 
 
-def wait_for(
-    condition: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = START_SECONDS
-) -> None:
+def wait_for(condition: Callable[[], object], process: Process, seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended with {process.returncode}"
+        assert process.poll() is None, f"ended with {process.poll()}"
         assert time.monotonic() < deadline, "did not get there in time"
         time.sleep(0.05)
 
@@ -215,7 +207,7 @@ def grant_beside(record: Path) -> Path:
 class Job:
     """A running `trainer run`."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     spec: Path
     out: Path
     err: Path
@@ -267,8 +259,12 @@ class Job:
 
 
 @contextmanager
-def starting_jobs(folder: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
-    """Yields `start(spec, "--spool", folder)`; the jobs are ended with the context, by process id."""
+def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Iterator[Callable[..., Job]]:
+    """Yields `start(spec, "--spool", folder)`; the jobs are ended with the context, by process id.
+
+    A job is forked, as are its processes, or `started_anew`, as a container starts it. One with `variables` is
+    started anew, since what they do they may do to the start.
+    """
     jobs: list[Job] = []
 
     def start(
@@ -276,6 +272,7 @@ def starting_jobs(folder: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
         *options: object,
         guest_agent: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        started_anew: bool = False,
     ) -> Job:
         own = folder / f"job{len(jobs)}"
         own.mkdir()
@@ -288,10 +285,17 @@ def starting_jobs(folder: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
         if "--spool" not in options:
             places += ["--ciphertext-dir", ciphertext]
         with out.open("wb") as stdout, err.open("wb") as stderr:
-            command = [sys.executable, "-m", "trainer", "run", spec, *places, *options]
-            process = subprocess.Popen(
-                list(map(str, command)), stdout=stdout, stderr=stderr, env=environment(**(variables or {}))
-            )
+            arguments = [str(argument) for argument in ("run", spec, *places, *options)]
+            if started_anew or variables:
+                process: Process = subprocess.Popen(
+                    [sys.executable, "-m", "trainer", *arguments],
+                    stdout=stdout,
+                    stderr=stderr,
+                    env=environment(**(variables or {})),
+                )
+            else:
+                output = {1: stdout.fileno(), 2: stderr.fileno()}
+                process = stack_server.start("tests.forked_job", arguments, output, environment=environment())
         jobs.append(Job(process, spec, out, err, ciphertext, workspace))
         return jobs[-1]
 
@@ -305,9 +309,9 @@ def starting_jobs(folder: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture
-def start_job(tmp_path: Path, agent: Agent) -> Iterator[Callable[..., Job]]:
+def start_job(tmp_path: Path, agent: Agent, stack_server: ForkServer) -> Iterator[Callable[..., Job]]:
     """`start_job(spec, "--spool", folder)`: ended with the test."""
-    with starting_jobs(tmp_path, agent) as start:
+    with starting_jobs(tmp_path, agent, stack_server) as start:
         yield start
 
 

@@ -23,6 +23,7 @@ from trainer.sealing.sealed_result import open_result, seal_result
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Trainer, WriteSpec
+    from tests.fork_server import ForkServer
 
 UNCHECKED = "--dataset-and-recipients-unchecked"
 
@@ -39,7 +40,12 @@ class SealedResult:
 
 @pytest.fixture(scope="module")
 def finished(
-    write_spec: WriteSpec, trainer: Trainer, agent: Agent, data: Path, tmp_path_factory: pytest.TempPathFactory
+    write_spec: WriteSpec,
+    trainer: Trainer,
+    agent: Agent,
+    stack_server: ForkServer,
+    data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> SealedResult:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "provider").mkdir()
@@ -47,7 +53,7 @@ def finished(
     spec = write_spec(folder / "job.yaml", train={"max_steps": 1})
     recipient, record = provider.keygen(), folder / "attestation.json"
     sealed, result = folder / "dataset.age", folder / "result.tar.age"
-    with starting_jobs(folder, agent) as start_job:
+    with starting_jobs(folder, agent, stack_server) as start_job:
         job: Job = start_job(spec)
         for step in (
             ("verify", job.url, "--policy", provider.policy(spec), "-o", record),

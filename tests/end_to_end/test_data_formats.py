@@ -35,7 +35,7 @@ def test_a_folder_of_tables_with_its_own_columns(
     (folder / "eval").mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:9]), folder / "train.parquet")
     (folder / "eval" / "held.json").write_text(json.dumps(rows[9:]))
-    job: Job = start_job(spec)
+    job: Job = start_job(spec, started_anew=True)  # the allocator is a matter of the start
     provider.keygen()
     command = (
         "submit", folder, "--job-url", job.url, "--policy", provider.policy(spec), "-i", provider.identity,

@@ -140,7 +140,7 @@ def test_the_three_processes_see_only_what_they_should(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
 ) -> None:
     """The seams: the worker has no socket, the supervisor no inet socket, nobody inherits the guest agent's."""
-    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG))
+    job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG), started_anew=True)
     record = start_training(job, provider, trainer, data, tmp_path)
     pids = {"supervisor": job.process.pid, **children(job.process.pid)}
     internet = {

@@ -35,7 +35,7 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
         output={"samples": 3, "sample_max_new_tokens": 32},
         exchange={"providers": [provider.public_key]},
     )
-    job: Job = start_job(spec)
+    job: Job = start_job(spec, started_anew=True)
     policy = provider.policy(spec)
     result = tmp_path / "result"
 
@@ -86,7 +86,7 @@ def test_single_steps_through_files(
     """
     recipient, spool = provider.keygen("--x25519"), tmp_path / "spool"
     spec = write_spec(tmp_path / "job.yaml", exchange={"providers": [provider.public_key]})
-    job: Job = start_job(spec, "--spool", spool)
+    job: Job = start_job(spec, "--spool", spool, started_anew=True)
     job.wait_event(event="phase", phase="awaiting-dataset")
     policy, attestation = provider.policy(spec), tmp_path / "attestation.json"
     sealed, result = tmp_path / "dataset.age", tmp_path / "result.tar.age"

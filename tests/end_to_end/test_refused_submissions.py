@@ -14,13 +14,16 @@ from tests.end_to_end.test_bad_input import assert_error
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Agent, Job, Provider, Trainer, WriteSpec
+    from tests.fork_server import ForkServer
 
 
 @pytest.fixture(scope="module")
-def job(write_spec: WriteSpec, agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+def job(
+    write_spec: WriteSpec, agent: Agent, stack_server: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Job]:
     """A job that waits for a dataset; all tests talk to the same one."""
     folder = tmp_path_factory.mktemp("waiting")
-    with starting_jobs(folder, agent) as start_job:
+    with starting_jobs(folder, agent, stack_server) as start_job:
         yield start_job(write_spec(folder / "job.yaml"))
 
 

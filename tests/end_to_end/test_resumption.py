@@ -16,6 +16,7 @@ from trainer.attestation.result.record import load_record
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, StartJob, Trainer, WriteSpec
+    from tests.fork_server import ForkServer
 
 
 def adapter_of(job: Job, provider: Provider, trainer: Trainer, record: Path, folder: Path) -> bytes:
@@ -53,13 +54,18 @@ def saving(write_spec: WriteSpec, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def expected(
-    saving: Path, agent: Agent, trainer: Trainer, data: Path, tmp_path_factory: pytest.TempPathFactory
+    saving: Path,
+    agent: Agent,
+    trainer: Trainer,
+    stack_server: ForkServer,
+    data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> bytes:
     """The adapter of a run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "provider").mkdir()
     provider = Provider(folder / "provider", trainer, agent)
-    with starting_jobs(folder, agent) as start_job:
+    with starting_jobs(folder, agent, stack_server) as start_job:
         job: Job = start_job(saving)
         record = start_training(job, provider, trainer, data, folder)
         job.wait_for_step("checkpoint-sealed")
@@ -110,8 +116,11 @@ def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
     expected: bytes, saving: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """Sealed to the instance key, which died with the VM: the same `submit` seals again, under the same token."""
-    job: Job = start_job(saving)
+    """Sealed to the instance key, which died with the VM: the same `submit` seals again, under the same token.
+
+    Both starts are as a container makes them; the adapter is that of the forked job that nothing interrupts.
+    """
+    job: Job = start_job(saving, started_anew=True)
     provider.keygen()
     result = tmp_path / "result"
     command = submit_command(job, provider, data, result, provider.policy(saving))
@@ -121,7 +130,7 @@ def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
         job.wait_for_step("checkpoint-sealed")
         job.process.kill()
         job.process.wait(20)
-        again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext)
+        again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext, started_anew=True)
         assert submitting.wait(240) == 0, (tmp_path / "told").read_text()
     finally:
         submitting.kill()

@@ -204,7 +204,7 @@ def test_lost_processes_cost_time_and_nothing_else(
     saving = {"max_steps": 240, "save_steps": 5}
     spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
     provider = kms_provider
-    job: Job = start_job(spec, "--restarts", "3", guest_agent=provider.agent.socket)
+    job: Job = start_job(spec, "--restarts", "3", guest_agent=provider.agent.socket, started_anew=True)
     record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
     resumed: list[int] = []
     for victim in ("trainer.worker", "trainer.front", "supervisor"):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from tests.fork_server import DESCRIPTOR, ForkedProcess, ForkServer, forking
+from tests.fork_server import ForkedProcess, ForkServer
 from trainer.errors import JobError
 from trainer.exchange.tls import PinnedContext
 from trainer.ipc.front_messages import (
@@ -88,9 +88,10 @@ class Front:
     ) -> subprocess.Popen[bytes] | ForkedProcess:
         """As the supervisor starts it, or forked by a server."""
         output = self._printed.fileno()
+        options = [*options, "--control-fd", str(control)]
         if server is not None:
-            return server.start([*options, "--control-fd", DESCRIPTOR], output, control)
-        command = [sys.executable, "-m", "trainer.front", *options, "--control-fd", str(control)]
+            return server.start("trainer.front", options, {1: output, 2: output, control: control})
+        command = [sys.executable, "-m", "trainer.front", *options]
         return subprocess.Popen(command, pass_fds=[control], stdout=output, stderr=output)
 
     @property
@@ -177,15 +178,8 @@ class Front:
 StartFront = Callable[..., Front]
 
 
-@pytest.fixture(scope="session")
-def front_server() -> Iterator[ForkServer]:
-    """What forks fronts."""
-    with forking("trainer.front.__main__") as server:
-        yield server
-
-
 @pytest.fixture
-def start_front(tmp_path: Path, front_server: ForkServer) -> Iterator[StartFront]:
+def start_front(tmp_path: Path, fork_server: ForkServer) -> Iterator[StartFront]:
     """Start fronts; at the end each must have printed nothing. They are forked, or `started_anew`."""
     fronts: list[Front] = []
 
@@ -194,7 +188,7 @@ def start_front(tmp_path: Path, front_server: ForkServer) -> Iterator[StartFront
     ) -> Front:
         spool = tmp_path / f"spool{len(fronts)}"
         spool.mkdir(exist_ok=True)
-        server = None if started_anew else front_server
+        server = None if started_anew else fork_server
         fronts.append(Front(arguments, spool, exchange or {}, limits, server))
         return fronts[-1]
 

@@ -6,12 +6,9 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.forked_worker import ROOT, VARIABLES, ForkedWorker
+from tests.fork_server import ROOT, ForkServer
+from tests.training.forked_worker import VARIABLES, fork_worker
 from tests.training.local_runs import Runs
 from trainer.encoding import file_sha256
 from trainer.ipc.worker_messages import (
@@ -197,8 +195,9 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
             instructions = TO_WORKER.encode(preparation) + ahead + instructions
         if plan or stdin or started_anew:
             return _start(stdin or instructions, output, options, environment)
-        server: socket.socket = request.getfixturevalue("worker_server")
-        return _fork(server, instructions, output, options, environment)
+        server: ForkServer = request.getfixturevalue("stack_server")
+        code, out, log, sent = fork_worker(server, instructions, options, environment)
+        return _ended(code, sent, log, out, output)
 
     return run
 
@@ -219,19 +218,6 @@ def _start(stdin: bytes, output: Path, options: list[str], environment: dict[str
         with os.fdopen(read, "rb") as events:
             sent = events.read()
     return _ended(process.returncode, sent, log, out, output)
-
-
-def _fork(
-    server: socket.socket, stdin: bytes, output: Path, options: list[str], environment: dict[str, str]
-) -> Ended:
-    with ExitStack() as files:
-        order, out, log, events = (files.enter_context(tempfile.TemporaryFile()) for _ in range(4))
-        order.write(stdin)
-        order.seek(0)
-        code = ForkedWorker(server, (order, out, log, events), options, environment).wait()
-        for file in (out, log, events):
-            file.seek(0)
-        return _ended(code, events.read(), log.read(), out.read(), output)
 
 
 def _ended(code: int, sent: bytes, log: bytes, out: bytes, output: Path) -> Ended:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.fork_server import ForkedProcess, ForkServer
 from tests.training.conftest import pinning
-from tests.training.forked_worker import ForkedWorker, in_training
+from tests.training.forked_worker import in_training
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, ExitCode, JobError
 from trainer.ipc.worker_messages import (
@@ -122,14 +122,14 @@ def test_what_all_of_them_find_wrong_is_said_once(run_worker: RunWorker, tmp_pat
     assert list(ended.output_dir.iterdir()) == []
 
 
-StartTraining = Callable[[TrainingOrder], AbstractContextManager[tuple[ForkedWorker, IO[bytes]]]]
+StartTraining = Callable[[TrainingOrder], AbstractContextManager[tuple[ForkedProcess, IO[bytes]]]]
 
 
 @pytest.fixture
-def training(worker_server: socket.socket) -> StartTraining:
+def training(stack_server: ForkServer) -> StartTraining:
     """`with training(order) as (process, events)`: a worker of two processes in the middle of a long training."""
 
-    return lambda order: in_training(worker_server, order, 2)
+    return lambda order: in_training(stack_server, order, 2)
 
 
 def children(pid: int) -> list[int]:

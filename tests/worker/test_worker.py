@@ -10,7 +10,6 @@ import math
 import re
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.fork_server import ForkServer
 from tests.training.conftest import pinning
 from tests.training.forked_worker import in_training
 from trainer.errors import ErrorCode, ExitCode
@@ -233,7 +233,7 @@ def test_divergence_leaves_no_adapter(
 
 
 def test_being_told_to_stop(
-    worker_server: socket.socket, chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path
+    stack_server: ForkServer, chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "output").mkdir()
     order = TrainingOrder(
@@ -243,7 +243,7 @@ def test_being_told_to_stop(
         output_dir=tmp_path / "output",
         split_key="5a" * 32,
     )
-    with in_training(worker_server, order, 1) as (process, events):
+    with in_training(stack_server, order, 1) as (process, events):
         process.send_signal(signal.SIGTERM)
         *_, last = events
         code = process.wait(30)
