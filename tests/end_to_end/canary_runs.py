@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.canary_places import Loopback, Processes, Served
-from tests.end_to_end.conftest import Agent, Job, environment, wait_for
+from tests.end_to_end.conftest import Agent, Job, Process, environment, wait_for
 from tests.end_to_end.test_interruptions import children
 from trainer import provider as steps
 from trainer.attestation.result.record import Record
@@ -39,11 +39,18 @@ from trainer.spec import read_job_spec
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import WriteSpec
+    from tests.fork_server import ForkServer
 
 STRANGER_ASKS = (
     "/status", "/events", "/result", "/openapi.json", "/attestation", f"/attestation?nonce={'0' * 64}",
     "/dataset", "/metrics", "/nowhere",
 )  # fmt: skip
+
+STARTED_ANEW = frozenset({
+    "conversations", "through_files", "two_processes", "broken_off_and_gone_on", "memory_runs_out",
+    "a_worker_with_a_broken_heap", "a_killed_supervisor", "told_to_end_while_preparing",
+})  # fmt: skip
+"""The runs whose processes start as in a container; those of the others are forks that `/proc` shows alike."""
 
 
 def plant(place: str) -> str:
@@ -61,6 +68,7 @@ class World:
     """
 
     agent: Agent
+    stack_server: ForkServer
     write_spec: WriteSpec
     tiny_model: Path
     disk: Path
@@ -103,6 +111,7 @@ class Run:
             folder.mkdir(parents=True)
         self.ciphertext = self.disk / "ciphertext"
         self.played = [name]
+        self.started_anew = name in STARTED_ANEW
         self.spooled = False
         self.earlier_port = 0
         self._processes: Processes | None = None
@@ -122,26 +131,24 @@ class Run:
         self.spooled = spool
         self.ciphertext.mkdir(exist_ok=True)
         place = ["--spool" if spool else "--ciphertext-dir", str(self.ciphertext)]
-        command = [
-            sys.executable,
-            "-m",
-            "trainer",
-            "run",
-            str(spec),
-            "--guest-agent",
-            str(self.world.agent.socket),
-        ]
-        command += ["--workspace", str(self.workspace), *place]
+        arguments = ["run", str(spec), "--guest-agent", str(self.world.agent.socket)]
+        arguments += ["--workspace", str(self.workspace), *place]
+        home, cwd = str(self.disk / "home"), self.disk / "cwd"
+        variables = environment(HOME=home, TMPDIR=home, OMP_NUM_THREADS="1")
         out, err = self.disk / "out", self.disk / "err"
         with out.open("wb") as stdout, err.open("wb") as stderr:
-            home = str(self.disk / "home")
-            process = subprocess.Popen(
-                command,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=self.disk / "cwd",
-                env=environment(HOME=home, TMPDIR=home, OMP_NUM_THREADS="1"),
-            )
+            process: Process
+            if self.started_anew:
+                command = [sys.executable, "-m", "trainer", *arguments]
+                process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=cwd, env=variables)
+            else:
+                process = self.world.stack_server.start(
+                    "tests.forked_job",
+                    arguments,
+                    {1: stdout.fileno(), 2: stderr.fileno()},
+                    environment=variables,
+                    directory=cwd,
+                )
         self.job = Job(process, spec, out, err, self.ciphertext, self.workspace)
         self._processes = Processes(process.pid)
         self._processes.start()

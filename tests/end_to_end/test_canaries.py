@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.end_to_end.canary_places import Loopback, changed_files, disks, recorded_answers
-from tests.end_to_end.canary_runs import Run, World
+from tests.end_to_end.canary_runs import STARTED_ANEW, Run, World
 from tests.end_to_end.canary_scenarios import RUN_OF, RUNS
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Agent, WriteSpec
+    from tests.fork_server import ForkServer
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,7 @@ class Session:
 def session(
     request: pytest.FixtureRequest,
     agent: Agent,
+    stack_server: ForkServer,
     write_spec: WriteSpec,
     tiny_model: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -74,7 +76,9 @@ def session(
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="canaries-", dir=shm)))
         served = stack.enter_context(recorded_answers())
         loopback = _loopback()
-        world = World(agent, write_spec, tiny_model, tmp_path_factory.mktemp("disk"), memory, served, loopback)
+        world = World(
+            agent, stack_server, write_spec, tiny_model, tmp_path_factory.mktemp("disk"), memory, served, loopback
+        )
         started = time.time()
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         stack.callback(pool.shutdown, cancel_futures=True)
@@ -206,4 +210,5 @@ def test_the_capture_sees_what_crosses_the_loopback(session: Session, canary_sca
 
 def test_there_are_enough_scenarios() -> None:
     assert len(RUN_OF) >= AT_LEAST
+    assert set(RUNS) >= STARTED_ANEW
     assert shutil.which("mount")

@@ -1,6 +1,7 @@
 """Any process of a job is killed at any moment: no plaintext is left, and what can go on ends in the same bits.
 
-A few kills here; `scripts/soak kills` makes hundreds, and sets the environment variables below.
+A few kills here; `scripts/soak kills` makes hundreds, of processes that start as in a container, and sets the
+environment variables below.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -84,6 +86,7 @@ def test_killed_at_random(
         output={"samples": 0},
         exchange={"port": port, "linger_seconds": 5},
     )
+    start = partial(start_job, started_anew="SOAK_KILLS" in os.environ)
     url = f"https://127.0.0.1:{port}"
     provider.keygen()
     provider.policy(spec)
@@ -97,14 +100,14 @@ def test_killed_at_random(
         assert list(job.workspace.iterdir()) == []
         return adapter_in(result)
 
-    expected = whole(start_job(spec), tmp_path / "whole")
+    expected = whole(start(spec), tmp_path / "whole")
     begun, outcomes = time.monotonic(), []
     for number in range(KILLS):
         if time.monotonic() - begun > SECONDS:
             break
         victim = VICTIMS[number % len(VICTIMS)] if number < len(VICTIMS) else rng.choice(VICTIMS)
         moment, delay, result = rng.choice(MOMENTS), rng.random(), tmp_path / f"result{number}"
-        job: Job = start_job(spec)
+        job: Job = start(spec)
         job.wait_event(event="listening")
         with submit(provider, data, url, result) as submitting:
             running = kill_once(victim, moment, delay, job=job, submitting=submitting)
@@ -121,7 +124,7 @@ def test_killed_at_random(
         elif victim == "submit":
             assert whole(job, result) == expected
         elif victim == "supervisor":
-            again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
+            again: Job = start(spec, "--ciphertext-dir", job.ciphertext)
             assert whole(again, result) == expected
         else:  # the job says that it failed, and keeps nothing
             assert job.wait() == 6, (victim, moment, delay)

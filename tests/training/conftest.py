@@ -155,8 +155,8 @@ RunWorker = Callable[..., Ended]
 def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
     """A worker process: `run_worker(data_file, spec, model_dir=…)`.
 
-    It starts as the supervisor starts it where it has a plan, an order by hand, or is to be `started_anew`;
-    otherwise it is forked from a process that has imported the training stack.
+    It starts as the supervisor starts it where it has a plan or is to be `started_anew`; otherwise it is forked
+    from a process that has imported the training stack. `stdin` is what it reads in the place of an order.
 
     `ahead` has it prepare: what stands between the preparation and the order. `plan` makes one for the output
     directory.
@@ -193,10 +193,10 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
         if ahead is not None:
             preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
             instructions = TO_WORKER.encode(preparation) + ahead + instructions
-        if plan or stdin or started_anew:
+        if plan or started_anew:
             return _start(stdin or instructions, output, options, environment)
         server: ForkServer = request.getfixturevalue("stack_server")
-        code, out, log, sent = fork_worker(server, instructions, options, environment)
+        code, out, log, sent = fork_worker(server, stdin or instructions, options, environment)
         return _ended(code, sent, log, out, output)
 
     return run
