@@ -207,11 +207,15 @@ def run_module(
     descriptors: Mapping[int, int],
     environment: Mapping[str, str],
     directory: str,
+    *,
+    standby: bool = False,
 ) -> NoReturn:
-    """Is `python -m module` from here on, in a process that has just been forked."""
+    """Is `python -m module` from here on, in a fork; on standby, once a byte came on stdin."""
     code = 1
     try:
         _take_descriptors(descriptors)
+        if standby and not os.read(0, 1):
+            sys.exit()
         os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)

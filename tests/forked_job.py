@@ -73,6 +73,7 @@ def fork_module(
     pass_fds: Sequence[int] = (),
     stdin: int = subprocess.DEVNULL,
     stdout: int | None = None,
+    standby: bool = False,
 ) -> ForkedChild:
     """Is `trainer.job.child_process.start_module` with a fork in the place of a start."""
     with Path(os.devnull).open("rb") as nothing:
@@ -86,7 +87,7 @@ def fork_module(
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             private.handlers.clear()
-            run_module(module, arguments, descriptors, environment, "/")
+            run_module(module, arguments, descriptors, environment, "/", standby=standby)
     return ForkedChild(pid)
 
 

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from tests.fork_server import ForkServer, forking
+from tests.forked_job import fork_module
+from trainer.job import child_process
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +54,8 @@ def test_what_others_see_of_it_and_how_it_is_killed(server: ForkServer) -> None:
     assert waiting.wait(20) == -signal.SIGKILL
     os.close(read)
     os.close(write)
+
+
+def test_a_job_can_fork_whatever_it_would_start() -> None:
+    started, forked = (set(signature(one).parameters) for one in (child_process.start_module, fork_module))
+    assert forked == started
