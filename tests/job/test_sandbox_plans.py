@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.job import sandbox_plans as planning
-from trainer.job.sandbox_plans import FRONT, WORKER, JobPaths, make_plans, needs_compiler
+from trainer.job.sandbox_plans import FRONT, WORKER, JobPaths, make_plans
 from trainer.job.workspace import Workspace, is_memory, open_workspace
 from trainer.provider.policies import select_sandbox_demands
 from trainer.sandbox import privileges
@@ -159,28 +158,12 @@ def test_accounts_that_are_somebody_elses_are_not_taken(monkeypatch: pytest.Monk
     assert planning._is_free(WORKER.uid)
 
 
-@pytest.mark.parametrize(
-    ("engine", "installed", "needed"),
-    [("transformers", True, False), ("unsloth", False, True), ("auto", True, True), ("auto", False, False)],
-)
+@pytest.mark.parametrize("train", [{"engine": "unsloth"}, {"torch_compile": True}, {}])
 def test_a_compiler_only_where_kernels_are_compiled(
-    engine: str, installed: bool, needed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = object() if installed else None
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: found)
-    assert needs_compiler(spec(engine)) is needed
-
-
-@pytest.mark.parametrize("engine", ["transformers", "auto"])
-def test_a_compiler_where_the_model_is_to_be_compiled(
-    engine: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: dict[str, Any], workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "can_separate_users", lambda: False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    for compiled in (True, False):
-        wanted = spec(engine, torch_compile=compiled)
-        assert needs_compiler(wanted) is compiled
-        assert make_plans(wanted, places(workspace, tmp_path)).worker.programs is compiled
+    assert make_plans(spec(**train), places(workspace, tmp_path)).worker.programs is bool(train)
 
 
 def test_what_policies_demand() -> None:
@@ -206,12 +189,6 @@ def test_one_process_for_each_gpu_if_so_asked(
         assert planned(num_processes="auto") == (expected, expected > 1)
         assert planned() == (1, False)
         assert planned(num_processes=2) == (2, True)
-
-
-def test_several_processes_need_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
-    assert needs_compiler(spec("auto"))
-    assert not needs_compiler(spec("auto", num_processes=2)), "unsloth is for one process"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,15 @@ def test_every_place_to_write_is_in_the_scratch_directory() -> None:
 
 
 def test_the_process_gets_exactly_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = dict(os.environ)
+    before, place = dict(os.environ), tempfile.gettempdir()  # looked up once, and remembered
     try:
         os.environ.update(HOSTILE)
         replace_environment(tmp_path / "scratch")
         assert dict(os.environ) == worker_environment({**before, **HOSTILE}, tmp_path / "scratch")
         assert (tmp_path / "scratch").stat().st_mode & 0o777 == 0o700
         assert Path(os.environ["TMPDIR"]).is_dir()
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] != place
     finally:
         os.environ.clear()
         os.environ.update(before)
+        tempfile.tempdir = None

@@ -5,7 +5,6 @@ The rule: no process can read what it does not need, and none can write what ano
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pwd
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from trainer.sandbox.plan import (
     may_pass,
     software_paths,
 )
-from trainer.spec import Engine, JobSpec
+from trainer.spec import JobSpec
 
 FRONT: Final = Account(uid=901, gid=901)
 WORKER: Final = Account(uid=902, gid=902)
@@ -136,7 +135,7 @@ def _worker_plan(
         # Not the ciphertext: a worker that could write there could hand plaintext to the operator.
         forbidden=(workspace.root, workspace.private_log, ciphertext, *forbidden),
         hidden=(workspace.root, ciphertext),
-        programs=needs_compiler(spec),
+        programs=spec.train.may_compile,  # a compiler is a program
         gpu=bool(gpu_devices()),
         processes=rank_count(spec),
     )
@@ -168,18 +167,6 @@ def rank_count(spec: JobSpec) -> int:
     """Returns the number of ranks: the spec's `num_processes`, or one for each GPU."""
     configured = spec.train.num_processes
     return max(1, len(gpus())) if configured == "auto" else configured
-
-
-def needs_compiler(spec: JobSpec) -> bool:
-    """Returns whether the worker compiles kernels: for `torch_compile`, and for the unsloth engine.
-
-    A compiler has to be started as a program, so such a job gives up the property `worker_no_programs`.
-    """
-    if spec.train.torch_compile:
-        return True
-    if spec.train.engine is Engine.AUTO and rank_count(spec) == 1:  # unsloth trains in one process
-        return importlib.util.find_spec("unsloth") is not None
-    return spec.train.engine is Engine.UNSLOTH
 
 
 def can_separate_users() -> bool:

@@ -14,9 +14,8 @@ from trainer.spec.training_methods import METHOD_RULES, MethodName
 
 
 class Engine(StrEnum):
-    """What loads the base model and attaches the adapter; `auto` takes unsloth if job and machine suit it."""
+    """What loads the base model and attaches the adapter."""
 
-    AUTO = "auto"
     TRANSFORMERS = "transformers"
     UNSLOTH = "unsloth"
 
@@ -80,11 +79,11 @@ class TrainSection(Strict):
 
     `torch_compile` compiles the model's own forward pass at run time in the mode `torch_compile_mode`:
     `reduce-overhead` and `max-autotune` replay CUDA graphs on a GPU. `max-autotune` chooses kernels by their
-    measured time, so two runs may differ bitwise. With `torch_compile`, `engine: auto` means `transformers`.
+    measured time, so two runs may differ bitwise.
     """
 
     method: MethodName = "sft"
-    engine: Engine = Engine.AUTO
+    engine: Engine = Engine.TRANSFORMERS
     num_processes: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
     fsdp: Literal["full_shard"] | None = None
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
@@ -138,7 +137,7 @@ class TrainSection(Strict):
     @property
     def may_compile(self) -> bool:
         """Whether kernels may be compiled at run time, so that the worker must be able to run a compiler."""
-        return self.engine is not Engine.TRANSFORMERS or self.torch_compile
+        return self.engine is Engine.UNSLOTH or self.torch_compile
 
     @property
     def loss_terms(self) -> tuple[tuple[LossType, float], ...]:

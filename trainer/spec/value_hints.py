@@ -25,6 +25,7 @@ _OTHER_VALUES: Final[Mapping[str, Mapping[str, str]]] = {
         "pt": "sft with data.format text", "pretrain": "sft with data.format text",
         "ipo": "dpo with loss_type ipo",
     },
+    "train.engine": {"auto": "transformers", "hf": "transformers", "huggingface": "transformers"},
     "train.optim": {
         "adamw_bnb_8bit": "adamw_8bit", "paged_adamw_8bit": "adamw_8bit: paging moves data to the host",
         "paged_adamw_32bit": "adamw_torch: paging moves data to the host", "paged_adamw": "adamw_torch",

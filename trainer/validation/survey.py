@@ -21,7 +21,7 @@ from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.example_set import check_kind, check_trainable, row_schema
 from trainer.data.examples.held_out import evaluated_warnings, seed_split_key
 from trainer.data.examples.mixing import Mix, check_mix
-from trainer.data.examples.model_config import check_attention, context_length
+from trainer.data.examples.model_config import check_architecture, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import canaries_added, require_audit_rows, require_rows_for_delta
 from trainer.data.examples.row_encoding import encode_rows
@@ -141,7 +141,7 @@ def survey(
         check_mix(trained, spec.data)
     if config is not None:
         with _counting_refusals(found):
-            check_attention(config, spec)
+            check_architecture(config, spec)
     rows = _readable_rows(found, row_files, spec, advance)
     method = spec.train.method
     if tokens is None:

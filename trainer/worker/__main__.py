@@ -156,7 +156,7 @@ def _carry_out(
         row_files, start_adapter = take_start_adapter(order.data_files, spec)
         files = list_row_files(row_files, eval_files=spec.data.eval_files)
         with watch.part("import"):
-            loader, run_rank = _import_training(order, rank)
+            loader, run_rank = _import_training(order)
         verified = None
         if preloader is not None:
             watch.put("ahead", preloader.seconds)
@@ -173,12 +173,12 @@ def _carry_out(
     channel.send(Finished(summary=summary.model_dump(mode="json")))
 
 
-def _import_training(order: TrainingOrder, rank: ProcessRank) -> tuple[Loader, Callable[..., Summary]]:
+def _import_training(order: TrainingOrder) -> tuple[Loader, Callable[..., Summary]]:
     """Imports the engine, then the training stack: unsloth patches transformers and must be imported before it."""
     with garbage_collection_paused():
         from trainer.training.engines.choice import choose_engine  # noqa: PLC0415
 
-        loader = choose_engine(order.spec, processes=rank.size)
+        loader = choose_engine(order.spec)
         from trainer.worker.rank_run import run_rank  # noqa: PLC0415
 
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -8,6 +8,7 @@ contact a host or write to another directory. So the worker keeps only the inher
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,8 @@ QUIET: Final[Mapping[str, str]] = {
     # unsloth: no fallback to its CPU engine, no shared cache of generated code
     "UNSLOTH_DISABLE_CPU_FALLBACK": "1",
     "UNSLOTH_MEGA_CACHE": "0",
+    # and no compilation beside Triton's kernels: what it would compile for a GPU has been tested by nobody here
+    "UNSLOTH_COMPILE_DISABLE": "1",
     # transformers would fetch attention and MoE kernels from a hub
     "USE_HUB_KERNELS": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -80,5 +83,6 @@ def replace_environment(scratch: Path) -> None:
     environment = worker_environment(os.environ, scratch)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # it may have been looked up before, and unsloth drops TORCHINDUCTOR_CACHE_DIR for it
     for directory in (scratch, scratch / "tmp", scratch / "hf", scratch / "cache"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

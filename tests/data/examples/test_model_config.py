@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from trainer.data.examples.model_config import ARCHITECTURES_WITHOUT, check_attention, context_length, read_config
+from trainer.data.examples.model_config import (
+    ARCHITECTURES_WITHOUT,
+    check_architecture,
+    context_length,
+    read_config,
+)
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import JobSpec
 
@@ -73,12 +78,19 @@ def spec(attention: str | None, engine: str = "transformers") -> JobSpec:
 def test_an_attention_that_the_architecture_lacks(architecture: object, attention: str, lacks: bool) -> None:
     config = {"model_type": architecture}
     if not lacks:
-        check_attention(config, spec(attention))
+        check_architecture(config, spec(attention))
         return
     with pytest.raises(JobError, match="lacks an attention implementation") as caught:
-        check_attention(config, spec(attention))
+        check_architecture(config, spec(attention))
     assert caught.value.hint == "set model.attn_implementation: eager"
-    check_attention(config, spec(None, engine="unsloth"))
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma3_text", "phi3", None, ["llama"]])
+def test_an_architecture_that_unsloth_was_not_tested_with(architecture: object) -> None:
+    check_architecture({"model_type": "llama"}, spec(None, engine="unsloth"))
+    with pytest.raises(JobError, match="is not tested with the base model's architecture") as caught:
+        check_architecture({"model_type": architecture}, spec(None, engine="unsloth"))
+    assert caught.value.hint == "set train.engine: transformers"
 
 
 def test_the_list_is_that_of_transformers() -> None:

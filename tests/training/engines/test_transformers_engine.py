@@ -123,15 +123,6 @@ def test_what_needs_a_package_is_refused_without_it(
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
 
 
-@pytest.mark.parametrize(("gpu", "unsloth"), [(False, True), (True, False), (False, False)])
-def test_auto_takes_unsloth_only_where_gpu_and_package_are_there(
-    gpu: bool, unsloth: bool, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(base, "find_spec", lambda _package: object() if unsloth else None)
-    assert choose_engine(make_spec()).name == "transformers"
-
-
 def test_the_unsloth_engine_cannot_be_made_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(JobError) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,26 @@ def test_padding_does_not_change_what_is_answered(sampler: Callable[..., Sampler
     alone = [sampler([text]).sample_before_training()[0] for text in (short, long)]
     assert [sample.before for sample in together] == [sample.before for sample in alone]
     assert [sample.prompt for sample in together] == [short, long]
+
+
+def test_gradient_checkpointing_is_what_it_was_before(
+    sampler: Callable[..., Sampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As unsloth has it: its `generate` switches it off, and does not know what it was."""
+    made = sampler(["Who?"])
+    decoder: Any = made._model.get_base_model().model
+    generate = made._model.generate
+
+    def generate_and_switch_off(**named: Any) -> torch.Tensor:
+        decoder.gradient_checkpointing = False
+        answers: torch.Tensor = generate(**named)
+        return answers
+
+    monkeypatch.setattr(made._model, "generate", generate_and_switch_off)
+    for wanted in (True, False):
+        decoder.gradient_checkpointing = wanted
+        made.sample_before_training()
+        assert decoder.gradient_checkpointing is wanted
 
 
 def test_after_keeps_before(sampler: Callable[..., Sampler]) -> None:

@@ -1,4 +1,4 @@
-"""A base model's config.json: its form, the number of positions, and the attention that the architecture lacks."""
+"""A base model's config.json: its form, the number of positions, and what the architecture lacks."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ ARCHITECTURES_WITHOUT: Final[Mapping[str, frozenset[str]]] = {
 }  # fmt: skip
 """Attention without the number of its version → architectures (`model_type`) whose causal language model in
 transformers lacks it. Every architecture has `eager`."""
+
+UNSLOTH_ARCHITECTURES: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Architectures (`model_type`) whose forward passes unsloth has written, each with a test here. Those of others it
+generates when a model is loaded."""
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
@@ -83,15 +87,24 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return max(lengths)
 
 
-def check_attention(config: Mapping[str, Any], spec: JobSpec) -> None:
-    """Requires that the architecture has the attention implementation of a job spec.
+def check_architecture(config: Mapping[str, Any], spec: JobSpec) -> None:
+    """Requires that the engine has the architecture, and the architecture the attention implementation.
 
     Raises:
         JobError: `MODEL_INVALID`.
     """
     architecture, implementation = str(config.get("model_type")), spec.model.attn_implementation
-    lacking = ARCHITECTURES_WITHOUT.get(re.sub(r"_\d$", "", implementation), frozenset())
-    if architecture in lacking and spec.train.engine is not Engine.UNSLOTH:  # unsloth brings its own
+    if spec.train.engine is Engine.UNSLOTH:  # it brings its own attention
+        if architecture not in UNSLOTH_ARCHITECTURES:
+            raise JobError(
+                ErrorCode.MODEL_INVALID,
+                "train.engine unsloth is not tested with the base model's architecture",
+                expected=", ".join(sorted(UNSLOTH_ARCHITECTURES)),
+                found=architecture[:100],
+                hint="set train.engine: transformers",
+            )
+        return
+    if architecture in ARCHITECTURES_WITHOUT.get(re.sub(r"_\d$", "", implementation), frozenset()):
         raise JobError(
             ErrorCode.MODEL_INVALID,
             f"the base model's architecture {architecture} lacks an attention implementation",

@@ -1,7 +1,7 @@
 """The interface of an engine, which loads a local directory of safetensors and attaches a fresh LoRA adapter.
 
 Everything after that is the same for all engines. An engine is one file with a subclass of `Loader`;
-`trainer.training.engines.choice` lists the engines in the order in which `train.engine: auto` tries them.
+`trainer.training.engines.choice` lists them.
 """
 
 from __future__ import annotations
@@ -53,21 +53,10 @@ class Loader(ABC):
         name: the engine's name in `train.engine`.
         allows_fused: whether the fused pass may replace the model's forward pass. It reads the weights and calls
             no module, so an engine that puts kernels of its own into the modules does not allow it.
-        allows_processes: whether several processes can train one model.
-        allows_compilation: whether torch can compile the model's forward pass.
-        allows_selection: whether modules can be excluded or trained in full, and embedding and head adapted.
     """
 
     name: str
     allows_fused: bool
-    allows_processes: bool
-    allows_compilation: bool
-    allows_selection: bool
-
-    @classmethod
-    @abstractmethod
-    def is_available(cls) -> bool:
-        """Returns whether this machine has the hardware and the packages that the engine needs."""
 
     @abstractmethod
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
@@ -82,7 +71,7 @@ class Loader(ABC):
             A PEFT model on `precision.device`; of its parameters only the adapter's require gradients.
 
         Raises:
-            JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
+            JobError: `MODEL_INVALID`, `ENGINE_UNAVAILABLE` or `OUT_OF_MEMORY`.
         """
 
 
@@ -106,22 +95,17 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
     return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
 
 
-def missing_for_gpu(package: str) -> list[str]:
-    """Returns the names of the parts that this machine lacks: a CUDA GPU, a Python package, both or none."""
-    missing = [] if torch.cuda.is_available() else ["a CUDA GPU"]
-    # `find_spec` looks for the package without importing it: an import would patch transformers (unsloth).
-    if find_spec(package) is None:
-        missing.append(f"the package {package}")
-    return missing
-
-
 def require_gpu(feature: str, package: str) -> None:
     """Refuses a feature that needs a CUDA GPU and a package.
 
     Raises:
         JobError: `ENGINE_UNAVAILABLE`, naming what is missing.
     """
-    if missing := missing_for_gpu(package):
+    missing = [] if torch.cuda.is_available() else ["a CUDA GPU"]
+    # `find_spec` looks for the package without importing it: an import would patch transformers (unsloth).
+    if find_spec(package) is None:
+        missing.append(f"the package {package}")
+    if missing:
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
             f"{feature} cannot run here",

@@ -57,11 +57,20 @@ def load_base_model(model_dir: Path, **options: Any) -> Any:
             ErrorCode.MODEL_INVALID, f"the base model cannot be loaded ({type(error).__name__})"
         ) from error
     model, info = loaded
-    _require_all_weights(info)
+    _require_exact_tensors(info)
     return model
 
 
-def _require_all_weights(info: Mapping[str, Collection[Any]]) -> None:
+def require_all_weights(model_dir: Path) -> None:
+    """Judges the weights' names and shapes as `load_base_model` does, without reading the weights.
+
+    Raises:
+        JobError: `MODEL_INVALID`.
+    """
+    load_base_model(model_dir, device_map="meta")
+
+
+def _require_exact_tensors(info: Mapping[str, Collection[Any]]) -> None:
     """Refuses missing, unknown and differently shaped tensors.
 
     transformers has taken out tied weights, and those that the architecture declares as dispensable.

@@ -16,14 +16,6 @@ class TransformersLoader(Loader):
 
     name = "transformers"
     allows_fused = True
-    allows_processes = True
-    allows_compilation = True
-    allows_selection = True
-
-    @classmethod
-    def is_available(cls) -> bool:
-        """Returns True: it runs on every machine."""
-        return True
 
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
         """Loads the base model and attaches a fresh adapter; the interface is `Loader.load`.

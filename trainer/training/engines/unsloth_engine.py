@@ -1,41 +1,51 @@
 """The engine `unsloth`: optional, for one process with a CUDA GPU.
 
+unsloth replaces the forward passes of the model by its own, with Triton kernels for MLP, LoRA and positions. Which
+ones it replaces changes from release to release, and it says so in prints alone. So this engine takes exactly the
+tested release, and looks after loading whether types, passes and adapter are those of the job spec.
+
 Environment variables switch off its statistics and its look-ups on a hub, and set the directory of its generated
 code. They are set before the import: see `trainer.worker.environment`.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
+from trainer.data.examples.model_config import context_length, read_config
 from trainer.errors import ErrorCode, JobError
-from trainer.model_files.lora_targets import check_lora_names
 from trainer.spec import JobSpec
-from trainer.training.engines.base import Loader, Precision, missing_for_gpu, require_gpu
+from trainer.training.adapter import attach_adapter
+from trainer.training.engines.base import Loader, Precision, require_gpu
+from trainer.training.engines.base_model_loading import require_all_weights
 from trainer.training.out_of_memory import raise_if_out_of_memory
-from trainer.training.placement import language_modules
+
+TESTED: Final = {"unsloth": "2026.10.9", "unsloth_zoo": "2026.10.9"}
+"""Distribution → the release that tests/unsloth ran with."""
+
+_OWN: Final = "unsloth."
+"""Where the forward passes that unsloth puts into layers and attention come from."""
 
 
 class UnslothLoader(Loader):
-    """Loads and attaches with unsloth's kernels.
+    """Loads with unsloth's kernels, and attaches the adapter with PEFT.
 
     unsloth patches transformers and PEFT, so make this object before either is imported.
 
     Raises:
-        JobError: `ENGINE_UNAVAILABLE`: no GPU, no package, or unsloth does not start.
+        JobError: `ENGINE_UNAVAILABLE`: no GPU, no package, another release, or unsloth does not start.
     """
 
     name = "unsloth"
     allows_fused = False
-    allows_processes = False
-    allows_compilation = False
-    allows_selection = False
 
     def __init__(self) -> None:
         require_gpu("train.engine unsloth", "unsloth")
+        _require_tested_release()
         try:
             from unsloth import FastLanguageModel  # noqa: PLC0415 -- an optional dependency
         except Exception as error:
@@ -44,25 +54,23 @@ class UnslothLoader(Loader):
             ) from error
         self._fast_model: Any = FastLanguageModel
 
-    @classmethod
-    def is_available(cls) -> bool:
-        """Returns whether there are a GPU and the package."""
-        return not missing_for_gpu("unsloth")
-
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
         """Loads the base model and attaches a fresh adapter; the interface is `Loader.load`.
 
         Raises:
-            JobError: `MODEL_INVALID` or `OUT_OF_MEMORY`.
+            JobError: `MODEL_INVALID`, `ENGINE_UNAVAILABLE` or `OUT_OF_MEMORY`.
         """
+        # unsloth's loader reports neither missing nor unknown tensors.
+        require_all_weights(model_dir)
         try:
             model, _ = self._fast_model.from_pretrained(
                 # A local directory under its exact name: unsloth otherwise maps names of models to those of a
                 # mirror and drops the revision.
                 model_name=str(model_dir.resolve()),
                 use_exact_model_name=True,
-                max_seq_length=spec.data.max_length,
-                dtype=torch.bfloat16 if precision.autocast else precision.weights,
+                # No more than the model was made for: unsloth would stretch its rotary positions.
+                max_seq_length=min(spec.data.max_length, context_length(read_config(model_dir)) or 1 << 30),
+                dtype=precision.weights,
                 load_in_4bit=spec.model.load_in_4bit,
                 load_in_8bit=spec.model.load_in_8bit,
                 trust_remote_code=False,
@@ -71,8 +79,12 @@ class UnslothLoader(Loader):
                 # encrypted.
                 use_gradient_checkpointing=spec.train.gradient_checkpointing,
             )
-            check_lora_names(spec.lora, language_modules(model).keys())
-            return self._attach_adapter(model, spec)
+            # Not by unsloth's get_peft_model: it has a list of names for `all-linear`, and trains an embedding in
+            # full where an adapter is asked for.
+            adapted = attach_adapter(model, spec.lora)
+            adapted = self._fast_model.patch_peft_model(
+                adapted, use_gradient_checkpointing=spec.train.gradient_checkpointing
+            )
         except JobError:
             raise
         except Exception as error:  # a damaged file can make the libraries raise anything
@@ -80,22 +92,62 @@ class UnslothLoader(Loader):
             raise JobError(
                 ErrorCode.MODEL_INVALID, f"unsloth cannot load the base model ({type(error).__name__})"
             ) from error
+        _require_as_specified(adapted, spec, precision)
+        return adapted
 
-    def _attach_adapter(self, model: Any, spec: JobSpec) -> Any:
-        """Returns a PEFT model with a fresh adapter, as `trainer.training.adapter.attach_adapter` does."""
-        lora = spec.lora
-        targets = lora.lora_target_modules
-        return self._fast_model.get_peft_model(
-            model,
-            r=lora.lora_r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-            init_lora_weights=lora.init_lora_weights,
-            bias="none",
-            use_gradient_checkpointing=spec.train.gradient_checkpointing,
-            random_state=spec.train.seed,
-            max_seq_length=spec.data.max_length,
-            **({} if targets == "all-linear" else {"target_modules": list(targets)}),
+
+def _require_tested_release() -> None:
+    """Refuses every release of unsloth but the tested one: its forward passes may compute something else."""
+    found = {name: version(name) for name in TESTED}
+    if found != TESTED:
+        raise JobError(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            "train.engine unsloth cannot run with this release of unsloth",
+            expected=", ".join(f"{name} {release}" for name, release in TESTED.items()),
+            found=", ".join(f"{name} {release}" for name, release in found.items()),
+            hint="install requirements/image-cuda.txt, or set train.engine: transformers",
         )
+
+
+def _require_as_specified(model: Any, spec: JobSpec, precision: Precision) -> None:
+    """Requires unsloth's own pass in every layer, and weights in the types and of the kind that the job spec says.
+
+    Raises:
+        JobError: `ENGINE_UNAVAILABLE`.
+    """
+    problems = {
+        "layers without unsloth's forward pass": _foreign_layers(model),
+        f"base weights that are not {precision.weights}": sorted(
+            {str(p.dtype) for p in model.parameters() if not p.requires_grad and p.is_floating_point()}
+            - {str(precision.weights)}
+        ),
+        "trained weights that are not float32 and LoRA's": sorted(
+            name
+            for name, p in model.named_parameters()
+            if p.requires_grad and (p.dtype is not torch.float32 or ".lora_" not in name)
+        ),
+        f"modules whose gradient_checkpointing is not {spec.train.gradient_checkpointing}": sorted(
+            {
+                type(module).__name__
+                for module in model.modules()
+                if vars(module).get("gradient_checkpointing", spec.train.gradient_checkpointing)
+                != spec.train.gradient_checkpointing
+            }
+        ),
+    }
+    if found := "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in problems.items() if names):
+        raise JobError(
+            ErrorCode.ENGINE_UNAVAILABLE,
+            "unsloth has made another model than the job spec asks for",
+            expected="its own forward passes, and the job spec's types, adapter and gradient checkpointing",
+            found=found,
+            hint="set train.engine: transformers",
+        )
+
+
+def _foreign_layers(model: Any) -> list[str]:
+    """Returns the decoder's layers and attentions whose forward pass is not unsloth's; all of them if none is."""
+    decoder = model.get_base_model().model
+    parts = {f"layers.{n}": layer for n, layer in enumerate(decoder.layers)}
+    parts |= {f"{name}.self_attn": layer.self_attn for name, layer in parts.items()}
+    return [name for name, part in parts.items() if not type(part).forward.__module__.startswith(_OWN)]

@@ -11,7 +11,7 @@ from itertools import chain
 from trainer.data.examples.choices import longest_choice
 from trainer.data.examples.example_set import Dataset, build_dataset
 from trainer.data.examples.held_out import seed_split_key
-from trainer.data.examples.model_config import check_attention, context_length, read_config
+from trainer.data.examples.model_config import check_architecture, context_length, read_config
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.data.examples.row_outcomes import require_evaluation_rows
@@ -73,7 +73,7 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
         base = check_model_dir(inputs.model_dir, spec)
         start_adapter = _check_start_adapter(inputs, base)
         config = base.config
-        check_attention(config, spec)
+        check_architecture(config, spec)
         tokenizer = load_tokens(inputs.model_dir, spec.data)
         # Where privacy is asked for, the key is secret: whoever chooses a row must not choose its side.
         split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
