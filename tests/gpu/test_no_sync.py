@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.older_torch import accept_grouped_queries
 from trainer.data.examples.example import Example
 from trainer.data.examples.example_set import Dataset, RowCounts
 from trainer.spec import DataSection, LoraSection, TrainSection
@@ -24,10 +25,19 @@ from trainer.training.methods.registry import METHODS
 from trainer.training.step_policy import PlainStepPolicy
 from trainer.training.token_store import single_batch
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    # `set_sync_debug_mode` says this once; a wait is an error of its own.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 GPU = torch.device("cuda")
 BF16 = Precision(GPU, torch.bfloat16, autocast=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _older_torch() -> None:
+    accept_grouped_queries()
 
 
 def example(length: int, seed: int) -> Example:
