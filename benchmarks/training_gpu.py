@@ -7,8 +7,7 @@ adapter, in bfloat16, without checkpointing, with four packed bins of one length
 second; model FLOPs utilisation (4 operations a weight and token, 6 for the adapter's, against --peak-tflops); peak
 memory; copies to and from the device and waits a step, by the profiler and CUDA's synchronisation warnings.
 
-`--device cpu --shapes tiny` takes the same way on a CPU, in a few seconds, to see that it is one: its figures mean
-nothing. Not yet seen running on a GPU.
+`--device cpu --shapes tiny` takes the same way on a CPU; its figures mean nothing. Not yet seen running on a GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.training_contender import tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -84,24 +85,15 @@ def count_waits(messages: Iterable[str]) -> int:
 def write_model(shape: str, folder: Path, device: str) -> Path:
     """Write a model directory with random bfloat16 weights of the given shape, and the tokenizer of peers."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
         model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], dtype="bfloat16", pad_token_id=0))  # type: ignore[no-untyped-call]
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder / shape)
-    tokenizer().save_pretrained(folder / shape)
+    tokenizer(PreTrainedTokenizerFast).save_pretrained(folder / shape)
     return folder / shape
-
-
-def tokenizer() -> Any:
-    """Make a tokenizer: peers require one, but do not use it for rows of token ids."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<eos>"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>")  # type: ignore[no-untyped-call]
 
 
 def load(model: Path, device: str) -> Any:
@@ -123,9 +115,7 @@ class Observer:
     def __init__(self, extent: Extent, device: str) -> None:
         self._extent = extent
         self._cuda = device == "cuda"
-        self.steps = 0
-        self.seconds = 0.0
-        self.waits = 0
+        self.steps, self.waits, self.seconds = 0, 0, 0.0
         self._profiler: Any = None
         self._caught: Any = None
 
@@ -238,7 +228,7 @@ def trl_packing(model: Path, rows: list[Any], device: str, *, unsloth: bool = Fa
     extent = EXTENTS[device]
     adapted = unsloth_model(model, extent) if unsloth else load(model, device)
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     observer = Observer(extent, device)
@@ -259,7 +249,7 @@ def trl_packing(model: Path, rows: list[Any], device: str, *, unsloth: bool = Fa
                 use_cpu=device == "cpu",
             ),
             train_dataset=Dataset.from_list([{"input_ids": ids, "completion_mask": own} for ids, own in rows]),
-            processing_class=tokenizer(),
+            processing_class=tokenizer(PreTrainedTokenizerFast),
             callbacks=[Watch()],
         )  # fmt: skip
         packed = sum(len(ids) for ids in trainer.train_dataset["input_ids"]) / len(trainer.train_dataset)
@@ -280,10 +270,7 @@ def work_per_token(shape: str) -> float:
     sizes = SHAPES[shape]
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     key = width * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
-    layer = [
-        *[(width, width), (key, width), (key, width), (width, width)],
-        *[(inner, width), (inner, width), (width, inner)],
-    ]
+    layer = [(width, width)] * 2 + [(key, width)] * 2 + [(inner, width)] * 2 + [(width, inner)]
     linear = sum(outputs * inputs for outputs, inputs in layer) * sizes["num_hidden_layers"]
     adapter = sum(RANK * (outputs + inputs) for outputs, inputs in layer) * sizes["num_hidden_layers"]
     total: float = 4.0 * linear + 6.0 * adapter + 2.0 * sizes["vocab_size"] * width
@@ -318,7 +305,7 @@ def main() -> int:
         kind, model, shape = options.contend
         print(json.dumps(contend(kind, Path(model), shape, options.device)))
         return 0
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for shape in options.shapes:
             model = write_model(shape, Path(folder), options.device)

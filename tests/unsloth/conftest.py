@@ -72,17 +72,23 @@ def models(tmp_path_factory: pytest.TempPathFactory, unsloth_loader: object, bac
     )
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder / "tokenizer")
+    _run_unpatched("models", folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def reference(models: Path) -> dict[tuple[str, bool], dict[str, Any]]:
-    """What the engine transformers computes, in a process that unsloth has not patched; makes the models too."""
+    """What the engine transformers computes, in a process that unsloth has not patched."""
     import torch
 
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UNSLOTH", "TRITON"))}
-    command = [sys.executable, "-m", "tests.unsloth.measured_step", str(models)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    _run_unpatched("reference", models)
     found: dict[tuple[str, bool], dict[str, Any]] = torch.load(models / "reference.pt", weights_only=False)
     return found
+
+
+def _run_unpatched(what: str, folder: Path) -> None:
+    """Runs `tests/unsloth/measured_step.py` in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UNSLOTH", "TRITON"))}
+    command = [sys.executable, "-m", "tests.unsloth.measured_step", what, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,7 +1,7 @@
 """One optimizer step by an engine: its losses and its gradients.
 
-As a program, `python -m tests.unsloth.measured_step FOLDER`, it measures the engine `transformers` in a process
-that unsloth has not patched.
+As a program, `python -m tests.unsloth.measured_step models FOLDER`, then `reference FOLDER`, it makes the models
+and measures the engine `transformers` in a process that unsloth has not patched.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {"train": {"method": "dpo"}},
     "orpo": {"train": {"method": "orpo"}},
     "kto": {"train": {"method": "kto"}},
-    "mistral": {"architecture": "mistral"},
-    "qwen2": {"architecture": "qwen2"},
-    "qwen3": {"architecture": "qwen3"},
 }
 """Name → sections of the job spec, and the architecture where it is not Llama."""
 
@@ -146,12 +143,11 @@ def make_models(folder: Path) -> None:
         shutil.copytree(folder / "tokenizer", folder / architecture, dirs_exist_ok=True)
 
 
-def main(folder: Path) -> None:
+def measure_reference(folder: Path) -> None:
     """Measures every case with the engine `transformers`, in the case's precision and in float32."""
     from trainer.training.engines.transformers_engine import TransformersLoader
 
     torch.set_num_threads(1)
-    make_models(folder)
     found = {}
     for case, sections in CASES.items():
         model = folder / sections.get("architecture", LLAMA)
@@ -162,4 +158,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    {"models": make_models, "reference": measure_reference}[sys.argv[1]](Path(sys.argv[2]))

@@ -64,7 +64,7 @@ class _Device(contextlib.nullcontext[None]):
         self.idx = index
 
 
-def _returning(value: object) -> Callable[..., object]:
+def _returning(value: object) -> Any:
     return lambda *_arguments, **_named: value
 
 
@@ -155,7 +155,7 @@ def install() -> None:
         setattr(torch.cuda, name, value)
     torch.version.cuda = "13.0"
     torch._C._cuda_getCurrentRawStream = _returning(0)
-    _CpuForCuda().__enter__()
+    _CpuForCuda().__enter__()  # type: ignore[no-untyped-call]
     _autocast_on_cpu()
     _compute_bfloat16_in_float32()
     import triton

@@ -21,7 +21,7 @@ from trainer.training.engines.base import choose_precision
 
 
 @pytest.fixture
-def llama(reference: object, models: Path, tmp_path: Path) -> Path:
+def llama(models: Path, tmp_path: Path) -> Path:
     shutil.copytree(models / LLAMA, tmp_path / "model")
     return tmp_path / "model"
 
