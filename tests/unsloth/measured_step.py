@@ -26,12 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "rslora": {"lora": {"use_rslora": True}},
     "dora": {"lora": {"use_dora": True}},
     "some-modules": {"lora": {"lora_target_modules": ["q_proj", "v_proj", "down_proj"]}},
-    "dropout": {"lora": {"lora_dropout": 0.5}},
     "float32": {"model": {"dtype": "float32"}},
     "no-autocast": {"train": {"bf16": False}},
-    "dpo": {"train": {"method": "dpo"}},
-    "orpo": {"train": {"method": "orpo"}},
-    "kto": {"train": {"method": "kto"}},
 }
 """Name → sections of the job spec, and the architecture where it is not Llama."""
 
