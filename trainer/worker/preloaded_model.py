@@ -34,19 +34,11 @@ class PreloadedModel(Loader):
     ) -> None:
         self.name = loader.name
         self.allows_fused = loader.allows_fused
-        self.allows_processes = loader.allows_processes
-        self.allows_compilation = loader.allows_compilation
-        self.allows_selection = loader.allows_selection
         self.spec = spec
         self.precision = precision
         self.model = model
         self._loader = loader
         self._generators = generators
-
-    @classmethod
-    def is_available(cls) -> bool:
-        """Returns True: the model is in memory."""
-        return True
 
     def load(self, model_dir: Path, spec: JobSpec, precision: Precision) -> Any:
         """Gives the model away and sets the random generators as loading left them.

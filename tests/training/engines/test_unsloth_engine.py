@@ -40,7 +40,7 @@ def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ("edit", "found"),
     [
         (lambda tensors: tensors.pop(NORM), "missing: "),
-        (lambda tensors: tensors.update(extra=torch.zeros(2)), "unknown: extra"),
+        (lambda tensors: tensors.update(extra=torch.zeros(2)), "unknown: 1: extra"),
         (lambda tensors: tensors.update({NORM: torch.zeros(2)}), "of other shapes: "),
         (lambda tensors: None, ""),
     ],
