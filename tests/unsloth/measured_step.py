@@ -128,14 +128,16 @@ def make_models(folder: Path) -> None:
     """Writes a tiny model of each architecture, with the tokenizer that is in `folder`."""
     import transformers
 
+    configs: Any = transformers.CONFIG_MAPPING
+    causal: Any = transformers.AutoModelForCausalLM
     for architecture in {sections.get("architecture", LLAMA) for sections in CASES.values()}:
         torch.manual_seed(1)
-        config = transformers.CONFIG_MAPPING[architecture](
+        config = configs[architecture](
             vocab_size=600, hidden_size=128, intermediate_size=192, num_hidden_layers=1, num_attention_heads=4,
             num_key_value_heads=2, head_dim=32, max_position_embeddings=512, eos_token_id=2, pad_token_id=0,
             tie_word_embeddings=True, initializer_range=0.1,
         )  # fmt: skip
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / architecture)
+        causal.from_config(config).save_pretrained(folder / architecture)
         shutil.copytree(folder / "tokenizer", folder / architecture, dirs_exist_ok=True)
 
 
