@@ -30,6 +30,7 @@ from trainer.ipc.worker_messages import (
     Failed,
     Finished,
     Metrics,
+    Preparing,
     Progress,
     Saved,
     TrainingOrder,
@@ -114,7 +115,8 @@ def test_what_all_of_them_find_wrong_is_said_once(run_worker: RunWorker, tmp_pat
     data = tmp_path / "bad.jsonl"
     data.write_text(chat_file.read_text() + f'{{"text": ["{CANARY}"]}}\n')
     ended = run_worker(data, processes=2)
-    (message,) = ended.messages
+    *before, message = ended.messages
+    assert {type(each) for each in before} <= {Preparing}
     assert isinstance(message, Failed)
     assert (message.code, message.row, message.field) == (ErrorCode.DATASET_ROW_INVALID, 40, "text")
     assert ended.code == ExitCode.JOB
