@@ -53,6 +53,11 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     summary = ran.json["summary"]
     assert isinstance(summary, dict)
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
+    before, after = summary["eval_loss_before"], summary["eval_loss_after"]
+    assert ran.json["loss"] == f"{before:.5g} → {after:.5g} on held-out rows"
+    assert Path(ran.json["report"]).is_file()
+    assert (Path(ran.json["record"]) / "record.json").is_file()
+    assert ran.json["next"] == f"trainer receipt show {result}"
     assert (result / "adapter" / "adapter_model.safetensors").stat().st_size > 0
     names = {path.relative_to(result).as_posix() for path in files_below(result)}
     assert {"receipt.json", "evidence.json", "report/report.html", "report/summary.json", "logs/job.log"} <= names

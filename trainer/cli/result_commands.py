@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from trainer.attestation.checks import Check
+    from trainer.provider.result_check import OpenedResult
     from trainer.receipt.privacy_statement import PrivacyPredicate
 
-_SHOWN_FIELDS = ("adapter_dir", "privacy", "task")
+_SHOWN_FIELDS = ("loss", "adapter_dir", "report", "record", "next", "privacy", "task")
 """What is printed of a result without `--json`."""
 
 
@@ -93,12 +95,10 @@ def open_result(
         raise failure
     print_summary(
         {
-            "adapter_dir": str(opened.adapter),
+            **_ending(opened),
             "development_root": development_root,
             "checks": check_states(opened.checks),
             "not_checked": list(opened.unchecked),
-            **_privacy_line(opened.privacy),
-            **_task_line(opened.statement.metrics),
             "summary": opened.statement.metrics,
         },
         as_json=as_json,
@@ -159,12 +159,10 @@ def submit_dataset(
     job_spec_sha256 = result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
     print_summary(
         {
-            "adapter_dir": str(result.adapter),
+            **_ending(result),
             "development_root": submitted.evidence.development_root,
             "checks": check_states((*submitted.evidence.checks, *result.checks)),
             "receipt": {"job_spec_sha256": job_spec_sha256},
-            **_privacy_line(result.privacy),
-            **_task_line(result.statement.metrics),
             "summary": dict(result.statement.metrics),
             "seconds": dict(submitted.seconds),
             "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
@@ -185,6 +183,29 @@ def print_all_checks(checks: Mapping[str, Sequence[Check]], *, development_root:
 def check_states(checks: Sequence[Check]) -> dict[str, str]:
     """Returns code → state, in the order of the checks."""
     return {check.code: check.state.value for check in checks}
+
+
+def _ending(result: OpenedResult) -> dict[str, object]:
+    """Returns what a person wants to know at the end: what was learned, where it lies, and what to do next."""
+    from trainer.provider import record_directory
+
+    return {
+        **_loss_line(result.statement.metrics),
+        **_task_line(result.statement.metrics),
+        **_privacy_line(result.privacy),
+        "adapter_dir": str(result.adapter),
+        "report": str(result.folder / "report" / "report.html"),
+        "record": str(record_directory(result.folder)),
+        "next": f"trainer receipt show {shlex.quote(str(result.folder))}",
+    }
+
+
+def _loss_line(metrics: Mapping[str, JsonValue]) -> dict[str, object]:
+    """Returns the held-out loss before and after training; empty where no row was held out."""
+    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
+    if not isinstance(before, int | float) or not isinstance(after, int | float):
+        return {}
+    return {"loss": f"{before:.5g} → {after:.5g} on held-out rows"}
 
 
 def _privacy_line(privacy: PrivacyPredicate | None) -> dict[str, object]:
