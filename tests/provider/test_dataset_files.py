@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from trainer.data.rows import RowSchema
-from trainer.errors import DataError, ErrorCode, UsageError, VerificationError
-from trainer.provider.dataset_files import count_rows, find_data_files, row_schema_for
+from trainer.data.examples.example_set import row_schema
+from trainer.errors import DataError, ErrorCode, UsageError
+from trainer.provider.dataset_files import count_rows, find_data_files
 from trainer.provider.grants import seal_dataset
-from trainer.spec import read_job_spec
+from trainer.spec import parse_job_spec, read_job_spec
 
 JOB = f"""\
 version: 1
@@ -94,22 +94,11 @@ def test_side_files_go_along_and_are_no_rows(tmp_path: Path) -> None:
 
 
 def test_rows_are_counted_as_the_job_reads_them(tmp_path: Path) -> None:
-    job, data = tmp_path / "job.yaml", tmp_path / "a.csv"
-    job.write_text(JOB)
+    data = tmp_path / "a.csv"
     data.write_text("story\nonce\nupon\n")
-    appraised: Any = cast("Any", SimpleNamespace(job_spec_sha256=read_job_spec(job).sha256()))
-    assert count_rows({"a.csv": data}, row_schema_for(appraised, job)) == {"text": 2}
-    assert row_schema_for(appraised, None) == RowSchema()
+    assert count_rows({"a.csv": data}, row_schema(parse_job_spec(JOB.encode()).data)) == {"text": 2}
     with pytest.raises(DataError, match="1 other keys"):
         count_rows({"a.csv": data})
-
-
-def test_another_jobs_spec_is_refused(tmp_path: Path) -> None:
-    job = tmp_path / "job.yaml"
-    job.write_text(JOB)
-    appraised: Any = SimpleNamespace(job_spec_sha256="0" * 64)
-    with pytest.raises(VerificationError, match="not the spec of the appraised job"):
-        row_schema_for(appraised, job)
 
 
 OPENED = (
@@ -161,8 +150,8 @@ def test_another_directory_is_no_adapter(tmp_path: Path, names: tuple[str, ...],
 
 
 def seal(files: dict[str, Path], job: Path | None, tmp_path: Path) -> None:
-    result = SimpleNamespace(job_spec_sha256=read_job_spec(job).sha256() if job else "")
-    seal_dataset(files, cast("Any", result), [], tmp_path / "sealed.age", job=job)
+    spec = read_job_spec(job) if job else None
+    seal_dataset(files, cast("Any", SimpleNamespace()), [], tmp_path / "sealed.age", spec=spec)
 
 
 def test_an_adapter_is_not_sealed_to_a_job_that_would_not_take_it(tmp_path: Path) -> None:
@@ -171,7 +160,7 @@ def test_an_adapter_is_not_sealed_to_a_job_that_would_not_take_it(tmp_path: Path
     rows = tmp_path / "a.jsonl"
     rows.write_text('{"story": "x"}\n')
     files = find_data_files([rows], adapter)
-    with pytest.raises(UsageError, match="--adapter needs --job"):
+    with pytest.raises(UsageError, match="--adapter needs the job's spec"):
         seal(files, None, tmp_path)
     job = tmp_path / "job.yaml"
     job.write_text(JOB)

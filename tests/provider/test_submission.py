@@ -48,7 +48,9 @@ RECORD = cast(
             recipient="age1",
             checks=(),
             require_pass=lambda _now: None,
-        )
+            job_spec_sha256="ab" * 32,
+        ),
+        evidence=SimpleNamespace(app_compose="{}"),
     ),
 )
 POLICY = cast("Policy", SimpleNamespace(sha256=lambda: "00" * 32))
@@ -218,7 +220,8 @@ def test_a_job_in_a_spool_that_was_started_again_gets_the_dataset_anew(
     recipients = [first, *[later] * 9]
 
     def record(recipient: object) -> Any:
-        return SimpleNamespace(result=SimpleNamespace(**{**vars(RECORD.result), "recipient": recipient}))
+        changed = SimpleNamespace(**{**vars(RECORD.result), "recipient": recipient})
+        return SimpleNamespace(result=changed, evidence=RECORD.evidence)
 
     monkeypatch.setattr(steps, "appraise_job", lambda *_args, **_options: record(recipients.pop(0)))
     monkeypatch.setattr(

@@ -53,7 +53,9 @@ MaxBytes = Annotated[
 JobFile = Annotated[
     Path | None,
     typer.Option(
-        "--job", help="The job's spec: needed where it names columns or a format for the data, or an adapter."
+        "--job",
+        help="The job's spec. Needed only where the measured compose text does not have it, for columns, a format "
+        "or an adapter that it names.",
     ),
 ]
 AdapterDir = Annotated[

@@ -90,7 +90,7 @@ def seal_data(
             recipient,
             output,
             progress=lambda done, total: progress.bytes_done("sealing", done, total),
-            job=job,
+            spec=provider.attested_job_spec(record, job),
             secret=provider.read_grant_record(grant).grant.secret if grant else None,
             require=provider.make_privacy_demand(max_epsilon, max_delta),
             key=provider.read_provider_key(identity) if identity else None,

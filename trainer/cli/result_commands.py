@@ -95,7 +95,7 @@ def open_result(
         raise failure
     print_summary(
         {
-            **_ending(opened),
+            **_last_lines(opened),
             "development_root": development_root,
             "checks": check_states(opened.checks),
             "not_checked": list(opened.unchecked),
@@ -159,7 +159,7 @@ def submit_dataset(
     job_spec_sha256 = result.statement.predicate.buildDefinition.externalParameters.jobSpecSha256
     print_summary(
         {
-            **_ending(result),
+            **_last_lines(result),
             "development_root": submitted.evidence.development_root,
             "checks": check_states((*submitted.evidence.checks, *result.checks)),
             "receipt": {"job_spec_sha256": job_spec_sha256},
@@ -185,7 +185,7 @@ def check_states(checks: Sequence[Check]) -> dict[str, str]:
     return {check.code: check.state.value for check in checks}
 
 
-def _ending(result: OpenedResult) -> dict[str, object]:
+def _last_lines(result: OpenedResult) -> dict[str, object]:
     """Returns what a person wants to know at the end: what was learned, where it lies, and what to do next."""
     from trainer.provider import record_directory
 

@@ -6,6 +6,7 @@ torch.
 """
 
 from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
+from trainer.provider.attested_spec import attested_job_spec
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import (
@@ -68,6 +69,7 @@ __all__ = [
     "appraise_deployed_app",
     "appraise_evidence",
     "appraise_job",
+    "attested_job_spec",
     "connect_to_job",
     "create_identity",
     "describe_training",

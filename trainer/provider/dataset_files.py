@@ -7,14 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from trainer.attestation.result.attestation_result import AttestationResult
-from trainer.data.examples.example_set import row_schema
 from trainer.data.rows import DEFAULT_SCHEMA, FOLDER_SUFFIXES, RowSchema, list_row_files, read_rows
 from trainer.data.rows.hub_repository import README, has_front_matter
-from trainer.errors import ErrorCode, UsageError, VerificationError
+from trainer.errors import ErrorCode, UsageError
 from trainer.model_files.adapter_config import ADAPTER_PREFIX
 from trainer.provider.adapter_files import find_adapter_files
-from trainer.spec import read_job_spec
 
 
 def find_data_files(paths: Sequence[Path], adapter: Path | None = None) -> dict[str, Path]:
@@ -104,28 +101,3 @@ def count_rows(files: Mapping[str, Path], schema: RowSchema = DEFAULT_SCHEMA) ->
     for file in list_row_files(files, eval_files=schema.eval_files):
         kinds.update(row.kind_name for row in read_rows(file.path, name=file.name, schema=schema))
     return kinds
-
-
-def row_schema_for(result: AttestationResult, job: Path | None) -> RowSchema:
-    """Returns how the appraised job reads rows.
-
-    Args:
-        result: the appraisal of the job.
-        job: path of its spec; None if the provider does not have it, which gives the default schema.
-
-    Raises:
-        UsageError: the job spec cannot be read.
-        VerificationError: the appraised job runs another spec.
-    """
-    if job is None:
-        return DEFAULT_SCHEMA
-    spec = read_job_spec(job)
-    if spec.sha256() != result.job_spec_sha256:
-        raise VerificationError(
-            ErrorCode.VERIFICATION_FAILED,
-            f"{job} is not the spec of the appraised job",
-            expected=result.job_spec_sha256,
-            found=spec.sha256(),
-            hint="the policy must name the job that you mean to use: do not upload",
-        )
-    return row_schema(spec.data)

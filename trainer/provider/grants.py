@@ -11,11 +11,13 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from trainer.attestation.result.attestation_result import AttestationResult
+from trainer.data.examples.example_set import row_schema
+from trainer.data.rows import DEFAULT_SCHEMA
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.model_files.adapter_config import ADAPTER_PREFIX
 from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
 from trainer.models import Strict, parse_strict
-from trainer.provider.dataset_files import count_rows, row_schema_for
+from trainer.provider.dataset_files import count_rows
 from trainer.provider.local_files import read_small_file
 from trainer.provider_keys import ProviderKey
 from trainer.receipt.receipt_appraisal import GrantTerms
@@ -23,7 +25,7 @@ from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
 from trainer.sealing.grant_secrets import acknowledgement, events_token
 from trainer.sealing.seal import seal
-from trainer.spec import JobSpec, read_job_spec
+from trainer.spec import JobSpec
 
 GRANT_SECONDS: Final = 7 * 86400
 """Default lifetime of a grant: how long after sealing a job may open the dataset."""
@@ -139,7 +141,7 @@ def seal_dataset(
     target: Path,
     *,
     progress: SealingProgress | None = None,
-    job: Path | None = None,
+    spec: JobSpec | None = None,
     secret: str | None = None,
     require: GrantDemands | None = None,
     key: ProviderKey | None = None,
@@ -152,20 +154,19 @@ def seal_dataset(
         recipients: age recipients of the result.
         target: path of the sealed dataset.
         progress: receives the bytes sealed.
-        job: path of the job spec, if it names columns or a format for the data, or a start adapter.
+        spec: the appraised job's; None if it is not known, which reads rows in the default way.
         secret: as for `make_grant`.
         require: as for `make_grant`.
         key: the provider's, which signs the bundle; None leaves it unsigned.
 
     Raises:
         DataError: a row is malformed, or the start adapter is not one of the job spec.
-        UsageError: there is a start adapter and no job spec; the spec in `job` lists providers, and not this one.
-        VerificationError: the appraisal is not a pass or has expired, or `job` is not the appraised job's spec.
+        UsageError: there is a start adapter and no job spec; the spec lists providers, and not this one.
+        VerificationError: the appraisal is not a pass or has expired.
     """
-    spec = read_job_spec(job) if job is not None else None
     if spec is not None:
         require_listed_provider(spec, key)
-    schema = row_schema_for(result, job)
+    schema = row_schema(spec.data) if spec is not None else DEFAULT_SCHEMA
     rows = count_rows(_take_row_files(files, spec), schema)
     now = int(time.time())
     grant = make_grant(result, recipients, now=now, secret=secret, require=require)
@@ -188,7 +189,9 @@ def _take_row_files(files: Mapping[str, Path], spec: JobSpec | None) -> Mapping[
     if spec is None:
         if any(name.startswith(ADAPTER_PREFIX) for name in files):
             raise UsageError(
-                ErrorCode.USAGE, "--adapter needs --job: the job's spec decides whether training starts from it"
+                ErrorCode.USAGE,
+                "--adapter needs the job's spec, which decides whether training starts from it",
+                hint="it is not in the measured compose text: name it with --job",
             )
         return files
     row_files, adapter = take_start_adapter(files, spec)

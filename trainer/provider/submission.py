@@ -19,6 +19,7 @@ from trainer.encoding import file_sha256
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
 from trainer.models import Phase
 from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
+from trainer.provider.attested_spec import attested_job_spec
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
@@ -187,7 +188,7 @@ class _SubmissionRun:
             self._recipients,
             self._directory.sealed_dataset,
             progress=lambda done, total: self._report.bytes_done("sealing", done, total),
-            job=self._submission.job,
+            spec=attested_job_spec(record, self._submission.job),
             secret=self._directory.load_earlier_secret(),
             require=self._submission.require,
             key=self._submission.key,
