@@ -224,15 +224,15 @@ class Run:
         """Seal the data files to the job; the tool's own look at the rows is left out, as an older one might."""
         identity_file, sealed = self.private / "identity", self.private / "dataset.age"
         identity_file.unlink(missing_ok=True)  # another one for each upload
-        recipient = steps.create_identity(identity_file)
-        (self.identity,) = steps.read_identities(identity_file)
+        recipient = str(steps.create_identity(identity_file).identities[0].recipient())
+        (self.identity,) = steps.read_identity_file(identity_file).identities
         files = steps.find_data_files([self.private / "data"])
         now = int(time.time())
         result = (to or self.record).result
         grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, secret=secret)
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
         self.grant = GrantRecord(grant=grant, manifest=manifest, rows=self._count_rows(files))
-        key = steps.read_provider_key(identity_file)
+        key = steps.read_identity_file(identity_file).provider_key
         self.canaries.later += [str(self.identity), str(key), grant.secret, checkpoint_secret(grant.secret)]
         return sealed
 

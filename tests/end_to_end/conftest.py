@@ -19,7 +19,7 @@ import yaml
 from tests.fork_server import ROOT, ForkedProcess, ForkServer
 from trainer.deployment import CLEAN_START
 from trainer.encoding import file_sha256
-from trainer.provider import read_provider_key
+from trainer.provider import read_identity_file
 
 SHM = Path("/dev/shm")
 Process = subprocess.Popen[bytes] | ForkedProcess
@@ -339,7 +339,7 @@ class Provider:
     @property
     def public_key(self) -> str:
         """The public half of the provider key in the identity file."""
-        key = read_provider_key(self.identity)
+        key = read_identity_file(self.identity).provider_key
         assert key is not None
         return key.public
 

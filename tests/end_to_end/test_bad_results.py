@@ -125,7 +125,7 @@ def test_results_that_were_touched_are_refused(finished: SealedResult, tmp_path:
     """Whoever knows the provider's recipient can seal to it; the receipt tells what came from the job."""
     result, grant = finished.result, steps.read_grant_record(finished.grant)
     identities, record = (
-        steps.read_identities(finished.provider.identity),
+        steps.read_identity_file(finished.provider.identity).identities,
         load_record(finished.record.read_bytes()),
     )
 
@@ -188,7 +188,7 @@ def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedRes
     """Attack 2: the statement says who can read the result; an added recipient shows."""
     result, grant = finished.result, steps.read_grant_record(finished.grant)
     identities, record = (
-        steps.read_identities(finished.provider.identity),
+        steps.read_identity_file(finished.provider.identity).identities,
         load_record(finished.record.read_bytes()),
     )
     others = (*grant.grant.recipients, str(generate_identity().recipient()))

@@ -13,6 +13,7 @@ from trainer.errors import ErrorCode, UsageError
 if TYPE_CHECKING:
     from trainer.attestation.result.record import Record
     from trainer.provider import LocalSecret
+    from trainer.provider.identity_files import ProviderIdentity
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only results and errors.")]
@@ -125,3 +126,32 @@ def load_attestation(attestation: Path | None, imported: Path | None, policy: Pa
         expected="--attestation, or --import-record for one of another machine",
         found="neither" if attestation is None else "both",
     )
+
+
+def load_identity(path: Path) -> ProviderIdentity:
+    """Returns the content of an identity file; asks for its passphrase if it has one."""
+    from trainer import provider
+
+    return provider.read_identity_file(path, lambda file: ask_passphrase(f"passphrase of {file}"))
+
+
+def ask_passphrase(what: str) -> bytes:
+    """Asks on the terminal, without showing what is typed.
+
+    Raises:
+        UsageError: there is no terminal, or nothing was typed.
+    """
+    import getpass
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # it would show what is typed
+            typed = getpass.getpass(f"{what}: ")
+    except (getpass.GetPassWarning, EOFError, OSError):
+        typed = ""
+    if not typed:
+        raise UsageError(
+            ErrorCode.USAGE, what, expected="a passphrase typed on a terminal", found="nothing"
+        ) from None
+    return typed.encode()

@@ -24,7 +24,9 @@ from trainer.cli.options import (
     RecordFile,
     SigningIdentity,
     Source,
+    ask_passphrase,
     load_attestation,
+    load_identity,
     require_absent,
 )
 from trainer.errors import ErrorCode, UnavailableError, UsageError, VerificationError
@@ -39,21 +41,39 @@ def generate_key(
     x25519: Annotated[
         bool, typer.Option("--x25519", help="Without post-quantum protection, for old age tools.")
     ] = False,
+    passphrase: Annotated[
+        bool,
+        typer.Option("--passphrase", help="Encrypt the file with a passphrase, which each use of it asks for."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make your identity: the key that results are encrypted to, and the provider key that signs what you send.
 
-    Prints the recipient on stdout and the public provider key on stderr: the public halves.
+    Prints the recipient on stdout and the public provider key on stderr: the public halves. Keep a copy of the
+    file in a safe place: without it nobody can open what is sealed to it.
     """
-    from trainer.provider import create_identity, read_provider_key
+    from trainer.provider import create_identity
 
-    recipient, key = create_identity(output, hybrid=not x25519), read_provider_key(output)
-    public = key.public if key else None
+    require_absent(output)
+    made = create_identity(output, hybrid=not x25519, passphrase=_new_passphrase() if passphrase else None)
+    recipient, public = (
+        str(made.identities[0].recipient()),
+        made.provider_key.public if made.provider_key else None,
+    )
     if as_json:
         print_json({"identity": str(output), "recipient": recipient, "provider_key": public})
-    else:
-        print_line(recipient)
-        print_line(f"provider key, for exchange.providers of a job spec: {public}", err=True)
+        return
+    print_line("recipient, which results are encrypted to:", err=True)
+    print_line(recipient)
+    print_line(f"provider key, for exchange.providers of a job spec:\n{public}", err=True)
+    print_line(f"Keep a copy of {output} in a safe place: without it no result of yours can be opened.", err=True)
+
+
+def _new_passphrase() -> bytes:
+    passphrase = ask_passphrase("new passphrase")
+    if passphrase != ask_passphrase("the same passphrase again"):
+        raise UsageError(ErrorCode.USAGE, "the two passphrases", expected="the same", found="different ones")
+    return passphrase
 
 
 def seal_data(
@@ -93,7 +113,7 @@ def seal_data(
             spec=provider.attested_job_spec(record, job),
             secret=provider.read_grant_record(grant).grant.secret if grant else None,
             require=provider.make_privacy_demand(max_epsilon, max_delta),
-            key=provider.read_provider_key(identity) if identity else None,
+            key=load_identity(identity).provider_key if identity else None,
         )
     provider.write_private_file(grant_file, grant_record.model_dump_json().encode())
     print_summary(
@@ -122,7 +142,7 @@ def upload_dataset(
 
     record = load_attestation(attestation, imported, policy)
     client = _connect(job_url, record)
-    authorize = provider.make_authorizer(provider.read_provider_key(identity) if identity else None, record.result)
+    authorize = provider.make_authorizer(load_identity(identity).provider_key if identity else None, record.result)
     if not sealed.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {sealed}")
     state, size = sealed.with_name(sealed.name + ".upload.json"), sealed.stat().st_size
@@ -151,7 +171,7 @@ def watch_training(
     from trainer.models import Status
 
     client = _connect(source, load_attestation(attestation, imported, policy))
-    identities = provider.read_identities(identity) if identity else ()
+    identities = load_identity(identity).identities if identity else ()
     token = provider.read_grant_record(grant).events_token if grant and identity else None
     for event in provider.watch_job(client, identities, token):
         if as_json:

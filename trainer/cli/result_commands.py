@@ -27,6 +27,7 @@ from trainer.cli.options import (
     RecordFile,
     cache_directory,
     load_attestation,
+    load_identity,
     local_secret,
     nonces_file,
     require_absent,
@@ -80,7 +81,7 @@ def open_result(
     record = load_attestation(attestation, imported, policy)
     opened = provider.open_sealed_result(
         sealed,
-        provider.read_identities(identity),
+        load_identity(identity).identities,
         output,
         record=record,
         grant=provider.read_grant_record(grant) if grant else None,
@@ -132,17 +133,18 @@ def submit_dataset(
     """Do all of it: verify → seal → upload → watch → pull → open. Repeat the command to continue after a break."""
     from trainer import provider
 
+    own = load_identity(identity)
     submission = provider.Submission(
         data,
         job_url,
         policy,
-        provider.read_identities(identity),
+        own.identities,
         output,
         cache=cache_directory(),
         secret=local_secret(),
         max_result_bytes=max_bytes,
         nonces=nonces_file(),
-        key=provider.read_provider_key(identity),
+        key=own.provider_key,
         adapter=adapter,
         job=job,
         require=provider.make_privacy_demand(max_epsilon, max_delta),

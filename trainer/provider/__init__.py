@@ -16,11 +16,9 @@ from trainer.provider.grants import (
     require_same_job,
     seal_dataset,
 )
+from trainer.provider.identity_files import create_identity, read_identity_file
 from trainer.provider.job_events import describe_training, watch_job
 from trainer.provider.local_files import (
-    create_identity,
-    read_identities,
-    read_provider_key,
     read_small_file,
     read_text_file,
     require_absent,
@@ -86,10 +84,9 @@ __all__ = [
     "make_undecided_policy",
     "open_sealed_result",
     "read_grant_record",
-    "read_identities",
+    "read_identity_file",
     "read_own_record",
     "read_policy",
-    "read_provider_key",
     "read_receipt_record",
     "read_small_file",
     "read_text_file",

@@ -1,11 +1,10 @@
-"""Reads and writes small files on the provider's machine: identities, policies, records."""
+"""Reads and writes small files on the provider's machine: policies, grants, records."""
 
 from __future__ import annotations
 
 import fcntl
 import itertools
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,8 @@ from typing import Final
 
 from trainer.atomic_files import PRIVATE_MODE
 from trainer.errors import ErrorCode, UsageError
-from trainer.provider_keys import ProviderKey, generate_provider_key, parse_provider_key
-from trainer.sealing.age import Identity, generate_identity, parse_identity_file
 
 MAX_SMALL_FILE_BYTES: Final = 64 << 20
-
-_SECRET_LINE: Final = "# provider secret: "  # noqa: S105 -- the beginning of a line
 
 
 def require_absent(path: Path) -> None:
@@ -29,56 +24,6 @@ def require_absent(path: Path) -> None:
     """
     if os.path.lexists(path):
         raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move it away")
-
-
-def create_identity(path: Path, *, hybrid: bool = True) -> str:
-    """Writes a new identity in age's file format, with a provider key on a comment line, mode 0600.
-
-    age skips lines that begin with `#`, and refuses any other that is no identity. Returns the recipient.
-
-    Args:
-        path: the file.
-        hybrid: whether the identity is a post-quantum hybrid (ML-KEM-768 with X25519) or X25519 alone.
-
-    Raises:
-        UsageError: the file exists; an identity is never overwritten.
-    """
-    identity = generate_identity(hybrid=hybrid)
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    key = generate_provider_key()
-    lines = (
-        f"# created: {created}",
-        f"# public key: {identity.recipient()}",
-        f"# provider key: {key.public}",
-        f"{_SECRET_LINE}{key}",
-        f"{identity}",
-    )
-    write_private_file(path, "".join(f"{line}\n" for line in lines).encode())
-    return str(identity.recipient())
-
-
-def read_identities(path: Path) -> tuple[Identity, ...]:
-    """Reads the identities of a file that `trainer keygen` or age-keygen made.
-
-    Raises:
-        UsageError: the file does not exist, or has no identity.
-    """
-    return parse_identity_file(read_small_file(path, "identity file").decode("utf-8", "replace"))
-
-
-def read_provider_key(path: Path) -> ProviderKey | None:
-    """Reads the provider key of an identity file; None if `trainer keygen` did not make the file.
-
-    Raises:
-        UsageError: the file does not exist, or the line is not a provider key, or there are several.
-    """
-    text = read_small_file(path, "identity file").decode("utf-8", "replace")
-    found = [line.removeprefix(_SECRET_LINE) for line in text.splitlines() if line.startswith(_SECRET_LINE)]
-    if len(found) > 1:
-        raise UsageError(
-            ErrorCode.IDENTITY_INVALID, f"the identity file {path}", expected="one provider key", found=len(found)
-        )
-    return parse_provider_key(found[0].strip()) if found else None
 
 
 def write_private_file(path: Path, data: bytes) -> None:
