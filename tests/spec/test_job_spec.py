@@ -150,6 +150,7 @@ def test_terms_of_the_loss_of_a_pair() -> None:
         ),
         ("train: {torch_compile_mode: default}", "torch_compile_mode means nothing without torch_compile: true"),
         ("train: {torch_compile: true, torch_compile_mode: max}", "train.torch_compile_mode"),
+        ("train: {engine: unsloth}\nlora: {modules_to_save: [lm_head]}", "linear modules of layers only: set"),
         ("train: {torch_compile: true, engine: unsloth}", "torch_compile: engine unsloth compiles"),
         ("train: {torch_compile: true}\nlora: {use_dora: true}", "torch_compile: lora.use_dora must be false"),
         ("train: {torch_compile: true, num_processes: 2, fsdp: full_shard}", "torch_compile: fsdp gathers"),
@@ -314,10 +315,16 @@ def test_what_would_make_a_budget_untrue_is_refused_by_name(part: int, setting: 
     assert parse_job_spec((MINIMAL + broken).encode()), "which is fine without a budget"
 
 
+@pytest.mark.parametrize("key", ["load_in_4bit: true", "load_in_8bit: true", "dtype: float16"])
+def test_weights_that_unsloth_was_not_tested_with(key: str) -> None:
+    text = MINIMAL.replace("./model\n", f"./model\n  {key}\n")
+    parse_job_spec(text.encode())
+    assert "set transformers" in str(refused(text + "train: {engine: unsloth}\n"))
+
+
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ("data: {split_turns: never}", "train.engine: must be transformers"),
         ("data: {split_turns: never}\ntrain: {engine: unsloth}", "train.engine: must be transformers"),
         ("train: {engine: transformers}", "data.split_turns: must be never"),
     ],

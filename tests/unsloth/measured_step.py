@@ -17,7 +17,22 @@ import torch
 
 from trainer.spec import JobSpec
 
-LLAMA = "llama"
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-two-layers": {"num_hidden_layers": 2, "tie_word_embeddings": False},
+    "llama-biases": {"attention_bias": True, "mlp_bias": True},
+    "llama-llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    },
+    "mistral": {},
+    "mistral-window": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {},
+}  # fmt: skip
+"""Name of a tiny model, which begins with its architecture → what its configuration has besides."""
 
 CASES: dict[str, dict[str, Any]] = {
     "sft": {},
@@ -26,10 +41,22 @@ CASES: dict[str, dict[str, Any]] = {
     "rslora": {"lora": {"use_rslora": True}},
     "dora": {"lora": {"use_dora": True}},
     "some-modules": {"lora": {"lora_target_modules": ["q_proj", "v_proj", "down_proj"]}},
-    "float32": {"model": {"dtype": "float32"}},
+    "pissa": {"lora": {"init_lora_weights": "pissa"}},
+    "dropout": {"lora": {"lora_dropout": 0.3}, "train": {"gradient_checkpointing": True}},
+    "noise": {"train": {"neftune_noise_alpha": 5.0}},
+    "dpo": {"train": {"method": "dpo"}},
+    "orpo": {"train": {"method": "orpo"}},
+    "kto": {"train": {"method": "kto"}},
+    **{name: {"architecture": name} for name in MODELS if name != "llama"},
+}
+"""Name → sections of the job spec, and the model where it is not `llama`."""
+
+ROUNDED: dict[str, dict[str, Any]] = {
+    **{name: CASES[name] for name in ("sft", "dropout", "dpo", "orpo", "kto")},
+    "float32-weights": {"model": {"dtype": "float32"}},
     "no-autocast": {"train": {"bf16": False}},
 }
-"""Name → sections of the job spec, and the architecture where it is not Llama."""
+"""Cases that are computed in bfloat16 as well."""
 
 DATA: dict[str, dict[str, Any]] = {
     "sft": {"format": "prompt_completion"},
@@ -54,7 +81,7 @@ def rows(method: str) -> list[dict[str, Any]]:
 
 def make_spec(case: str, engine: str, *, exact: bool = False) -> JobSpec:
     """The job spec of a case; `exact` has it computed in float32."""
-    sections = {name: leaves for name, leaves in CASES[case].items() if name != "architecture"}
+    sections = {name: leaves for name, leaves in (CASES | ROUNDED)[case].items() if name != "architecture"}
     method = sections.get("train", {}).get("method", "sft")
     document: dict[str, dict[str, Any]] = {
         "model": {
@@ -105,9 +132,10 @@ def measure(loader: Any, spec: JobSpec, model_dir: Path, output: Path) -> dict[s
     )  # fmt: skip
     policy = PlainStepPolicy(loaded.model, method, data.dataset.train, spec.train)
     loaded.model.train()
+    torch.manual_seed(3)  # dropout and noise
     sums = policy.compute_gradients(next(iter(policy.steps(0))), 1, ())
     return {
-        "sums": sums.double(),
+        "loss": float(sums[0]),
         "held_out": method.evaluation.loss(),
         "gradients": {name: p.grad.float() for name, p in trained_parameters(loaded.model).items()},
         "mode": loaded.loss.forward_mode,
@@ -130,28 +158,40 @@ def make_models(folder: Path) -> None:
 
     configs: Any = transformers.CONFIG_MAPPING
     causal: Any = transformers.AutoModelForCausalLM
-    for architecture in {sections.get("architecture", LLAMA) for sections in CASES.values()}:
+    for name, changes in MODELS.items():
         torch.manual_seed(1)
-        config = configs[architecture](
-            vocab_size=600, hidden_size=128, intermediate_size=192, num_hidden_layers=1, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=32, max_position_embeddings=512, eos_token_id=2, pad_token_id=0,
-            tie_word_embeddings=True, initializer_range=0.1,
-        )  # fmt: skip
-        causal.from_config(config).save_pretrained(folder / architecture)
-        shutil.copytree(folder / "tokenizer", folder / architecture, dirs_exist_ok=True)
+        config = configs[name.partition("-")[0]](**{
+            "vocab_size": 600, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+            "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True, "initializer_range": 0.1,
+            **changes,
+        })  # fmt: skip
+        model = causal.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:  # biases would be 0, weights of norms 1
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder / name)
+        shutil.copytree(folder / "tokenizer", folder / name, dirs_exist_ok=True)
+
+
+def model_name(case: str) -> str:
+    """Returns the name of a case's model."""
+    return str(CASES.get(case, {}).get("architecture", "llama"))
 
 
 def measure_reference(folder: Path) -> None:
-    """Measures every case with the engine `transformers`, in the case's precision and in float32."""
+    """Measures every case in float32, and those of `ROUNDED` in bfloat16, with transformers' own forward pass."""
     from trainer.training.engines.transformers_engine import TransformersLoader
 
     torch.set_num_threads(1)
+    loader = TransformersLoader()
+    loader.allows_fused = False
     found = {}
-    for case, sections in CASES.items():
-        model = folder / sections.get("architecture", LLAMA)
-        for exact in (False, True):
+    for case in CASES | ROUNDED:
+        for exact in (True, False) if case in ROUNDED else (True,):
             spec = make_spec(case, "transformers", exact=exact)
-            found[case, exact] = measure(TransformersLoader(), spec, model, folder)
+            found[case, exact] = measure(loader, spec, folder / model_name(case), folder)
     torch.save(found, folder / "reference.pt")
 
 

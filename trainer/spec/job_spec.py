@@ -57,8 +57,8 @@ class JobSpec(Strict):
             raise ValueError(refusal)
         if meaningless := "; ".join(meaningless_keys(self)):
             raise ValueError(meaningless)
-        if self.train.engine is Engine.UNSLOTH and self.lora.selects_modules:
-            raise ValueError(f"train.engine: {self.train.engine} adapts linear modules of layers only")
+        if self.train.engine is Engine.UNSLOTH:
+            self._check_unsloth()
         # Weights that are trained in full are float32, and without autocast the layers take no float32 inputs.
         if self.lora.modules_to_save and self.model.dtype is not Dtype.FLOAT32 and not self.train.bf16:
             raise ValueError("lora.modules_to_save needs train.bf16: true, or model.dtype float32")
@@ -67,6 +67,15 @@ class JobSpec(Strict):
                 "train.torch_compile: lora.use_dora must be false: PEFT's magnitudes cannot be traced"
             )
         return self
+
+    def _check_unsloth(self) -> None:
+        if self.lora.selects_modules:
+            raise ValueError("train.engine: unsloth adapts linear modules of layers only: set transformers")
+        # Each would be another pass of unsloth's than the one that was compared with transformers.
+        if self.model.load_in_4bit or self.model.load_in_8bit:
+            raise ValueError("train.engine: unsloth is not tested with quantized weights: set transformers")
+        if self.model.dtype is Dtype.FLOAT16:
+            raise ValueError("train.engine: unsloth is not tested with model.dtype float16: set transformers")
 
     def canonical(self) -> bytes:
         """Returns the RFC 8785 bytes of the document as written, without defaults."""

@@ -85,11 +85,46 @@ def test_an_attention_that_the_architecture_lacks(architecture: object, attentio
     assert caught.value.hint == "set model.attn_implementation: eager"
 
 
-@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma3_text", "phi3", None, ["llama"]])
-def test_an_architecture_that_unsloth_was_not_tested_with(architecture: object) -> None:
-    check_architecture({"model_type": "llama"}, spec(None, engine="unsloth"))
-    with pytest.raises(JobError, match="is not tested with the base model's architecture") as caught:
-        check_architecture({"model_type": architecture}, spec(None, engine="unsloth"))
+PLAIN: dict[str, Any] = {"max_position_embeddings": 512}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "model_type": "llama",
+            "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+            "hidden_act": "silu",
+        },
+        {"model_type": "llama", "rope_scaling": LLAMA3},
+        {"model_type": "mistral", "sliding_window": 8, "rope_scaling": None},
+        {"model_type": "qwen2", "use_sliding_window": False, "layer_types": ["full_attention"]},
+        {"model_type": "qwen3", "attention_dropout": 0.0},
+    ],
+)
+def test_a_base_model_that_unsloth_was_tested_with(config: dict[str, Any]) -> None:
+    check_architecture(PLAIN | config, spec(None, engine="unsloth"))
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        *(({"model_type": name}, "model_type") for name in ("gpt_oss", "gemma3_text", "phi3", None, ["llama"])),
+        ({"model_type": "llama", "max_position_embeddings": None}, "max_position_embeddings"),
+        ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act"),
+        ({"model_type": "llama", "attention_dropout": 0.1}, "attention_dropout"),
+        ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type"),
+        ({"model_type": "llama", "rope_parameters": YARN}, "rope_type"),
+        ({"model_type": "llama", "rope_parameters": {"full_attention": YARN}}, "rope_type"),
+        ({"model_type": "qwen2", "rope_parameters": LLAMA3}, "rope_type"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ],
+)
+def test_a_base_model_that_unsloth_was_not_tested_with(config: dict[str, Any], key: str) -> None:
+    with pytest.raises(JobError, match=f"not tested with this base model: {key} of") as caught:
+        check_architecture(PLAIN | config, spec(None, engine="unsloth"))
+    assert caught.value.code is ErrorCode.MODEL_INVALID
     assert caught.value.hint == "set train.engine: transformers"
 
 

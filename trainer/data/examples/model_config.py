@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,8 +33,14 @@ ARCHITECTURES_WITHOUT: Final[Mapping[str, frozenset[str]]] = {
 """Attention without the number of its version → architectures (`model_type`) whose causal language model in
 transformers lacks it. Every architecture has `eager`."""
 
-UNSLOTH_ARCHITECTURES: Final = frozenset({"llama"})
-"""Architectures (`model_type`) whose forward passes in unsloth were compared with those of transformers."""
+UNSLOTH_ARCHITECTURES: Final[Mapping[str, frozenset[str]]] = {
+    "llama": frozenset({"default", "llama3"}),
+    "mistral": frozenset({"default"}),
+    "qwen2": frozenset({"default"}),
+    "qwen3": frozenset({"default"}),
+}
+"""Architecture (`model_type`) whose forward passes in unsloth were compared with those of transformers → kinds of
+rotary positions it was compared with. For longer rows unsloth replaces any other kind by a linear one."""
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
@@ -94,14 +100,7 @@ def check_architecture(config: Mapping[str, Any], spec: JobSpec) -> None:
     """
     architecture, implementation = str(config.get("model_type")), spec.model.attn_implementation
     if spec.train.engine is Engine.UNSLOTH:  # it brings its own attention
-        if architecture not in UNSLOTH_ARCHITECTURES:
-            raise JobError(
-                ErrorCode.MODEL_INVALID,
-                "train.engine unsloth is not tested with the base model's architecture",
-                expected=", ".join(sorted(UNSLOTH_ARCHITECTURES)),
-                found=architecture[:100],
-                hint="set train.engine: transformers",
-            )
+        _require_tested_with_unsloth(config, architecture)
         return
     if architecture in ARCHITECTURES_WITHOUT.get(re.sub(r"_\d$", "", implementation), frozenset()):
         raise JobError(
@@ -111,6 +110,39 @@ def check_architecture(config: Mapping[str, Any], spec: JobSpec) -> None:
             found=implementation,
             hint="set model.attn_implementation: eager",
         )
+
+
+def _require_tested_with_unsloth(config: Mapping[str, Any], architecture: str) -> None:
+    """Refuses a base model of which it was not shown that unsloth computes what transformers computes.
+
+    Raises:
+        JobError: `MODEL_INVALID`.
+    """
+    positions = UNSLOTH_ARCHITECTURES.get(architecture, frozenset())
+    # unsloth's MLP has SiLU, its attention no dropout, and that of Qwen no window, whatever config.json says.
+    tested: dict[str, tuple[Iterable[object], Collection[object]]] = {
+        "model_type": ([architecture], sorted(UNSLOTH_ARCHITECTURES)),
+        "max_position_embeddings": (["stated" if context_length(config) else "missing"], ["stated"]),
+        "rope_type": ((_rope_type(scaling) for scaling in _rope_scalings(config)), sorted(positions)),
+        "hidden_act": ([config.get("hidden_act", "silu")], ["silu"]),
+        "attention_dropout": ([config.get("attention_dropout") or 0], [0]),
+        "use_sliding_window": ([config.get("use_sliding_window") or False], [False]),
+        "layer_types": (config.get("layer_types") or [], ["full_attention"]),
+    }
+    for key, (values, expected) in tested.items():
+        for found in values:
+            if found not in expected:
+                raise JobError(
+                    ErrorCode.MODEL_INVALID,
+                    f"train.engine unsloth is not tested with this base model: {key} of its config.json",
+                    expected=" or ".join(map(str, expected)),
+                    found=str(found)[:100],
+                    hint="set train.engine: transformers",
+                )
+
+
+def _rope_type(scaling: Mapping[str, Any]) -> str:
+    return str(scaling.get("rope_type", scaling.get("type", "default")))
 
 
 def _rope_scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -71,8 +71,7 @@ class UnslothLoader(Loader):
                 # No more than the model was made for: unsloth would stretch its rotary positions.
                 max_seq_length=min(spec.data.max_length, context_length(read_config(model_dir)) or 1 << 30),
                 dtype=precision.weights,
-                load_in_4bit=spec.model.load_in_4bit,
-                load_in_8bit=spec.model.load_in_8bit,
+                load_in_4bit=False,  # its default is True; the job spec refuses quantized weights
                 trust_remote_code=False,
                 local_files_only=True,
                 # A bool, never "unsloth": that moves activations over PCIe, which is slow where the link is
