@@ -159,7 +159,7 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
     from a process that has imported the training stack. `stdin` is what it reads in the place of an order.
 
     `ahead` has it prepare: what stands between the preparation and the order. `plan` makes one for the output
-    directory.
+    directory. `module` is what is started in the worker's place.
     """
 
     def run(
@@ -171,6 +171,7 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
         stdin: bytes = b"",
         processes: int = 1,
         started_anew: bool = False,
+        module: str = "trainer.worker",
         ahead: bytes | None = None,
         path: str | None = None,
         plan: Callable[[Path], SandboxPlan] | None = None,
@@ -194,7 +195,7 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
             preparation = Preparation(spec=order.spec, model_dir=order.model_dir, output_dir=output)
             instructions = TO_WORKER.encode(preparation) + ahead + instructions
         if plan or started_anew:
-            return _start(stdin or instructions, output, options, environment)
+            return _start(module, stdin or instructions, output, options, environment)
         server: ForkServer = request.getfixturevalue("stack_server")
         code, out, log, sent = fork_worker(server, stdin or instructions, options, environment)
         return _ended(code, sent, log, out, output)
@@ -202,10 +203,10 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
     return run
 
 
-def _start(stdin: bytes, output: Path, options: list[str], environment: dict[str, str]) -> Ended:
+def _start(module: str, stdin: bytes, output: Path, options: list[str], environment: dict[str, str]) -> Ended:
     read, write = os.pipe()
     with subprocess.Popen(
-        [sys.executable, "-m", "trainer.worker", "--events-fd", str(write), *options],
+        [sys.executable, "-m", module, "--events-fd", str(write), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
