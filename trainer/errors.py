@@ -6,8 +6,9 @@ private content and belong in the sealed log. On the provider's machine all of t
 
 from __future__ import annotations
 
+import copyreg
 from enum import IntEnum, StrEnum
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 
 class ExitCode(IntEnum):
@@ -156,6 +157,10 @@ class TrainerError(Exception):
         if self.expected is None:
             return self.message
         return f"{self.message}: expected {self.expected}, got {self.found}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how another process makes the same error: from its attributes, not by its constructor."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(TrainerError):

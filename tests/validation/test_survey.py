@@ -18,6 +18,7 @@ from trainer.data.examples.held_out import seed_split_key
 from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
 from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes
+from trainer.data.examples.row_summary import RowSummarizer
 from trainer.data.examples.task_draw import TaskDraw
 from trainer.data.examples.task_rows import read_tasks
 from trainer.data.rows import TextRow, read_files
@@ -232,9 +233,10 @@ def test_a_delta_that_promises_nothing_of_so_many_rows_is_refused_as_by_the_job(
 def test_an_audit_counts_every_example_of_a_row_but_copies(tokens: ModelTokenizer) -> None:
     """A conversation whose turns are split off is several rows to the audit."""
     one, two, three = (Example(array("i", [number, 7]), bytes([0, 1]), stops=True) for number in range(3))
-    outcomes = RowOutcomes(tokens, spec().data, b"key")
+    outcomes = RowOutcomes(spec().data, b"key", has_template=False)
+    summarizer = RowSummarizer(tokens, spec().data, b"key")
     for file, examples in (("a", (one,)), ("eval/b", (one, two)), ("eval/b", (three,))):
-        outcomes.add(EncodedRow(TextRow(file, 0, ""), examples, tokens=4, lost=0))
+        outcomes.add(summarizer.summarize(EncodedRow(TextRow(file, 0, ""), examples, tokens=4, lost=0)))
     assert outcomes.count_outsiders() == 2
 
 

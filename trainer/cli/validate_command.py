@@ -52,7 +52,8 @@ def validate_dataset(
     from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
     from trainer.provider import find_data_files, write_private_file
     from trainer.spec import read_job_spec
-    from trainer.validation.survey import as_local_refusal, survey
+    from trainer.validation.row_reports import as_local_refusal
+    from trainer.validation.survey import survey
 
     if html is not None:
         require_absent(html)

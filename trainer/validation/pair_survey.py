@@ -8,21 +8,35 @@ from dataclasses import dataclass, field
 from trainer.data.examples.example import PreferenceExample
 
 
+@dataclass(frozen=True, slots=True)
+class PairLength:
+    """Number of tokens of the prompt and of both answers of a pair, after cutting to `data.max_length`."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @classmethod
+    def of(cls, pair: PreferenceExample) -> PairLength:
+        """Counts the tokens of a pair."""
+        # Only the answer is trained on, so the first trained token is the first one after the prompt.
+        prompt = pair.chosen.trained.index(1)
+        return cls(prompt, pair.chosen.length - prompt, pair.rejected.length - pair.rejected.trained.index(1))
+
+
 @dataclass
 class PairLengths:
-    """Number of tokens of the prompt and of both answers of each pair, after cutting to `data.max_length`."""
+    """The lengths of all pairs."""
 
     prompt: array[int] = field(default_factory=lambda: array("i"))
     chosen: array[int] = field(default_factory=lambda: array("i"))
     rejected: array[int] = field(default_factory=lambda: array("i"))
 
-    def add(self, pair: PreferenceExample) -> None:
+    def add(self, pair: PairLength) -> None:
         """Adds the lengths of one pair."""
-        # Only the answer is trained on, so the first trained token is the first one after the prompt.
-        prompt = pair.chosen.trained.index(1)
-        self.prompt.append(prompt)
-        self.chosen.append(pair.chosen.length - prompt)
-        self.rejected.append(pair.rejected.length - pair.rejected.trained.index(1))
+        self.prompt.append(pair.prompt)
+        self.chosen.append(pair.chosen)
+        self.rejected.append(pair.rejected)
 
     @property
     def longer(self) -> int:

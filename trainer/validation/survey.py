@@ -1,7 +1,8 @@
 """One pass over a dataset that reads and encodes every row as the job does, and stores numbers only.
 
-Memory grows with the number of rows (about 100 bytes each), not with their length; besides, it holds the rows that
-task metrics judge, `evaluation.max_rows` of them at most.
+Rows are encoded by several processes (`row_processes`) and counted by this one, in their order. Memory grows with
+the number of rows (about 100 bytes each), not with their length; besides, it holds the rows that task metrics
+judge, `evaluation.max_rows` of them at most.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from typing import Any, Final
 from trainer.data.examples.conservation import UnrenderedError
 from trainer.data.examples.evaluation_files import check_evaluation_files, split_file_warnings
 from trainer.data.examples.example import EncodedRow, Example
-from trainer.data.examples.example_set import check_kind, check_trainable, row_schema
 from trainer.data.examples.held_out import evaluated_warnings, seed_split_key
 from trainer.data.examples.mixing import Mix, check_mix
 from trainer.data.examples.model_config import check_architecture, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import canaries_added, require_audit_rows, require_rows_for_delta
-from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
 from trainer.data.examples.task_draw import TaskDraw
 from trainer.data.examples.task_rows import read_tasks
-from trainer.data.rows import PreferenceRow, Row, RowFile, list_row_files, scan_files
+from trainer.data.rows import Row, RowFile, list_row_files, too_many_rows
 from trainer.errors import DataError, JobError
 from trainer.spec import METHOD_RULES, JobSpec, LearningRatePath, check_schedule, learning_rate_path
 from trainer.training.privacy.canaries import canary_examples
 from trainer.training.step_count import count_steps
 from trainer.validation.pair_survey import PairLengths
+from trainer.validation.row_processes import choose_processes, open_reports
+from trainer.validation.row_reports import EncodedNumbers, RowReport, RowReporter, as_local_refusal
 from trainer.validation.task_counts import TaskCounts
 
 SHOWN_PROBLEMS: Final = 20
@@ -118,6 +119,7 @@ def survey(
     *,
     example: int = 0,
     advance: Advance = lambda _bytes: None,
+    processes: int | None = None,
 ) -> Survey:
     """Reads and encodes every row; a refusal is counted and does not end the pass.
 
@@ -128,13 +130,16 @@ def survey(
         config: the base model's config.json; None judges nothing by it.
         example: index over all files of the row to display.
         advance: called while files are read.
+        processes: number of processes that encode rows, which changes no result; None chooses it by their size.
+
+    Raises:
+        UnavailableError: one of the processes was ended.
     """
     found = Survey()
     row_files: list[RowFile] = []
     with _counting_refusals(found):
         row_files = list_row_files(files, eval_files=spec.data.eval_files)
         found.side_files = tuple(sorted(files.keys() - {file.name for file in row_files}))
-        advance(sum(files[name].stat().st_size for name in found.side_files))
         check_evaluation_files([file.name for file in row_files], spec.data)
     trained = [file.name for file in row_files if not file.for_evaluation]
     with _counting_refusals(found):
@@ -142,35 +147,53 @@ def survey(
     if config is not None:
         with _counting_refusals(found):
             check_architecture(config, spec)
-    rows = _readable_rows(found, row_files, spec, advance)
-    method = spec.train.method
+    reporter = RowReporter(spec, tokens, example=example)
     if tokens is None:
-        for _ in _accepted_rows(found, rows, lambda row: check_kind(row, method)):
-            pass
-        found.warnings += split_file_warnings(trained, spec.data)
-        return found
-    trainable = _accepted_rows(found, rows, lambda row: check_trainable(row, tokens, method))
+        processes = 1
+    elif processes is None:
+        processes = choose_processes([file.path for file in row_files])
+    with open_reports(row_files, reporter, processes, advance) as reports:
+        # Later than the processes are forked: from here on the progress on a terminal has a thread.
+        advance(sum(files[name].stat().st_size for name in found.side_files))
+        rows = _count_rows(found, reports, spec.data.max_rows)
+        if tokens is None:
+            for _ in rows:
+                pass
+            found.warnings += split_file_warnings(trained, spec.data)
+            return found
+        _judge_rows(found, rows, spec, tokens, config)
+    return found
+
+
+def _judge_rows(
+    found: Survey,
+    rows: Iterator[RowReport],
+    spec: JobSpec,
+    tokens: ModelTokenizer,
+    config: Mapping[str, Any] | None,
+) -> None:
+    context = None if config is None else context_length(config)
     outcomes = RowOutcomes(
-        tokens,
         spec.data,
         seed_split_key(spec.train.seed),
-        method=method,
-        context_length=None if config is None else context_length(config),
+        has_template=tokens.has_template,
+        method=spec.train.method,
+        context_length=context,
     )
     first: Row | None = None
     draw = TaskDraw(spec.evaluation.max_rows, seed=spec.train.seed)
-    for number, encoded in enumerate(encode_rows(trainable, tokens, spec.data)):
-        if isinstance(encoded, DataError):
-            _count_refusal(found, encoded)
+    for report in rows:
+        if report.numbers is None:
             continue
-        with _counting_refusals(found):
-            outcomes.add(encoded)
-            if spec.evaluation.metrics:
-                draw.add(encoded, outcomes)
-        _count_examples(found, encoded)
-        first = first or encoded.row
-        if found.shown is None and number >= example and encoded.examples:
-            found.shown = encoded
+        outcomes.add(report.numbers.summary)
+        _count_examples(found, report.numbers)
+        encoded = report.encoded
+        if spec.evaluation.metrics:
+            draw.add(encoded.row if encoded else None, report.numbers.summary, outcomes)
+        if encoded is not None:
+            first = first or encoded.row
+            if found.shown is None and report.can_be_shown:
+                found.shown = encoded
     canaries: tuple[Example, ...] = ()
     if first is not None and spec.privacy.canaries:
         with _counting_refusals(found):
@@ -178,12 +201,10 @@ def survey(
             canaries, _ = canary_examples(first, spec.privacy, tokens, spec.data, SystemRandom())
     _judge_run(found, outcomes, spec, [example.length for example in canaries])
     if spec.evaluation.metrics and outcomes.rows:
-        context = None if config is None else context_length(config)
         try:
             found.task = TaskCounts.of(read_tasks(draw, tokens, spec, context_length=context))
         except DataError as error:
             _count_or_announce(found, error)
-    return found
 
 
 @contextmanager
@@ -195,31 +216,20 @@ def _counting_refusals(found: Survey) -> Iterator[None]:
         _count_refusal(found, as_local_refusal(error))
 
 
-def as_local_refusal(error: JobError) -> DataError:
-    """Returns the error with which this machine refuses what the job would fail with."""
-    if isinstance(error, DataError):
-        return error
-    return DataError(error.code, error.message, expected=error.expected, found=error.found, hint=error.hint)
-
-
-def _readable_rows(found: Survey, files: list[RowFile], spec: JobSpec, advance: Advance) -> Iterator[Row]:
-    shape, most = row_schema(spec.data), spec.data.max_rows
-    for row in scan_files(files, max_rows=most, schema=shape, on_bytes_read=advance):
-        if isinstance(row, DataError):
-            _count_refusal(found, row)
+def _count_rows(found: Survey, reports: Iterable[RowReport], most: int) -> Iterator[RowReport]:
+    """Counts rows by kind, and refusals; yields the reports of rows that are not refused."""
+    count = 0
+    for report in reports:
+        if report.read is not None:
+            if count == most:
+                _count_refusal(found, too_many_rows(report.read.location(), most))
+                return
+            count += 1
+            found.rows[report.read.file][report.read.kind] += 1
+        if report.refusal is not None:
+            _count_refusal(found, report.refusal)
         else:
-            found.rows[row.file][row.kind_name] += 1
-            yield row
-
-
-def _accepted_rows(found: Survey, rows: Iterable[Row], check: Callable[[Row], None]) -> Iterator[Row]:
-    for row in rows:
-        try:
-            check(row)
-        except DataError as error:
-            _count_refusal(found, error)
-        else:
-            yield row
+            yield report
 
 
 def _count_refusal(found: Survey, error: DataError) -> None:
@@ -230,14 +240,14 @@ def _count_refusal(found: Survey, error: DataError) -> None:
         found.problems.append(error)
 
 
-def _count_examples(found: Survey, encoded: EncodedRow) -> None:
-    found.tokens += encoded.tokens
-    found.lost += encoded.lost
-    for example in encoded.examples:
-        found.lengths.append(example.length)
-        found.targets.append(example.targets)
-    if encoded.examples and isinstance(encoded.row, PreferenceRow):
-        found.pairs.add(encoded.preference())
+def _count_examples(found: Survey, numbers: EncodedNumbers) -> None:
+    found.tokens += numbers.tokens
+    found.lost += numbers.lost
+    found.targets.extend(numbers.targets)
+    if numbers.summary.examples is not None:
+        found.lengths.extend(numbers.summary.examples.lengths)
+    if numbers.pair is not None:
+        found.pairs.add(numbers.pair)
 
 
 def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec, canaries: list[int]) -> None:

@@ -13,6 +13,7 @@ from trainer.data.examples.mixing import SetCounts, check_mix
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode_rows
 from trainer.data.examples.row_outcomes import RowOutcomes
+from trainer.data.examples.row_summary import RowSummarizer
 from trainer.data.examples.task_draw import TaskDraw
 from trainer.data.rows import ChatRow, PreferenceRow, Row, RowSchema, UnpairedPreferenceRow
 from trainer.errors import DataError, ErrorCode
@@ -101,14 +102,18 @@ def build_dataset(
         DataError: the first row that cannot be read or is not trainable; no row is left to train on; or no file
             is for evaluation although the job spec names some.
     """
-    outcomes = RowOutcomes(tokens, data, split_key, method=method, context_length=context_length)
+    summarizer = RowSummarizer(tokens, data, split_key)
+    outcomes = RowOutcomes(
+        data, split_key, has_template=tokens.has_template, method=method, context_length=context_length
+    )
     kept: list[tuple[Example, ...]] = []
-    for outcome in encode_rows(_trainable(rows, tokens, method), tokens, data):
+    for outcome in encode_rows(trainable_rows(rows, tokens, method), tokens, data):
         if isinstance(outcome, DataError):
             raise outcome
-        outcomes.add(outcome)
+        summary = summarizer.summarize(outcome)
+        outcomes.add(summary)
         if draw is not None:
-            draw.add(outcome, outcomes)
+            draw.add(outcome.row, summary, outcomes)
         if outcome.examples:
             kept.append(outcome.examples)
     check_evaluation_files(outcomes.file_numbers, data)
@@ -132,7 +137,7 @@ def build_dataset(
     return Dataset(tuple(chain(*used)), tuple(chain(*evaluation)), counts, warnings, mix.sets)
 
 
-def _trainable(
+def trainable_rows(
     rows: Iterable[Row | DataError], tokens: ModelTokenizer, method: MethodName
 ) -> Iterator[Row | DataError]:
     """Yields the rows, with the errors of those that the model cannot be trained on in their place."""

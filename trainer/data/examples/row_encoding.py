@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Final
 
@@ -41,14 +41,23 @@ def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Exam
 
 
 def encode_rows(
-    rows: Iterable[Row | DataError], tokenizer: ModelTokenizer, data: DataSection
+    rows: Iterable[Row | DataError],
+    tokenizer: ModelTokenizer,
+    data: DataSection,
+    thread: TokenizerThread | None = None,
 ) -> Iterator[EncodedRow | DataError]:
     """Yields the encoded rows in their order, or the error of a row that cannot be read or become examples.
 
     A thread tokenises, on all cores, while this one reads and renders later rows and masks earlier ones. The
     result depends on the rows alone.
+
+    Args:
+        rows: the rows, or the errors that refuse them.
+        tokenizer: tokenizer and chat template.
+        data: how rows become examples.
+        thread: the thread, which stays open; None opens one.
     """
-    with closing(TokenizerThread()) as thread:
+    with closing(TokenizerThread()) if thread is None else nullcontext(thread) as thread:
         chunks = _render_chunks(rows, tokenizer, MaskOptions.from_section(data))
         # First call of the tokenizer: the texts of all rows.
         tokenized = thread.each(chunks, lambda chunk: tokenizer.ids_of(_texts(chunk)))

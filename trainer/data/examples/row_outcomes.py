@@ -1,7 +1,7 @@
 """What became of the rows of a dataset, in numbers, and what follows: the split, refusals and warnings.
 
-The job and `trainer validate` give every encoded row to a `RowOutcomes`, so that both refuse and warn alike. It
-has about 50 bytes a row, whatever the row's length, and none of its text.
+The job and `trainer validate` give the summary of every encoded row to a `RowOutcomes`, so that both refuse and
+warn alike. It has about 50 bytes a row, whatever the row's length, and none of its text.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
-from trainer.data.examples.evaluation_files import is_for_evaluation, split_file_warnings
-from trainer.data.examples.example import EncodedRow, Example
-from trainer.data.examples.held_out import is_held_out, row_digest
+from trainer.data.examples.evaluation_files import split_file_warnings
 from trainer.data.examples.mixing import Mix, mix_rows
-from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_remarks import RowRemarks
-from trainer.data.examples.token_boundaries import any_of
+from trainer.data.examples.row_summary import NO_PROMPT, RowSummary
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import METHOD_RULES, DataSection, MethodName, TrainSection
-
-_NO_PROMPT = 0
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,9 @@ class RowOutcomes:
     """Counts what encoding made of each row.
 
     Args:
-        tokenizer: the base model's tokenizer.
         data: how rows become examples, and which are held out.
-        split_key: decides which rows are held out, where no file does, and which ones `data.mix` draws.
+        split_key: decides which ones `data.mix` draws.
+        has_template: whether the base model has a chat template.
         method: what is learned from a row.
         context_length: positions that the base model was made for; None if its configuration does not say.
 
@@ -72,10 +67,10 @@ class RowOutcomes:
 
     def __init__(
         self,
-        tokenizer: ModelTokenizer,
         data: DataSection,
         split_key: bytes,
         *,
+        has_template: bool,
         method: MethodName = "sft",
         context_length: int | None = None,
     ) -> None:
@@ -83,56 +78,49 @@ class RowOutcomes:
         self.unrendered: Counter[str] = Counter()
         self.by_files = False
         self.files: dict[str, None] = {}
-        self.remarks = RowRemarks(has_template=tokenizer.has_template)
+        self.remarks = RowRemarks(has_template=has_template)
         self.labels: Counter[bool] = Counter()
         self.file_numbers: dict[str, int] = {}
-        self._tokenizer = tokenizer
-        self._special = any_of(tokenizer.special_texts)
         self._data = data
         self._split_key = split_key
         self._examples_per_row = METHOD_RULES[method].examples_per_row
         self._context_length = context_length
-        # One entry for each row that gives examples. Of digests 64 bits: among ten million rows a collision has a
-        # probability of about 3e-6, and makes a count wrong by one.
+        # One entry for each row that gives examples.
         self._digests, self._prompts = array("Q"), array("Q")
         self._example_digests = array("Q")  # one for each example, row after row
         self._in_evaluation_file, self._held_by_hash = bytearray(), bytearray()
         self._examples, self._tokens, self._files = array("I"), array("Q"), array("I")
         self._endless, self._cut = array("I"), array("I")
 
-    def add(self, encoded: EncodedRow) -> None:
-        """Counts a row, whose tokens must be in the base model's embedding; raises a JobError otherwise."""
+    def add(self, row: RowSummary) -> None:
+        """Counts a row."""
         self.rows += 1
-        self.truncated += encoded.truncated
-        self.special += any(map(self._special.search, encoded.row.texts))
-        self.unrendered.update(sorted(part.value for part in encoded.unrendered))
-        self.remarks.add(encoded.row)
-        row = encoded.row
-        if not row.for_evaluation:
+        self.special += row.special
+        self.unrendered.update(row.unrendered)
+        self.remarks.add(row)
+        if not row.is_split_for_evaluation:
             self.files[row.file] = None
-        in_evaluation_file = row.for_evaluation or is_for_evaluation(row.file, self._data)
         file_number = self.file_numbers.setdefault(row.file, len(self.file_numbers))
         # Also where the row is dropped: whether the files decide must not depend on a single row's length.
-        self.by_files |= in_evaluation_file
-        examples = encoded.examples
-        if not examples:
+        self.by_files |= row.in_evaluation_file
+        examples = row.examples
+        if examples is None:
             self.dropped += 1
             return
+        self.truncated += examples.cut > 0
         if self._context_length is not None:
-            self.beyond_context += max(example.length for example in examples) > self._context_length
-        self._tokenizer.require_embedded(max(max(example.ids) for example in examples))
-        digest = row_digest(examples)
-        self._digests.append(_short(digest))
-        self._example_digests.extend(_short(row_digest([example])) for example in examples)
-        self._prompts.append(_prompt_digest(examples[0]))
-        self._in_evaluation_file.append(in_evaluation_file)
-        self._held_by_hash.append(is_held_out(digest, self._data.test_split_size, self._split_key))
+            self.beyond_context += max(examples.lengths) > self._context_length
+        self._digests.append(examples.digest)
+        self._example_digests.extend(examples.digests)
+        self._prompts.append(examples.prompt)
+        self._in_evaluation_file.append(row.in_evaluation_file)
+        self._held_by_hash.append(examples.held_by_hash)
         self._files.append(file_number)
-        self.labels.update(example.label for example in examples if example.label is not None)
-        self._examples.append(len(examples))
-        self._tokens.append(sum(example.length for example in examples))
-        self._endless.append(sum(not example.stops for example in examples))
-        self._cut.append(sum(example.truncated for example in examples))
+        self.labels.update(examples.labels)
+        self._examples.append(len(examples.lengths))
+        self._tokens.append(sum(examples.lengths))
+        self._endless.append(examples.endless)
+        self._cut.append(examples.cut)
 
     @property
     def held_out(self) -> Sequence[int]:
@@ -176,7 +164,7 @@ class RowOutcomes:
         """Returns the sizes of training and evaluation."""
         train, held = self._sides()
         digests = {self._digests[number] for number in train}
-        prompts = {self._prompts[number] for number in train} - {_NO_PROMPT}
+        prompts = {self._prompts[number] for number in train} - {NO_PROMPT}
         fresh = [number for number in held if self._digests[number] not in digests]
         return SplitSizes(
             train=len(train),
@@ -299,18 +287,3 @@ def require_evaluation_rows(rows: int, train: TrainSection) -> None:
         found=0,
         hint="raise data.test_split_size, add files for evaluation, or leave train.eval_steps out",
     )
-
-
-def _short(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big")
-
-
-def _prompt_digest(example: Example) -> int:
-    """Returns 64 bits of the digest of the tokens before the first trained one; `_NO_PROMPT` without any.
-
-    Index 0 is never trained, so a single token before the first trained one is no prompt: plain text has it too.
-    """
-    first = example.trained.index(1)
-    if first <= 1:
-        return _NO_PROMPT
-    return _short(row_digest([Example(example.ids[:first], bytes(first), stops=False)])) or 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.data.rows import CompletionRow, Row
+from trainer.data.examples.row_summary import RowSummary
 
 
 @dataclass
@@ -24,10 +24,10 @@ class RowRemarks:
     without_template: int = 0
     ignored_keys: int = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: RowSummary) -> None:
         """Counts a row."""
         self.rows += 1
-        self.without_template += self.has_template and isinstance(row.answer_row, CompletionRow)
+        self.without_template += self.has_template and row.without_template
         self.ignored_keys += row.ignored_keys
 
     def warnings(self) -> Iterator[str]:

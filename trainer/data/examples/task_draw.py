@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import random
 
-from trainer.data.examples.example import EncodedRow
 from trainer.data.examples.row_outcomes import RowOutcomes
+from trainer.data.examples.row_summary import RowSummary
 from trainer.data.rows import Row
+
+
+def can_be_held_out(row: RowSummary) -> bool:
+    """Returns whether a row may be held out, as far as the row itself says."""
+    return row.examples is not None and (row.in_evaluation_file or row.examples.held_by_hash)
 
 
 class TaskDraw:
@@ -31,15 +36,21 @@ class TaskDraw:
         self._count = 0
         self._drawn: list[tuple[int, Row]] = []
 
-    def add(self, encoded: EncodedRow, outcomes: RowOutcomes) -> None:
-        """Takes the next row into account if it is held out; `outcomes` has counted it as its last one."""
+    def add(self, row: Row | None, summary: RowSummary, outcomes: RowOutcomes) -> None:
+        """Takes the next row into account if it is held out.
+
+        Args:
+            row: the row; None if `can_be_held_out` is False of it.
+            summary: its summary.
+            outcomes: has counted the row as its last one.
+        """
         # From the first row of a file for evaluation on, the files decide. No row before it is in one, and those
         # that were held out by their hashes are not any more.
         if outcomes.by_files != self._by_files:
             self._by_files = outcomes.by_files
             self._start()
-        if encoded.examples and outcomes.held_out[-1]:
-            self.add_held_out(encoded.row)
+        if row is not None and summary.examples is not None and outcomes.held_out[-1]:
+            self.add_held_out(row)
 
     def add_held_out(self, row: Row) -> None:
         """Takes the next held-out row into account."""

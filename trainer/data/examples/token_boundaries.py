@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,13 +46,22 @@ class SpecialTokenFinder:
     def align(self, text: str, ids: Sequence[int]) -> tuple[SpecialTokenMatch, ...]:
         """Returns the special tokens of a text in order; none if the text and its ids do not agree on them."""
         matches = list(self._pattern.finditer(text))
-        indices = [index for index, id_ in enumerate(ids) if id_ in self._known]
+        # Only methods that search a list without a step of the interpreter for each of its ids.
+        indices = sorted(index for id_ in self._known.intersection(ids) for index in _indices(ids, id_))
         # If text and ids have different special tokens, no index can be assigned to a position.
         if [self.ids[match[0]] for match in matches] != [ids[index] for index in indices]:
             return ()
         return tuple(
             SpecialTokenMatch(match[0], match.end(), index) for match, index in zip(matches, indices, strict=True)
         )
+
+
+def _indices(ids: Sequence[int], id_: int) -> Iterator[int]:
+    index = -1
+    with suppress(ValueError):
+        while True:
+            index = ids.index(id_, index + 1)
+            yield index
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ _Result = TypeVar("_Result")
 
 
 class TokenizerThread:
-    """One thread, which calls the tokenizer."""
+    """One thread, which calls the tokenizer.
+
+    The tokenizer caches words for each thread, and the C library gives each thread memory of its own to allocate
+    from: so whoever tokenises many times keeps one.
+    """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")

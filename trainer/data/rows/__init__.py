@@ -4,15 +4,19 @@
 error quotes a row: an error names file, row and field, and describes a value by type and length.
 """
 
+from trainer.data.rows.file_format import RawRow
 from trainer.data.rows.formats import FOLDER_SUFFIXES
 from trainer.data.rows.kinds import ROW_COLUMNS, ROW_KINDS
 from trainer.data.rows.reading import (
     DEFAULT_SCHEMA,
+    parse_raw_rows,
     parse_row,
     read_files,
+    read_raw_rows,
     read_rows,
     scan_files,
     scan_rows,
+    too_many_rows,
 )
 from trainer.data.rows.row import (
     ROLES,
@@ -40,6 +44,7 @@ __all__ = [
     "CompletionRow",
     "Message",
     "PreferenceRow",
+    "RawRow",
     "Row",
     "RowFile",
     "RowLocation",
@@ -50,9 +55,12 @@ __all__ = [
     "describe",
     "is_encodable",
     "list_row_files",
+    "parse_raw_rows",
     "parse_row",
     "read_files",
+    "read_raw_rows",
     "read_rows",
     "scan_files",
     "scan_rows",
+    "too_many_rows",
 ]

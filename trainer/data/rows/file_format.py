@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from trainer.data.rows.data_file import DataFile
 from trainer.errors import DataError
 
-RawRow = object | DataError
-"""The object that a row of a file holds, or the error that refuses this row while later rows are readable."""
+RawRow = object | bytes | DataError
+"""The object that a row of a file holds; the line of JSON that has it, as bytes, parsed where the row is needed;
+or the error that refuses this row while later rows are readable."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Final, NoReturn
 
 from trainer.data.rows.row import RowLocation
 from trainer.encoding import parse_json
 from trainer.errors import DataError, ErrorCode
 
-UNREADABLE: Final = object()
+
+class Unreadable(Enum):
+    """An enumeration, because its member is the same object in every process."""
+
+    VALUE = 0
+
+
+UNREADABLE: Final = Unreadable.VALUE
 """Stands in a row for a value that its file holds and that cannot be read. No kind of row accepts it."""
 
 

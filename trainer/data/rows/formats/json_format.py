@@ -34,12 +34,12 @@ _LIST_UNDER_KEY: Final = re.compile(
 
 
 def _read_lines(data_file: DataFile) -> Iterator[RawRow]:
-    """Yields the object of each line. Empty lines are accepted at the end only."""
+    """Yields each line. Empty lines are accepted at the end only."""
     with data_file.open() as stream:
-        yield from _parse_lines(data_file, stream)
+        yield from _lines_with_rows(data_file, stream)
 
 
-def _parse_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[RawRow]:
+def _lines_with_rows(data_file: DataFile, stream: BinaryIO) -> Iterator[RawRow]:
     first_empty: int | None = None
     for index, line in enumerate(data_file.lines(stream)):
         if not line.strip():
@@ -49,7 +49,7 @@ def _parse_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[RawRow]:
         for gap in range(index if first_empty is None else first_empty, index):
             yield row_error(data_file.location(gap), "an empty line", expected="a JSON object", found="nothing")
         first_empty = None
-        yield parse_json_line(line, data_file.location(index))
+        yield line
 
 
 def parse_json_line(line: bytes, location: RowLocation) -> RawRow:
@@ -77,7 +77,7 @@ def _read_document(data_file: DataFile) -> Iterator[RawRow]:
         elif under_key or _is_indented(text):
             raise _not_alone(data_file)
         else:
-            yield from _parse_lines(data_file, stream)
+            yield from _lines_with_rows(data_file, stream)
 
 
 def _is_indented(text: str) -> bool:
