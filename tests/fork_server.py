@@ -33,6 +33,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from trainer.worker.environment import QUIET
+
 ROOT = Path(__file__).parents[1]
 MAX_MESSAGE_BYTES: Final = 1 << 17
 MAX_DESCRIPTORS: Final = 8
@@ -222,6 +224,7 @@ def run_module(
         tempfile.tempdir = None  # it follows from the variables
         show_start([sys.executable, "-m", module, *arguments], environment)
         sys.argv = [module, *arguments]
+        _load_in_one_thread()
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as ended:
@@ -232,6 +235,17 @@ def run_module(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # not up through what the fork has copied
+
+
+def _load_in_one_thread() -> None:
+    """Has transformers load weights without its pool of threads, in which a forked worker once waited for ever.
+
+    Processes that are started anew load them as they do outside of tests.
+    """
+    loading = sys.modules.get("transformers.core_model_loading")
+    if loading is not None:
+        is_true = loading.is_env_variable_true  # type: ignore[attr-defined]
+        loading.is_env_variable_true = lambda name: name == "HF_DEACTIVATE_ASYNC_LOAD" or is_true(name)  # type: ignore[attr-defined]
 
 
 def _take_descriptors(descriptors: Mapping[int, int]) -> None:
@@ -260,6 +274,7 @@ def show_start(words: Sequence[str], environment: Mapping[str, str]) -> None:
 def main(arguments: list[str]) -> None:
     """Imports what is named, then serves."""
     number, *names, _ = arguments
+    os.environ.update(QUIET)  # what libraries read when they are imported
     for name in names:
         import_all(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"  # noqa: PTH208

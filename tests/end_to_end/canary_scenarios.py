@@ -294,7 +294,8 @@ def refused_datasets(run: Run) -> None:
     """Each wrong dataset opens, and is refused under seal; the worker of the next one has seen nothing of it."""
     for scenario in WRONG_ROWS:
         scenario(run)
-        assert not [path for path in run.workspace.rglob("*") if path.is_file() and is_private(path)]
+        left = [path for path in run.workspace.rglob("*") if path.is_file() and is_private(path)]
+    assert left == [], [(str(p), p.read_bytes()[:600]) for p in left]
     memory = memory_of(run.pid("trainer.worker"))
     assert b"trainer.worker" in memory, "it was read indeed"
     of_the_spec = run.canaries.tokenizer  # the name of the base model's folder

@@ -184,7 +184,7 @@ def _agree(recorded: dict[str, JsonValue], repeated: dict[str, JsonValue]) -> bo
     Of another build of this tool, which may know other checks and name them otherwise, the verdict and the states
     of the checks that both know count. Nothing is ever read from a recorded outcome.
     """
-    if _build_of(recorded) == _build_of(repeated):
+    if (build := _build_of(recorded)) is None or build == _build_of(repeated):
         return _text_of(recorded) == _text_of(repeated)
     states, others = recorded.get("checks"), repeated["checks"]
     if not isinstance(states, dict) or not isinstance(others, dict):
