@@ -244,7 +244,7 @@ def _load_in_one_thread() -> None:
     """
     loading = sys.modules.get("transformers.core_model_loading")
     if loading is not None:
-        is_true = loading.is_env_variable_true  # type: ignore[attr-defined]
+        is_true = loading.is_env_variable_true
         loading.is_env_variable_true = lambda name: name == "HF_DEACTIVATE_ASYNC_LOAD" or is_true(name)  # type: ignore[attr-defined]
 
 
