@@ -311,6 +311,10 @@ def test_the_row_that_is_asked_for_is_shown(tmp_path: Path, tokens: ModelTokeniz
     shown = survey(files, spec(), tokens, example=3).shown
     assert shown is not None
     assert shown.row.index == 3
+    files["b.jsonl"] = write(tmp_path / "b.jsonl", [{"text": 1}, *rows_of(3)])
+    after_a_bad_row = survey(files, spec(), tokens, example=7).shown
+    assert after_a_bad_row is not None
+    assert (after_a_bad_row.row.file, after_a_bad_row.row.index) == ("b.jsonl", 2)
     assert survey(files, spec(), tokens, example=9).shown is None
 
 
