@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
+if find_spec("unsloth") is not None:
+    # Before a test module imports Triton: what its own library is, compiled or interpreted, is settled then.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
