@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +99,24 @@ def test_plaintext_of_a_killed_start_is_removed_by_the_next_and_that_of_a_runnin
                     base / "trainer-job-link",
                     base / "trainer-other",
                 }
+
+
+def test_a_workspace_that_goes_while_it_is_looked_at_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another job on this machine, which ends at that moment."""
+    with tempfile.TemporaryDirectory(dir=SHM) as name:
+        going = Path(name) / "trainer-job-going"
+        going.mkdir()
+        really = os.open
+
+        def go(path: Any, *options: int, **more: Any) -> int:
+            if path == going:
+                going.rmdir()
+            return really(path, *options, **more)
+
+        monkeypatch.setattr(os, "open", go)
+        with open_workspace(Path(name)) as workspace:
+            assert workspace.root.is_dir()
+        assert not going.exists()
 
 
 def test_a_disk_is_refused() -> None:

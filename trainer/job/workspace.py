@@ -161,9 +161,12 @@ def _locked_directory(parent: Path) -> Iterator[Path]:
 def _remove_abandoned(parent: Path) -> None:
     """Removes the workspaces of this user whose process has ended."""
     for root in parent.glob(f"{_PREFIX}*"):
-        if root.is_symlink() or not root.is_dir() or root.stat().st_uid != os.geteuid():
-            continue
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if root.is_symlink() or not root.is_dir() or root.stat().st_uid != os.geteuid():
+                continue
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another job has just ended and removed it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
