@@ -29,12 +29,12 @@ from tests.provider.honest_result import (
 from trainer.attestation.checks import CheckState
 from trainer.attestation.evidence import StatementClaims
 from trainer.attestation.result.record import Record
-from trainer.cli.result_commands import _privacy_line
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.error_document import FailureReport
 from trainer.errors import ErrorCode, JobError, TrainerError, UsageError, VerificationError
 from trainer.provider.grants import read_grant_record
 from trainer.provider.opening import open_sealed_result
+from trainer.provider.receipt_account import describe_privacy
 from trainer.provider.result_check import OpenedResult
 from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_envelope import AttestedEnvelope
@@ -107,7 +107,8 @@ def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(sealing: S
 def test_what_is_printed_of_privacy_is_the_sum_over_all_runs(sealing: Sealing, tmp_path: Path) -> None:
     """The receipt has ε of the one run; who reads it alone takes the rows for better protected than they are."""
     result = opened(private(sealing, runs=2, epsilon=6.0, delta=2e-5), tmp_path)
-    assert _privacy_line(result.privacy) == {"privacy": "ε = 6 at δ = 2e-05 for each row, over 2 runs"}
+    assert result.privacy is not None
+    assert describe_privacy(result.privacy) == "ε = 6 at δ = 2e-05 for each row, over 2 runs"
 
 
 @pytest.mark.parametrize("epsilon", [True, "3", None])

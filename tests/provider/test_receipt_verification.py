@@ -143,7 +143,9 @@ def test_a_result_without_a_record_says_where_one_was_expected(result: Path, tmp
 
 def test_what_was_opened_without_the_grant_leaves_more_open(result: Path) -> None:
     edit_record(result, lambda record: record.update(terms=None))
-    assert "who else can read it" in verify(result).open_questions
+    verified = verify(result)
+    assert "who else can read it" in verified.open_questions
+    assert "nobody else" not in "\n".join(give_account(verified))
 
 
 def test_the_account_has_facts_and_a_timeline_in_order(result: Path) -> None:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from trainer.attestation.checks import Check
     from trainer.provider.result_check import OpenedResult
-    from trainer.receipt.privacy_statement import PrivacyPredicate
 
 _SHOWN_FIELDS = ("loss", "adapter_dir", "report", "record", "next", "privacy", "task")
 """What is printed of a result without `--json`."""
@@ -189,34 +188,17 @@ def check_states(checks: Sequence[Check]) -> dict[str, str]:
 
 def _last_lines(result: OpenedResult) -> dict[str, object]:
     """Returns what a person wants to know at the end: what was learned, where it lies, and what to do next."""
-    from trainer.provider import record_directory
+    from trainer.provider import describe_loss, describe_privacy, record_directory
 
+    loss = describe_loss(result.statement.metrics)
     return {
-        **_loss_line(result.statement.metrics),
+        **({"loss": loss} if loss is not None else {}),
         **_task_line(result.statement.metrics),
-        **_privacy_line(result.privacy),
+        **({"privacy": describe_privacy(result.privacy)} if result.privacy is not None else {}),
         "adapter_dir": str(result.adapter),
         "report": str(result.folder / "report" / "report.html"),
         "record": str(record_directory(result.folder)),
         "next": f"trainer receipt show {shlex.quote(str(result.folder))}",
-    }
-
-
-def _loss_line(metrics: Mapping[str, JsonValue]) -> dict[str, object]:
-    """Returns the held-out loss before and after training; empty where no row was held out."""
-    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
-    if not isinstance(before, int | float) or not isinstance(after, int | float):
-        return {}
-    return {"loss": f"{before:.5g} → {after:.5g} on held-out rows"}
-
-
-def _privacy_line(privacy: PrivacyPredicate | None) -> dict[str, object]:
-    """Returns ε and δ that the weights cost their rows, over all runs that the job knew of; empty if unknown."""
-    if privacy is None:
-        return {}
-    return {
-        "privacy": f"ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for each row, "
-        f"over {privacy.runs} run{'s' if privacy.runs > 1 else ''}"
     }
 
 

@@ -35,7 +35,7 @@ from trainer.provider.policies import (
     render_policy,
 )
 from trainer.provider.public_export import export_public
-from trainer.provider.receipt_account import give_account
+from trainer.provider.receipt_account import describe_loss, describe_privacy, give_account
 from trainer.provider.receipt_record import record_directory
 from trainer.provider.receipt_verification import (
     VerifiedReceipt,
@@ -70,6 +70,8 @@ __all__ = [
     "attested_job_spec",
     "connect_to_job",
     "create_identity",
+    "describe_loss",
+    "describe_privacy",
     "describe_training",
     "export_public",
     "find_data_files",

@@ -8,6 +8,7 @@ from pydantic import JsonValue
 
 from trainer.attestation.result.presentation import shortened, utc
 from trainer.provider.receipt_verification import VerifiedReceipt
+from trainer.receipt.privacy_statement import PrivacyPredicate
 from trainer.receipt.statement import ReceiptOutcome, Statement
 
 _LABEL_COLUMNS = 14
@@ -43,13 +44,13 @@ def _facts(verified: VerifiedReceipt) -> Iterator[tuple[str, str]]:
     if files:
         names = ", ".join(sorted(files))
         yield "data", f"{names} (manifest {shortened(build.internalParameters.datasetManifestSha256, 20)})"
-    yield "read by", f"{len(build.internalParameters.recipients)} recipients, and nobody else"
+    recipients = f"{len(build.internalParameters.recipients)} recipients"
+    yield (
+        "read by",
+        f"{recipients}, and nobody else" if verified.record.terms else f"{recipients}; others not checked",
+    )
     if verified.opened.privacy is not None:
-        privacy = verified.opened.privacy
-        yield (
-            "privacy",
-            f"ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for each row, runs: {privacy.runs}",
-        )
+        yield "privacy", describe_privacy(verified.opened.privacy)
     yield "program", f"compose {shortened(attested.compose_sha256, 20)}, as the policy accepts it"
     yield "job spec", shortened(attested.job_spec_sha256, 20)
     root = "a development root: no TEE is proven" if attested.development_root else "Intel TDX"
@@ -60,9 +61,8 @@ def _facts(verified: VerifiedReceipt) -> Iterator[tuple[str, str]]:
 def _training_facts(statement: Statement) -> Iterator[tuple[str, str]]:
     """Yields what the worker reported, as far as it has the expected form."""
     metrics = statement.metrics
-    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
-    if isinstance(before, int | float) and isinstance(after, int | float):
-        yield "held-out loss", f"{before:.4f} → {after:.4f}"
+    if (loss := describe_loss(metrics)) is not None:
+        yield "held-out loss", loss
     rows = metrics.get("rows")
     if isinstance(rows, dict):
         yield "rows", ", ".join(f"{count} {name}" for name, count in rows.items() if count)
@@ -92,3 +92,17 @@ def _timeline(verified: VerifiedReceipt) -> Iterator[tuple[int, str]]:
 def _section(spec: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
     section = spec.get(name)
     return section if isinstance(section, dict) else {}
+
+
+def describe_loss(metrics: Mapping[str, JsonValue]) -> str | None:
+    """Returns the held-out loss before and after training; None where no row was held out."""
+    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
+    if not isinstance(before, int | float) or not isinstance(after, int | float):
+        return None
+    return f"{before:.5g} → {after:.5g} on held-out rows"
+
+
+def describe_privacy(privacy: PrivacyPredicate) -> str:
+    """Returns ε and δ that the weights cost their rows, over all runs that the job knew of."""
+    runs = f"{privacy.runs} run{'s' if privacy.runs > 1 else ''}"
+    return f"ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for each row, over {runs}"

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.attestation.checks import Check, CheckState
-from trainer.attestation.evidence import MAX_STATEMENT_EVIDENCE_BYTES, StatementPurpose, parse_statement_evidence
+from trainer.attestation.evidence import MAX_STATEMENT_EVIDENCE_BYTES, parse_statement_evidence
 from trainer.attestation.result.record import Record
-from trainer.encoding import canonical_json, file_sha256, printable
+from trainer.encoding import file_sha256, printable
 from trainer.error_document import MAX_FAILURE_REPORT_BYTES, FailureReport
 from trainer.errors import ErrorCode, JobError, VerificationError
 from trainer.provider.receipt_record import ReceiptRecord, write_receipt_record
 from trainer.provider.verification import verify_privacy_statement
-from trainer.receipt.attested_envelope import parse_attested_envelope
-from trainer.receipt.attested_statement import require_acceptable, verify_statement
+from trainer.receipt.attested_statement import require_acceptable, verify_attested, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
 from trainer.receipt.model_signature import MODEL_SIGNATURE, verify_model_signature
 from trainer.receipt.privacy_statement import MAX_STATEMENT_BYTES, PRIVACY_STATEMENT, PrivacyPredicate
@@ -123,7 +122,7 @@ def check_result(
         signed = _read_limited(folder, MODEL_SIGNATURE, MAX_ENVELOPE_BYTES)
         verify_model_signature(signed, files, bytes.fromhex(evidence.claims.receipt_key))
         public = _read_limited(folder, PUBLIC_PROVENANCE, MAX_PROVENANCE_BYTES)
-        check_public_provenance(_verify_attested(public, "provenance", record, restarted), statement)
+        check_public_provenance(verify_attested(public, "provenance", record, restarted=restarted), statement)
     privacy, stated = None, statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
     if stated is not None and statement.outcome is ReceiptOutcome.SUCCEEDED:
         privacy, check = _check_privacy_statement(
@@ -167,15 +166,6 @@ def _check_privacy_statement(
     )
     require_acceptable((check,))
     return said, check
-
-
-def _verify_attested(
-    document: bytes, purpose: StatementPurpose, record: Record, restarted: Record | None
-) -> bytes:
-    """Returns the payload of a statement in the result that has evidence of its own, once both are verified."""
-    attested = parse_attested_envelope(document, what=purpose)
-    envelope = canonical_json(attested.envelope.model_dump(mode="json"))
-    return verify_statement(envelope, attested.evidence, purpose, record, restarted=restarted)[0]
 
 
 def file_digests(folder: Path) -> dict[str, str]:

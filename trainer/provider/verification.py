@@ -13,7 +13,7 @@ from trainer.attestation.evidence import Evidence, parse_evidence
 from trainer.attestation.policy import CollateralDocument, Policy
 from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.attestation.verifier import appraise
-from trainer.encoding import canonical_json, sha256_hex
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, VerificationError
 from trainer.provider.local_files import read_small_file, write_private_file
 from trainer.provider.nonces import spend_nonce
@@ -21,8 +21,7 @@ from trainer.provider.own_files import LocalSecret, add_tag, check_tag
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.collateral_download import fetch_collateral
 from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
-from trainer.receipt.attested_envelope import parse_attested_envelope
-from trainer.receipt.attested_statement import verify_statement
+from trainer.receipt.attested_statement import verify_attested
 from trainer.receipt.deletion import DeletionStatement, ExpectedDeletion, check_deletion
 from trainer.receipt.privacy_statement import (
     PrivacyStatement,
@@ -229,9 +228,7 @@ def verify_privacy_statement(
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
-    attested = parse_attested_envelope(document, what="privacy statement")
-    envelope = canonical_json(attested.envelope.model_dump(mode="json"))
-    payload, _ = verify_statement(envelope, attested.evidence, "privacy", record, restarted=restarted)
+    payload = verify_attested(document, "privacy", record, restarted=restarted)
     return check_privacy_statement(payload, job_spec_sha256=record.result.job_spec_sha256, files=files)
 
 
@@ -255,9 +252,7 @@ def verify_deletion_statement(
     Raises:
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
-    attested = parse_attested_envelope(document, what="deletion statement")
-    envelope = canonical_json(attested.envelope.model_dump(mode="json"))
-    payload, _ = verify_statement(envelope, attested.evidence, "deletion", record, restarted=restarted)
+    payload = verify_attested(document, "deletion", record, restarted=restarted)
     expected = ExpectedDeletion(
         job_spec_sha256=record.result.job_spec_sha256,
         received_at=int(time.time()),

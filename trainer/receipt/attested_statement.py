@@ -6,7 +6,9 @@ from trainer.attestation.checks import Check
 from trainer.attestation.evidence import StatementEvidence, StatementPurpose
 from trainer.attestation.result.record import Record
 from trainer.attestation.verifier import appraise_statement_evidence
+from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, VerificationError
+from trainer.receipt.attested_envelope import parse_attested_envelope
 from trainer.receipt.dsse import verify_envelope
 
 
@@ -53,6 +55,25 @@ def verify_statement(
     checks = next((each for each in judged if all(check.acceptable for check in each)), judged[0])
     require_acceptable(checks)
     return payload, checks
+
+
+def verify_attested(
+    document: bytes, purpose: StatementPurpose, record: Record, *, restarted: Record | None = None
+) -> bytes:
+    """Verifies a statement that a job gives out together with its evidence; returns its payload.
+
+    Args:
+        document: an `AttestedEnvelope`.
+        purpose: as for `verify_statement`.
+        record: as for `verify_statement`.
+        restarted: as for `verify_statement`.
+
+    Raises:
+        VerificationError: RECEIPT_INVALID or RECEIPT_MISMATCH.
+    """
+    attested = parse_attested_envelope(document, what=f"{purpose} statement")
+    envelope = canonical_json(attested.envelope.model_dump(mode="json"))
+    return verify_statement(envelope, attested.evidence, purpose, record, restarted=restarted)[0]
 
 
 def require_acceptable(checks: tuple[Check, ...]) -> None:
