@@ -11,6 +11,7 @@ itself, with the interpreter's own import path and exit, is what tests see that 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import fcntl
 import gc
 import importlib
@@ -224,6 +225,7 @@ def run_module(
         tempfile.tempdir = None  # it follows from the variables
         show_start([sys.executable, "-m", module, *arguments], environment)
         sys.argv = [module, *arguments]
+        faulthandler.enable()
         _load_in_one_thread()
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0

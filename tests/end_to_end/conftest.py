@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ CANARY = "xylophonequartz"
 """In every row of the tests' dataset, and nowhere else."""
 
 START_SECONDS = 90.0
+_SHOWN_OUTPUT = 20_000
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,14 @@ def trainer(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -
                 environment=variables,
                 directory=cwd,
             )
-        code = process.wait(timeout)
+        try:
+            code = process.wait(timeout)
+        except TimeoutError:
+            process.send_signal(signal.SIGABRT)  # which has it write where each of its threads is
+            with suppress(TimeoutError):
+                process.wait(5)
+            process.kill()
+            pytest.fail(f"`trainer {arguments[0]}` runs for {timeout} s\n{out.read_text()}\n{err.read_text()}")
         return Ran(code, out.read_text(), err.read_text())
 
     return run
@@ -303,6 +312,8 @@ def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Itera
         yield start
     finally:
         for job in jobs:
+            print(job.out.read_text()[-_SHOWN_OUTPUT:])  # pytest shows it where a test failed
+            print(job.err.read_text()[-_SHOWN_OUTPUT:])
             job.process.kill()
             job.process.wait(20)
             subprocess.run(["rm", "-rf", str(job.workspace)], check=True)
