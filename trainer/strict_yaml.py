@@ -13,7 +13,7 @@ kilobyte of aliases can expand to gigabytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -129,17 +129,13 @@ def parse_yaml(data: bytes, *, what: str, limit: int, code: ErrorCode) -> object
             found="more",
         )
     try:
-        return load_yaml_tree(_decode(data), compose_features=False).plain_value()
+        try:
+            text = data.decode()  # PyYAML would also guess UTF-16 from its first bytes
+        except UnicodeDecodeError as error:
+            raise YamlError(data.count(b"\n", 0, error.start) + 1, "not UTF-8") from error
+        return load_yaml_tree(text, compose_features=False).plain_value()
     except YamlError as error:
         raise UsageError(code, f"the {what} is not acceptable YAML: {error}") from error
-
-
-def _decode(data: bytes) -> str:
-    """Returns the text; PyYAML would also guess UTF-16 from its first bytes."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise YamlError(data.count(b"\n", 0, error.start) + 1, "not UTF-8") from error
 
 
 def load_yaml_tree(text: str, *, compose_features: bool, budget: TokenBudget | None = None) -> YamlNode:
@@ -263,32 +259,23 @@ class _Expansion:
                 if has_merge_key:
                     raise YamlError(line, "the key << occurs twice")
                 has_merge_key = True
-                for source in self._merge_sources(value):
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if not isinstance(source, yaml.MappingNode):
+                        raise YamlError(_line_of(source), "<< must name a mapping")
                     # Merging costs time even where every entry is overridden, so it counts as nodes do.
                     self._count(1 + len(source.value), _line_of(source), depth)
                     for key, entry in self._entries(source, depth + 1).items():
                         merged.setdefault(key, entry)
                 continue
-            key = self._key(key_node)
+            # A quoted "<<" would be an ordinary key here and a merge key for other readers.
+            is_text = isinstance(key_node, yaml.ScalarNode) and key_node.value != "<<"
+            if not is_text or (self._scalar_kind(key_node) != "str" and not self.compose_features):
+                raise YamlError(line, "keys must be text")
+            key = str(key_node.value)
             if key in own:
                 raise YamlError(line, f"the key {key[:64]!r} occurs twice")
             own[key] = (line, value)
         return own | {key: entry for key, entry in merged.items() if key not in own}
-
-    def _merge_sources(self, value: yaml.Node) -> Iterator[yaml.MappingNode]:
-        candidates = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        for candidate in candidates:
-            if not isinstance(candidate, yaml.MappingNode):
-                raise YamlError(_line_of(candidate), "<< must name a mapping")
-            yield candidate
-
-    def _key(self, node: yaml.Node) -> str:
-        # A quoted "<<" would be an ordinary key here and a merge key for other readers.
-        if not isinstance(node, yaml.ScalarNode) or node.value == "<<":
-            raise YamlError(_line_of(node), "keys must be text")
-        if self._scalar_kind(node) != "str" and not self.compose_features:
-            raise YamlError(_line_of(node), "keys must be text")
-        return str(node.value)
 
     def _scalar_kind(self, node: yaml.Node) -> YamlKind:
         """Checks a scalar and returns its kind, which follows from its text alone."""

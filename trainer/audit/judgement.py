@@ -36,20 +36,18 @@ _KEY_PLACES: Final[Mapping[KeyWeakness, str]] = {
 def findings(document: Document) -> tuple[Finding, ...]:
     """Returns everything that a reviewer should know, worst first, then in the order of the text."""
     app = document.app
-    weaknesses = {} if app is None else _key_weaknesses(app)
+    weaknesses: dict[str, KeyWeakness] = {}
+    if app is not None:
+        source = read_key_source({key: node.plain_value() for key, node in app.items()})
+        weaknesses = {_KEY_PLACES[weakness]: weakness for weakness in key_weaknesses(source)}
     found = [_finding(deviation, weaknesses.pop(deviation.place, None)) for deviation in deviations(document)]
     if app is not None:
         for place, weakness in weaknesses.items():
             found.append(_at_node(Severity.HIGH, weakness.code, app.get(place), weakness.reason, weakness.hint))
-    found += _secrets(document)
+    for node, message in literal_secrets(document):
+        found.append(_at_node(Severity.HIGH, "literal-secret", node, message, _SECRET_HINT))
     found += _notes(document)
     return tuple(sorted(found, key=lambda each: (each.severity.rank, each.line, each.path, each.code)))
-
-
-def _key_weaknesses(app: Node) -> dict[str, KeyWeakness]:
-    """Returns why others could read the data because of where the keys come from, by the key that says so."""
-    plain = {key: node.plain_value() for key, node in app.items()}
-    return {_KEY_PLACES[weakness]: weakness for weakness in key_weaknesses(read_key_source(plain))}
 
 
 def _finding(deviation: Deviation, weakness: KeyWeakness | None) -> Finding:
@@ -65,11 +63,6 @@ def _finding(deviation: Deviation, weakness: KeyWeakness | None) -> Finding:
 
 def _at_node(severity: Severity, code: str, node: Node, message: str, hint: str) -> Finding:
     return Finding(severity, code, node.line, printable(node.path), message, hint)
-
-
-def _secrets(document: Document) -> Iterator[Finding]:
-    for node, message in literal_secrets(document):
-        yield _at_node(Severity.HIGH, "literal-secret", node, message, _SECRET_HINT)
 
 
 def _notes(document: Document) -> Iterator[Finding]:

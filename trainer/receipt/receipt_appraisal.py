@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -185,18 +185,14 @@ def _check_rows(statement: Statement, terms: GrantTerms | None) -> tuple[Check, 
     parts = [counts.get(name) if isinstance(counts, dict) else None for name in ("train", "eval", "dropped")]
     numbers = [part for part in parts if isinstance(part, int)]
     is_counted = len(numbers) == len(parts)
-    undrawn = counts.get("undrawn") if isinstance(counts, dict) and _mixes_data(statement) else None
+    is_mixed = bool(_spec_section(statement, "data").get("mix"))
+    undrawn = counts.get("undrawn") if isinstance(counts, dict) and is_mixed else None
     numbers += [undrawn] if isinstance(undrawn, int) else []
     if terms is None or terms.rows is None or not (is_counted or statement.outcome is ReceiptOutcome.SUCCEEDED):
         return ()
     found = str(sum(numbers)) if is_counted else "no counts"
     title = "every row that was sealed was used, or is counted as dropped or not drawn"
     return (_judge("receipt-rows", title, str(terms.rows), found, holds=found == str(terms.rows)),)
-
-
-def _mixes_data(statement: Statement) -> bool:
-    section = statement.predicate.buildDefinition.externalParameters.jobSpec.get("data")
-    return isinstance(section, dict) and bool(section.get("mix"))
 
 
 def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:
@@ -206,7 +202,9 @@ def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Chec
     """
     demanded = terms.max_epsilon if terms else None, terms.max_delta if terms else None
     is_demanded = None not in demanded
-    if not (is_demanded or _asks_for_privacy(statement)) or statement.outcome is not ReceiptOutcome.SUCCEEDED:
+    section = _spec_section(statement, "privacy")
+    is_asked_for = any(section.get(key) is not None for key in ("target_epsilon", "noise_multiplier"))
+    if not (is_demanded or is_asked_for) or statement.outcome is not ReceiptOutcome.SUCCEEDED:
         return ()
     numbers = reported_privacy(statement.privacy)
     holds = all(  # a missing value fails
@@ -218,10 +216,10 @@ def _check_privacy(statement: Statement, terms: GrantTerms | None) -> tuple[Chec
     return (_judge("receipt-privacy", title, wanted, "ε {} at δ {}".format(*numbers), holds=holds),)
 
 
-def _asks_for_privacy(statement: Statement) -> bool:
-    section = statement.predicate.buildDefinition.externalParameters.jobSpec.get("privacy")
-    keys = ("target_epsilon", "noise_multiplier")
-    return isinstance(section, dict) and any(section.get(key) is not None for key in keys)
+def _spec_section(statement: Statement, name: str) -> Mapping[str, Any]:
+    """Returns a section of the job spec in the statement, as it is there; empty if it is none."""
+    section = statement.predicate.buildDefinition.externalParameters.jobSpec.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _check_recipients(statement: Statement, expected: ExpectedResult) -> Check:

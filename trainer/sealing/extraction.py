@@ -47,7 +47,10 @@ def empty_directory(path: Path) -> Iterator[None]:
             yield
         except BaseException:
             for entry in path.iterdir():
-                _remove_entry(entry)
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
             raise
 
 
@@ -69,10 +72,3 @@ def extract_member(archive: ArchiveReader, member: ArchiveMember, target: Path) 
         raise bundle_invalid("a file has the name of another file or directory") from None
     with file:
         return archive.copy_member(member, partial(write_all, file))
-
-
-def _remove_entry(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink()

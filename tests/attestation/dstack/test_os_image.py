@@ -14,15 +14,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer.attestation.dstack.event_log import Event
-from trainer.attestation.dstack.os_image import (
+from trainer.attestation.dstack.hand_off_blocks import (
     HIGH_MEMORY_START,
     LOW_MEMORY_END,
     SPLIT_FROM,
     _accept,
     _Range,
     _split_high,
-    recompute,
 )
+from trainer.attestation.dstack.os_image import recompute
 from trainer.attestation.policy import OsMeasurements
 
 ACPI = tuple(

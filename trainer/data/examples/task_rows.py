@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -188,9 +188,14 @@ class _TaskReader:
         return Task(prompt, row.prompt, expected, row.prompt, start=True, choice=choice, end=end)
 
     def _read_chat(self, row: ChatRow) -> Task | NotJudged:
-        number = _last_answer(row)
-        if number is None:
+        answers = [
+            number
+            for number, message in enumerate(row.messages)
+            if message.role == "assistant" and message.train and number >= row.prompt_messages
+        ]
+        if not answers:
             return NotJudged.NO_ANSWER
+        number = answers[-1]
         turn = row.messages[number]
         if turn.tool_calls:
             return NotJudged.CALL
@@ -206,6 +211,8 @@ class _TaskReader:
         is_direct = not turn.reasoning_content and turn.content.strip() == expected
         # A template that renders the turn otherwise than it prompts it has the answer follow the prompt.
         lead = between if found and complete.startswith(prompt) else ""
+        next_ids = self._tokenizer.ids(after.strip())
+        ends = bool(next_ids) and next_ids[0] in self._tokenizer.stop_ids
         return Task(
             self._tokenizer.ids(prompt),
             prompt,
@@ -213,24 +220,8 @@ class _TaskReader:
             prompt + lead if is_direct else None,
             start=False,
             choice=expected,
-            end=self._first_stop(after),
+            end=next_ids[0] if ends else None,
         )
-
-    def _first_stop(self, text: str) -> int | None:
-        """Returns the stop token with which a text begins, white space aside."""
-        ids = self._tokenizer.ids(text.strip())
-        return ids[0] if ids and ids[0] in self._tokenizer.stop_ids else None
-
-
-def _last_answer(row: ChatRow) -> int | None:
-    """Returns the index of the last message of the assistant that may be trained on; None if there is none."""
-    return next(reversed(list(_answers(row))), None)
-
-
-def _answers(row: ChatRow) -> Iterator[int]:
-    for number, message in enumerate(row.messages):
-        if message.role == "assistant" and message.train and number >= row.prompt_messages:
-            yield number
 
 
 def _render(row: ChatRow, count: int, template: ChatTemplate, *, prompt: bool) -> str:
