@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from tests.model_files.tiny_files import lora_tensors, write_weights
 from trainer.cli.app import run_command_line as run
 from trainer.cli.console import show_control_characters
+from trainer.deployment import SHIPPED_COMPOSE, render_compose
 from trainer.encoding import file_sha256
 from trainer.errors import ExitCode
 from trainer.model_files.safetensors_header import add_metadata
@@ -203,6 +205,15 @@ def test_folders_formats_and_columns(job: Path, tmp_path: Path, capsys: pytest.C
     assert "10 rows: 10 prompt/completion" in out
     assert "eval/b.tsv: 1 prompt/completion" in out
     assert "9 rows to train on, 1 to evaluate on" in out
+    assert "10 of 10 rows are trained on without the model's chat template" in out
+    assert "name the columns instruction and output with data.columns" in out
+    advised = {**columns, "columns": {"instruction": "question", "output": "answer"}}
+    rewrite = yaml.safe_load(job.read_text()) | {"data": advised}
+    job.write_text(yaml.safe_dump(rewrite))
+    assert run(["validate", str(folder), "--job", str(job)]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert "without the model's chat template" not in out
+    assert "<|im_start|>user\nq0<|im_end|>\n<|im_start|>assistant\n⟦a0<|im_end|>⟧" in out
     (folder / "README.md").write_text("x")
     assert run(["validate", str(folder), "--job", str(job)]) == ExitCode.USAGE
     assert "README.md is not a data file" in capsys.readouterr().err
@@ -226,6 +237,48 @@ def test_without_the_model_rows_are_read_and_it_is_said(
     assert CANARY not in out
     assert run(["validate", str(data), "--job", str(job), "--model", str(tiny_model)]) == ExitCode.DONE
     assert "optimizer steps" in capsys.readouterr().out
+
+
+def test_the_spec_of_the_verified_job_is_taken(
+    job: Path,
+    data: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def verified_job(text: str, spec: Path) -> SimpleNamespace:
+        app = json.dumps({"docker_compose_file": render_compose(SHIPPED_COMPOSE, text) if text else ""})
+        result = SimpleNamespace(job_spec_sha256=read_job_spec(spec).sha256())
+        return SimpleNamespace(result=result, evidence=SimpleNamespace(app_compose=app))
+
+    document = yaml.safe_load(job.read_text())
+    document["data"] = {"max_length": 128, "columns": {"messages": "dialogue"}}
+    job.write_text(yaml.safe_dump(document))
+    named = write(data.with_name("named.jsonl"), [{"dialogue": chat(number)["messages"]} for number in range(20)])
+    records = iter([verified_job(job.read_text(), job), verified_job(job.read_text(), job), verified_job("", job)])
+    monkeypatch.setattr("trainer.cli.validate_command.load_attestation", lambda *_: next(records))
+    command = ["validate", str(named), "--attestation", "a.json", "--policy", "p.yaml"]
+    assert run(command) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert "20 rows: 20 messages" in out
+    # The directory that the spec names is one of the operator's machine.
+    assert "the base model is not here" in out
+    assert run([*command, "--model", str(tiny_model)]) == ExitCode.DONE
+    assert "optimizer steps" in capsys.readouterr().out
+    assert run(command) == ExitCode.USAGE
+    assert "expected --job with a copy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [([], "none of them"), (["--policy", "p"], "--policy"), (["--attestation", "a"], "--attestation")],
+)
+def test_a_spec_must_be_named(
+    options: list[str], found: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["validate", str(data), *options]) == ExitCode.USAGE
+    assert f"got {found}\n" in capsys.readouterr().err
 
 
 def test_a_model_of_other_bytes_is_refused(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.cli.console import TerminalProgress, print_json
-from trainer.cli.options import AdapterDir, Json, Quiet, require_absent
+from trainer.cli.options import (
+    AdapterDir,
+    ImportedRecord,
+    Json,
+    Quiet,
+    RecordFile,
+    load_attestation,
+    require_absent,
+)
 from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +36,15 @@ def validate_dataset(
             help="Data files, or folders of them: JSONL, JSON, CSV, TSV, Parquet, Arrow; .gz of the text."
         ),
     ],
-    job: Annotated[Path, typer.Option("--job", help="The job spec that the data is for.")],
+    job: Annotated[
+        Path | None,
+        typer.Option("--job", help="The job spec that the data is for; not needed where --attestation has it."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Goes with --attestation: what you demand of the job.")
+    ] = None,
+    attestation: RecordFile = None,
+    imported: ImportedRecord = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -51,13 +67,12 @@ def validate_dataset(
     from trainer.cli import validation_output as output
     from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
     from trainer.provider import find_data_files, write_private_file
-    from trainer.spec import read_job_spec
     from trainer.validation.row_reports import as_local_refusal
     from trainer.validation.survey import survey
 
     if html is not None:
         require_absent(html)
-    spec = read_job_spec(job)
+    spec = _read_spec(job, policy, attestation, imported)
     files, start = take_start_adapter(find_data_files(data, adapter), spec)
     try:
         base = _load_local_model(spec, job, model)
@@ -92,6 +107,38 @@ def validate_dataset(
         raise typer.Exit(int(ExitCode.LOCAL_DATA if found.first_problem else ExitCode.DONE))
     output.print_validation(result)
     _raise_first_problem(found)
+
+
+def _read_spec(job: Path | None, policy: Path | None, attestation: Path | None, imported: Path | None) -> JobSpec:
+    """Returns the job spec: of the file that is named, or of the verified job.
+
+    Raises:
+        UsageError: neither is named, or the measured compose text of the job does not have its spec.
+        VerificationError: the record does not pass under the policy, or is of another spec than the file's.
+    """
+    from trainer.provider import attested_job_spec
+    from trainer.spec import read_job_spec
+
+    given = {"--job": job, "--policy": policy, "--attestation": attestation, "--import-record": imported}
+    named = [name for name, value in given.items() if value is not None]
+    if job is not None and len(named) == 1:
+        return read_job_spec(job)
+    if policy is None or len(named) == 1:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "the job spec that the data is for",
+            expected="--job, or --attestation with --policy, or all three",
+            found=" and ".join(named) or "none of them",
+        )
+    spec = attested_job_spec(load_attestation(attestation, imported, policy), job)
+    if spec is None:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "the measured compose text of the verified job does not have its spec",
+            expected="--job with a copy, whose digest is compared",
+            found="none",
+        )
+    return spec
 
 
 def _raise_first_problem(found: Survey) -> None:
@@ -134,7 +181,7 @@ class _LocalModel:
     files: ModelFiles | None = None
 
 
-def _load_local_model(spec: JobSpec, job: Path, chosen: Path | None) -> _LocalModel:
+def _load_local_model(spec: JobSpec, job: Path | None, chosen: Path | None) -> _LocalModel:
     """Loads tokenizer and configuration of the base model as the job will see them.
 
     Raises:

@@ -29,8 +29,10 @@ from trainer.spec import JobSpec, ModelSection, StartFrom
 
 ADAPTER_FILES: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE})
 
-_BASE_SHA256: Final = "base_model_sha256"
-_MAX_HEADER_BYTES: Final = 32 << 20
+BASE_SHA256: Final = "base_model_sha256"
+"""Key of an adapter's metadata: the digest of its base model."""
+
+MAX_HEADER_BYTES: Final = 32 << 20
 """Adapters on each of 90,000 experts have a header of half that size."""
 
 _BLOCK_BYTES: Final = 4 << 20  # a multiple of every element's size
@@ -91,7 +93,7 @@ def base_metadata(model: ModelSection) -> dict[str, str]:
     """Returns the metadata by which the file of an adapter names its base model."""
     name = {} if model.is_local else {"base_model": model.model_name_or_path}
     revision = {"base_model_revision": model.model_revision} if model.model_revision else {}
-    return {_BASE_SHA256: model.base_sha256, **name, **revision}
+    return {BASE_SHA256: model.base_sha256, **name, **revision}
 
 
 def take_start_adapter(files: Mapping[str, Path], spec: JobSpec) -> tuple[dict[str, Path], StartAdapter | None]:
@@ -156,7 +158,7 @@ def check_start_adapter(adapter: StartAdapter, spec: JobSpec, base: ModelFiles |
     size = adapter.weights.stat().st_size
     with adapter.weights.open("rb") as source:
         try:
-            header = read_safetensors_header(source, size, limit=_MAX_HEADER_BYTES)
+            header = read_safetensors_header(source, size, limit=MAX_HEADER_BYTES)
         except ValueError as error:
             raise tensor_error("the file cannot be read", "the format safetensors", str(error)) from None
         check_adapter_tensors(header.tensors, spec.lora, base)
@@ -173,12 +175,12 @@ def check_start_adapter(adapter: StartAdapter, spec: JobSpec, base: ModelFiles |
 
 def _check_base(header: SafetensorsHeader, spec: JobSpec) -> bool:
     """Returns whether the file names the base model of the job spec, or false where it names none and need not."""
-    expected, found = spec.model.base_sha256, header.metadata.get(_BASE_SHA256)
+    expected, found = spec.model.base_sha256, header.metadata.get(BASE_SHA256)
     if found is None:
         if spec.lora.start_from is StartFrom.ADAPTER_OF_UNCHECKED_BASE:
             return False
         raise tensor_error(
-            f"its metadata have no {_BASE_SHA256}, so it is not known for which base model it is",
+            f"its metadata have no {BASE_SHA256}, so it is not known for which base model it is",
             expected,
             "none",
             hint="adapters that a job wrote have it; the job spec accepts one of other makers with "
@@ -187,7 +189,7 @@ def _check_base(header: SafetensorsHeader, spec: JobSpec) -> bool:
     if found != expected:
         shown = found if len(found) == len(expected) and found.isalnum() else "no SHA-256"
         raise tensor_error(
-            f"the start adapter is for another base model ({_BASE_SHA256})",
+            f"the start adapter is for another base model ({BASE_SHA256})",
             expected,
             shown,
             hint="config.json and the .safetensors files of model.model_file_sha256 must be those of the job that "

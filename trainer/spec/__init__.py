@@ -32,7 +32,14 @@ from trainer.spec.learning_rate import (
     total_steps,
 )
 from trainer.spec.lora_section import LoraSection, StartFrom
-from trainer.spec.model_section import MODEL_FILE_SUFFIXES, Dtype, ModelSection, is_protected_url
+from trainer.spec.model_section import (
+    MODEL_FILE_SUFFIXES,
+    Dtype,
+    ModelSection,
+    base_digest,
+    is_base_file,
+    is_protected_url,
+)
 from trainer.spec.output_section import OutputSection
 from trainer.spec.privacy_section import GATE_OUTSIDERS, REFERENCES, PrivacySection
 from trainer.spec.tee_section import TeeSection
@@ -74,8 +81,10 @@ __all__ = [
     "TemplateArgument",
     "TrainOn",
     "TrainSection",
+    "base_digest",
     "check_schedule",
     "from_compose",
+    "is_base_file",
     "is_protected_url",
     "is_set_by_renderer",
     "leaf_names",

@@ -72,8 +72,7 @@ class ModelSection(Strict):
         SHA-256 of the RFC 8785 form of name → SHA-256, of config.json and the files with weights. Tokenizer and
         chat template may change without making another base model.
         """
-        names = sorted(name for name in self.model_file_sha256 if is_base_file(name))
-        return sha256_hex(canonical_json({name: self.model_file_sha256[name] for name in names}))
+        return base_digest(self.model_file_sha256)
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
@@ -98,6 +97,11 @@ class ModelSection(Strict):
             if name not in self.model_file_sha256:
                 raise ValueError(f"model_urls: {name!r} is not in model_file_sha256, so it would not be loaded")
             _check_model_url(name, url)
+
+
+def base_digest(file_sha256: Mapping[str, Sha256Hex]) -> Sha256Hex:
+    """Returns `ModelSection.base_sha256` of files: name → SHA-256 in hex. Only `is_base_file` ones count."""
+    return sha256_hex(canonical_json({name: file_sha256[name] for name in sorted(file_sha256) if is_base_file(name)}))
 
 
 def is_base_file(name: str) -> bool:

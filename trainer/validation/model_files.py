@@ -12,8 +12,10 @@ from trainer.errors import ErrorCode, UsageError
 from trainer.spec import JobSpec
 
 
-def find_model(spec: JobSpec, job: Path, chosen: Path | None) -> Path | None:
+def find_model(spec: JobSpec, job: Path | None, chosen: Path | None) -> Path | None:
     """Returns the base model's directory: `chosen`, or the job spec's, relative to the spec; None without one.
+
+    A spec without a file, out of a verified job, names a directory of the operator's machine, not of this one.
 
     Raises:
         UsageError: `chosen` is no directory.
@@ -22,8 +24,10 @@ def find_model(spec: JobSpec, job: Path, chosen: Path | None) -> Path | None:
         if not chosen.is_dir():
             raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such directory: {chosen}", hint="see --model")
         return chosen
+    if job is None or not spec.model.is_local:
+        return None
     place = job.parent / spec.model.model_name_or_path
-    return place if spec.model.is_local and place.is_dir() else None
+    return place if place.is_dir() else None
 
 
 @contextmanager

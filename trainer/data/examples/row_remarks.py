@@ -35,7 +35,8 @@ class RowRemarks:
         if self.without_template:
             yield (
                 f"{self.without_template} of {self.rows} rows are trained on without the model's chat template: "
-                "their prompts are text. Lists of messages, or a column `system`, make conversations of them"
+                "their prompts are text. To make conversations of them, name the columns instruction and output "
+                "with data.columns, add a column `system`, or write lists of messages"
             )
         if self.ignored_keys:
             yield f"{self.ignored_keys} keys of messages were left out (data.ignore_message_keys)"
