@@ -113,7 +113,7 @@ class Processes(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            for pid in _family(self._pid):
+            for pid in family(self._pid):
                 self._look(Path("/proc") / str(pid))
 
     def _look(self, process: Path) -> None:
@@ -146,12 +146,13 @@ def _is_on_disk(name: str) -> bool:
     return name.startswith("/") and not name.startswith(("/dev/", "/memfd:", "/proc/"))
 
 
-def _family(pid: int) -> Iterator[int]:
+def family(pid: int) -> Iterator[int]:
+    """The ids of a process and all below it, as far as they still run."""
     yield pid
     try:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in children.read_text().split():
-                yield from _family(int(child))
+                yield from family(int(child))
     except OSError:
         return
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.end_to_end.canary_places import family
 from tests.fork_server import ROOT, ForkedProcess, ForkServer
 from trainer.deployment import CLEAN_START
 from trainer.encoding import file_sha256
@@ -267,6 +268,16 @@ class Job:
         return self.process.wait(seconds)
 
 
+def waits_of(pid: int) -> Iterator[str]:
+    """What each thread of a process and of those below it waits for: `cmdline: syscall(2) and arguments`."""
+    for process in family(pid):
+        for thread in Path(f"/proc/{process}/task").glob("*"):
+            with suppress(OSError):  # it ended
+                words = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                call, name = (thread / "syscall").read_text().strip(), (thread / "comm").read_text().strip()
+                yield f"{process} {words[:80]} {name}: {call}"
+
+
 @contextmanager
 def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Iterator[Callable[..., Job]]:
     """Yields `start(spec, "--spool", folder)`; the jobs are ended with the context, by process id.
@@ -314,6 +325,7 @@ def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Itera
         for job in jobs:
             print(job.out.read_text()[-_SHOWN_OUTPUT:])  # pytest shows it where a test failed
             print(job.err.read_text()[-_SHOWN_OUTPUT:])
+            print(*waits_of(job.process.pid), sep="\n")
             job.process.kill()
             job.process.wait(20)
             subprocess.run(["rm", "-rf", str(job.workspace)], check=True)
