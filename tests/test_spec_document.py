@@ -41,7 +41,8 @@ from trainer.sealing import grant_secrets
 from trainer.sealing.age import identity_from_seed
 from trainer.sealing.bundle import Grant
 from trainer.sealing.bundle_signature import BundleSignature, sign_bundle
-from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader, CheckpointKeys
+from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader
+from trainer.sealing.state_key import checkpoint_keys, job_state_key
 from trainer.spec import JobSpec, parse_job_spec
 from trainer.spec.key_types import describe_field
 from trainer.tee import key_derivation as keys
@@ -93,16 +94,24 @@ def derived_keys() -> str:
     )
 
 
+def example_grant() -> Grant:
+    recipient = str(identity_from_seed(b"\x01" * 32, hybrid=False).recipient())
+    return Grant(
+        version=1, job_spec_sha256="ab" * 32, recipients=(recipient,), expires_at=1800000000, secret="7e" * 32
+    )
+
+
 def checkpoint() -> str:
     binding = CheckpointBinding(
         job_spec_sha256="ab" * 32, dataset_manifest_sha256="cd" * 32, app_compose_sha256="ef" * 32
     )
-    made = CheckpointKeys.from_material(keys.checkpoint_material(b"\x01" * 32, "02" * 32, **binding.model_dump()))
+    made = checkpoint_keys([example_grant()], binding)
     files = {"state.json": CheckpointFile(sha256=sha256_hex(b"{}"), size=2)}
     header = CheckpointHeader(
         version=1, step=12, binding=binding, files=files, tag=made.tag(1, 12, binding, files)
     )
-    return f"path  {keys.checkpoint_path('ab' * 32)}\nlabel {made.label}\n{header.canonical().decode()}"
+    state_key = job_state_key([example_grant()]).hex()
+    return f"state key {state_key}\nlabel     {made.label}\n{header.canonical().decode()}"
 
 
 def derived_from_the_grant() -> str:
@@ -111,7 +120,7 @@ def derived_from_the_grant() -> str:
         [
             f"events token      {grant_secrets.events_token(secret)}",
             f"acknowledgement   {grant_secrets.acknowledgement(secret, 'ab' * 32)}",
-            f"checkpoint secret {grant_secrets.checkpoint_secret(secret)}",
+            f"state secret      {grant_secrets.state_secret(secret)}",
         ]
     )
 

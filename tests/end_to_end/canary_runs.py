@@ -33,7 +33,7 @@ from trainer.provider.result_check import OpenedResult
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.transport.http_carrier import JobClient
 from trainer.sealing.age import Identity
-from trainer.sealing.grant_secrets import checkpoint_secret
+from trainer.sealing.grant_secrets import state_secret
 from trainer.sealing.seal import seal as seal_unchecked
 from trainer.spec import read_job_spec
 
@@ -233,7 +233,7 @@ class Run:
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
         self.grant = GrantRecord(grant=grant, manifest=manifest, rows=self._count_rows(files))
         key = steps.read_identity_file(identity_file).provider_key
-        self.canaries.later += [str(self.identity), str(key), grant.secret, checkpoint_secret(grant.secret)]
+        self.canaries.later += [str(self.identity), str(key), grant.secret, state_secret(grant.secret)]
         return sealed
 
     def _count_rows(self, files: Mapping[str, Path]) -> int:

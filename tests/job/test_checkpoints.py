@@ -18,21 +18,25 @@ from trainer.job.ciphertext import CiphertextDirectory
 from trainer.logs import PublicEvent
 from trainer.sealing import sealed_checkpoint as sealed
 from trainer.sealing.age import encrypt_file, generate_identity
+from trainer.sealing.bundle import Grant
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
-from trainer.tee.key_derivation import checkpoint_material
+from trainer.sealing.state_key import checkpoint_keys
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
-SECRET, TOKEN = bytes(range(32)), "cd" * 32
+SECRET = "cd" * 32
 BINDING = CheckpointBinding(
     job_spec_sha256="0a" * 32, dataset_manifest_sha256="0b" * 32, app_compose_sha256="0c" * 32
 )
 CONTENT = {"metrics.jsonl": b"", "state.json": b"{}", "state.safetensors": bytes(200_000)}
 
 
-def keys_for(
-    binding: CheckpointBinding = BINDING, *, secret: bytes = SECRET, token: str = TOKEN
-) -> CheckpointKeys:
-    return CheckpointKeys.from_material(checkpoint_material(secret, token, **binding.model_dump()))
+RECIPIENT = str(generate_identity(hybrid=False).recipient())
+
+
+def keys_for(binding: CheckpointBinding = BINDING, *, secret: str = SECRET) -> CheckpointKeys:
+    spec = binding.job_spec_sha256
+    grant = Grant(version=1, job_spec_sha256=spec, recipients=(RECIPIENT,), expires_at=1, secret=secret)
+    return checkpoint_keys([grant], binding)
 
 
 STARTS = count()
@@ -146,8 +150,7 @@ OTHERS = {
     "spec": keys_for(BINDING.model_copy(update={"job_spec_sha256": "1a" * 32})),
     "dataset": keys_for(BINDING.model_copy(update={"dataset_manifest_sha256": "1b" * 32})),
     "app": keys_for(BINDING.model_copy(update={"app_compose_sha256": "1c" * 32})),
-    "provider": keys_for(token="ce" * 32),
-    "key service": keys_for(secret=bytes(32)),
+    "provider": keys_for(secret="ce" * 32),
 }
 
 

@@ -114,7 +114,6 @@ class World:
             processes=cast("Any", processes),
             reception=cast("Any", self),
             hand_over=cast("Any", HandOver(Workspace(self.folder, tries=self.tries), ciphertext, self.said)),
-            keys=cast("Any", SimpleNamespace(checkpoint_keys=lambda *_: None)),
             spec=cast("Any", SimpleNamespace(sha256=lambda: "ab" * 32, train=train, privacy=privacy)),
             compose_sha256="cd" * 32,
             earlier=self.earlier,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.tee.key_derivation import (
-    checkpoint_material,
-    checkpoint_path,
+    end_record_key,
+    end_record_path,
     recipient_path,
     recipient_seed,
 )
@@ -61,28 +61,20 @@ def test_other_secrets_are_refused(length: int) -> None:
         recipient_seed(bytes(length), SPEC)
 
 
-BOUND = {"job_spec_sha256": SPEC, "dataset_manifest_sha256": "cd" * 32, "app_compose_sha256": "ef" * 32}
-TOKEN = "12" * 32
+BOUND = {"job_spec_sha256": SPEC, "app_compose_sha256": "ef" * 32}
 
 
-def test_checkpoint_material_is_as_documented() -> None:
-    info = b"confidential-trainer/checkpoint/v1\0" + b"".join(bytes.fromhex(digest) for digest in BOUND.values())
-    key = hmac.new(bytes.fromhex(TOKEN), SECRET, hashlib.sha256).digest()
-    output, block = b"", b""
-    for index in range(1, 4):
-        block = hmac.new(key, block + info + bytes([index]), hashlib.sha256).digest()
-        output += block
-    assert checkpoint_material(SECRET, TOKEN, **BOUND) == output[:72]
-    assert checkpoint_path(SPEC) == f"confidential-trainer/checkpoint/v1/{SPEC}"
+def test_the_end_record_key_is_as_documented() -> None:
+    info = b"confidential-trainer/end-record/v1\0" + b"".join(bytes.fromhex(digest) for digest in BOUND.values())
+    assert end_record_key(SECRET, **BOUND) == hkdf(SECRET, info, 32)
+    assert end_record_path(SPEC) == f"confidential-trainer/end-record/v1/{SPEC}"
 
 
-def test_everything_that_checkpoints_are_bound_to_matters() -> None:
-    material = checkpoint_material(SECRET, TOKEN, **BOUND)
-    others = [checkpoint_material(SECRET, TOKEN, **{**BOUND, name: "00" * 32}) for name in BOUND]
-    others += [checkpoint_material(bytes(32), TOKEN, **BOUND), checkpoint_material(SECRET, "13" * 32, **BOUND)]
-    assert len({bytes(made) for made in [material, *others]}) == len(others) + 1
-    for broken in ({**BOUND, "job_spec_sha256": "AB" * 32}, {**BOUND, "app_compose_sha256": ""}):
-        with pytest.raises(ValueError, match="64 lower-case hex digits"):
-            checkpoint_material(SECRET, TOKEN, **broken)
+def test_spec_and_app_both_matter_to_the_end_record() -> None:
+    keys = [end_record_key(SECRET, **BOUND), end_record_key(bytes(32), **BOUND)]
+    keys += [end_record_key(SECRET, **{**BOUND, name: "00" * 32}) for name in BOUND]
+    assert len({bytes(key) for key in keys}) == 4
+    with pytest.raises(ValueError, match="64 lower-case hex digits"):
+        end_record_key(SECRET, **{**BOUND, "app_compose_sha256": ""})
     with pytest.raises(ValueError, match="expected 32 bytes, got 31"):
-        checkpoint_material(bytes(31), TOKEN, **BOUND)
+        end_record_key(bytes(31), **BOUND)

@@ -27,7 +27,6 @@ from trainer.job.disclosures import TrainingDisclosures
 from trainer.job.end_record import EndRecord, PrivacySpent
 from trainer.job.grant_demands import require_privacy_met, require_privacy_promised, spent_by
 from trainer.job.hand_over import HandOver, PhaseChange
-from trainer.job.job_keys import JobKeys
 from trainer.job.processes import JobProcesses
 from trainer.job.reception import Reception
 from trainer.job.result_statements import JobOutcome
@@ -40,6 +39,7 @@ from trainer.sandbox.properties import SandboxProperty
 from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.grant_secrets import events_token
 from trainer.sealing.sealed_checkpoint import CheckpointBinding
+from trainer.sealing.state_key import checkpoint_keys
 from trainer.spec import JobSpec
 
 
@@ -51,7 +51,6 @@ class DatasetTries:
         processes: the job's child processes.
         reception: receives the datasets.
         hand_over: seals what comes of each; holds the workspace of the current try.
-        keys: the job's keys.
         spec: the job spec.
         compose_sha256: digest of the attested compose text, in hex.
         earlier: the end record of an earlier start; None without one.
@@ -64,7 +63,6 @@ class DatasetTries:
     processes: JobProcesses
     reception: Reception
     hand_over: HandOver
-    keys: JobKeys
     spec: JobSpec
     compose_sha256: str
     earlier: EndRecord | None
@@ -124,7 +122,7 @@ class DatasetTries:
             dataset_manifest_sha256=bundle.manifest.sha256(),
             app_compose_sha256=self.compose_sha256,
         )
-        keys = self.keys.checkpoint_keys(bundle.grant.secret, binding)
+        keys = checkpoint_keys([bundle.grant], binding)
         limit = self.spec.train.save_total_limit
         return CheckpointStore(self.hand_over.ciphertext.folder, keys, binding, limit, self.public)
 

@@ -1,4 +1,4 @@
-"""The job's private keys: recipients of the dataset, receipt key, checkpoint secret. Only the supervisor has them.
+"""The job's private keys: recipients of the dataset, receipt key, end record. Only the supervisor has them.
 
 Derived keys come from the key provider and the digest of the job spec: a restart derives the same keys, and an
 altered job.yaml gets others. So does a later version of the app. What must be only this process's is random: the
@@ -18,8 +18,6 @@ from trainer.encoding import sha256_hex
 from trainer.exchange.upload_authorization import UploadScope
 from trainer.receipt.dsse import public_key_der
 from trainer.sealing.age import Identity, generate_identity, identity_from_seed
-from trainer.sealing.grant_secrets import checkpoint_secret
-from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys
 from trainer.sealing.wiping import wiped
 from trainer.tee import key_derivation as tee_keys
 
@@ -37,7 +35,7 @@ class JobKeys:
         receipt: signs the receipt and the deletion statement (P-256); random, and lost when this process ends.
         recipient: the secret that `derived` was made of.
         possession: its secret signs the claims and serves no other purpose.
-        checkpoint: one of the two secrets that checkpoint keys are derived from; the grant's is the other.
+        end_record: the secret that the key of the end record is derived from.
         recipients: the public keys of `derived` and `instance`, as the claims contain them.
     """
 
@@ -46,7 +44,7 @@ class JobKeys:
     receipt: ec.EllipticCurvePrivateKey
     recipient: DerivedSecret
     possession: DerivedSecret
-    checkpoint: DerivedSecret
+    end_record: DerivedSecret
     recipients: Recipients
 
     @property
@@ -98,19 +96,8 @@ class JobKeys:
     def end_record_key(self, spec_sha256: str, compose_sha256: str) -> bytearray:
         """Returns the key of the end record of this job spec in this app."""
         return tee_keys.end_record_key(
-            self.checkpoint.secret, job_spec_sha256=spec_sha256, app_compose_sha256=compose_sha256
+            self.end_record.secret, job_spec_sha256=spec_sha256, app_compose_sha256=compose_sha256
         )
-
-    def checkpoint_keys(self, grant_secret: str, binding: CheckpointBinding) -> CheckpointKeys:
-        """Returns the checkpoint keys of this job with one dataset, made from what `grant_secret` gives for them.
-
-        Two secrets enter: the key provider alone, without a grant, can open no checkpoint.
-        """
-        bound = binding.model_dump(mode="json")
-        with wiped(
-            tee_keys.checkpoint_material(self.checkpoint.secret, checkpoint_secret(grant_secret), **bound)
-        ) as material:
-            return CheckpointKeys.from_material(material)  # copies it; the original is zeroed
 
 
 def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
@@ -129,6 +116,6 @@ def derive_keys(agent: GuestAgent, spec_sha256: str) -> JobKeys:
         receipt=ec.generate_private_key(ec.SECP256R1()),
         recipient=recipient,
         possession=agent.derive_key(tee_keys.possession_path(spec_sha256), POSSESSION_PURPOSE),
-        checkpoint=agent.derive_key(tee_keys.checkpoint_path(spec_sha256), "checkpoint"),
+        end_record=agent.derive_key(tee_keys.end_record_path(spec_sha256), "end-record"),
         recipients=Recipients(derived=str(derived.recipient()), instance=str(instance.recipient())),
     )

@@ -202,7 +202,6 @@ class _Job:
             processes=processes,
             reception=reception,
             hand_over=hand_over,
-            keys=keys,
             spec=self.spec,
             compose_sha256=compose_sha256,
             earlier=earlier,

@@ -2,7 +2,7 @@
 
     events token        shown to the front, which streams private events to whoever shows it
     acknowledgement     shown to the front when a result has arrived; of one result alone
-    checkpoint secret   one of the two secrets of the job's checkpoints; shown to nobody
+    state secret        enters the state key of the job, which seals its checkpoints; shown to nobody
     manifest salt       in the manifest of the dataset, inside the bundle; shown to nobody
 
 Each is 32 bytes, in hex, of HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ context). So the front, which faces
@@ -19,7 +19,7 @@ from trainer.sealing.wiping import wiped
 _EVENTS_DOMAIN: Final = "confidential-trainer/grant-events/v1"
 _ACKNOWLEDGEMENT_DOMAIN: Final = "confidential-trainer/grant-acknowledgement/v1"
 _SALT_DOMAIN: Final = "confidential-trainer/manifest-salt/v1"
-_CHECKPOINT_DOMAIN: Final = "confidential-trainer/grant-checkpoints/v1"
+_STATE_DOMAIN: Final = "confidential-trainer/grant-state/v1"
 
 
 def events_token(secret: str) -> str:
@@ -44,13 +44,13 @@ def acknowledgement(secret: str, result_sha256: str) -> str:
     return _derive(secret, _ACKNOWLEDGEMENT_DOMAIN, bytes.fromhex(result_sha256))
 
 
-def checkpoint_secret(secret: str) -> str:
-    """Returns the provider's part in the keys of the checkpoints, 64 hex digits.
+def state_secret(secret: str) -> str:
+    """Returns this grant's part in the state key of the job, 64 hex digits.
 
     Args:
         secret: of the grant, 64 hex digits.
     """
-    return _derive(secret, _CHECKPOINT_DOMAIN)
+    return _derive(secret, _STATE_DOMAIN)
 
 
 def manifest_salt(secret: str) -> str:

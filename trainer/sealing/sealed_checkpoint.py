@@ -4,9 +4,9 @@ A checkpoint is an age file to the job's checkpoint identity, with an archive in
 files that it lists, in the order of their names.
 
 Encryption alone does not authenticate the writer: whoever knows the recipient can make an age file for it. So
-`checkpoint.json` carries a tag, an HMAC under a key that only the job can derive, over the step, what the
-checkpoint is bound to, and the digest of each file. The operator stores checkpoints; without the tag and the
-binding it could give the job a checkpoint of its own making, or one of another job.
+`checkpoint.json` carries a tag, an HMAC under a key that only the job and its providers can derive, over the step,
+what the checkpoint is bound to, and the digest of each file. The operator stores checkpoints; without the tag and
+the binding it could give the job a checkpoint of its own making, or one of another job.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from trainer.sealing.wiping import wipe, wiped
 
 HEADER_NAME: Final = "checkpoint.json"
 MAX_FILES: Final = 8
+CHECKPOINT_KEY_BYTES: Final = 72
 _MAX_HEADER_BYTES: Final = 1 << 14
 
 _FileName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,63}$")]
@@ -88,8 +89,8 @@ class CheckpointKeys:
         Raises:
             ValueError: another length.
         """
-        if len(material) != 72:
-            raise ValueError(f"expected 72 bytes, got {len(material)}")
+        if len(material) != CHECKPOINT_KEY_BYTES:
+            raise ValueError(f"expected {CHECKPOINT_KEY_BYTES} bytes, got {len(material)}")
         with wiped(bytearray(material[:32])) as seed:
             return cls(identity_from_seed(seed), bytearray(material[32:64]), material[64:].hex())
 

@@ -15,11 +15,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _RECIPIENT_DOMAIN: Final = "confidential-trainer/recipient/v1"
 _POSSESSION_DOMAIN: Final = "confidential-trainer/possession/v1"
-_CHECKPOINT_DOMAIN: Final = "confidential-trainer/checkpoint/v1"
 _END_RECORD_DOMAIN: Final = "confidential-trainer/end-record/v1"
 _SECRET_BYTES: Final = 32
 _SEED_BYTES: Final = 32
-_CHECKPOINT_BYTES: Final = 72
 _END_RECORD_BYTES: Final = 32
 
 
@@ -41,51 +39,25 @@ def possession_path(spec_sha256: str) -> str:
     return f"{_POSSESSION_DOMAIN}/{_checked(spec_sha256)}"
 
 
-def checkpoint_path(spec_sha256: str) -> str:
-    """Returns the path at the key service of one of the two secrets for the checkpoints of a job spec.
+def end_record_path(spec_sha256: str) -> str:
+    """Returns the path at the key service of the secret of the end record of a job spec.
 
     Raises:
         ValueError: not a lower-case hex SHA-256.
     """
-    return f"{_CHECKPOINT_DOMAIN}/{_checked(spec_sha256)}"
-
-
-def checkpoint_material(
-    secret: bytes, grant_part: str, *, job_spec_sha256: str, dataset_manifest_sha256: str, app_compose_sha256: str
-) -> bytearray:
-    """Returns what a job's checkpoints are sealed, signed and named with: HKDF-SHA256, 72 bytes.
-
-    The secret is the key material and the grant's part the salt, so that either alone gives nothing; info =
-    domain ‖ 0 ‖ digests of spec, manifest and app-compose.json, so that nothing made for another of them fits.
-
-    The buffer is the caller's to wipe.
-
-    Args:
-        secret: 32 bytes that the key service gave for `checkpoint_path(job_spec_sha256)`.
-        grant_part: `checkpoint_secret` of the grant: 32 bytes in hex that only the provider and this job know.
-        job_spec_sha256: digest of the job spec, in hex.
-        dataset_manifest_sha256: digest of the dataset's manifest, in hex.
-        app_compose_sha256: digest of app-compose.json, in hex.
-
-    Raises:
-        ValueError: one of them has the wrong form.
-    """
-    digests = (job_spec_sha256, dataset_manifest_sha256, app_compose_sha256)
-    return _expand(
-        secret, _CHECKPOINT_DOMAIN, digests, _CHECKPOINT_BYTES, salt=bytes.fromhex(_checked(grant_part))
-    )
+    return f"{_END_RECORD_DOMAIN}/{_checked(spec_sha256)}"
 
 
 def end_record_key(secret: bytes, *, job_spec_sha256: str, app_compose_sha256: str) -> bytearray:
     """Returns the key of a job's end record: HKDF-SHA256, 32 bytes.
 
-    Without the grant's secret, which a start that only offers a finished result does not have: the key material is
-    the secret of the checkpoints, there is no salt, and info = domain ‖ 0 ‖ digests of spec and app-compose.json.
+    Not from the grant, which a start that only offers a finished result does not have. There is no salt, and
+    info = domain ‖ 0 ‖ digests of spec and app-compose.json.
 
     The buffer is the caller's to wipe.
 
     Args:
-        secret: 32 bytes that the key service gave for `checkpoint_path(job_spec_sha256)`.
+        secret: 32 bytes that the key service gave for `end_record_path(job_spec_sha256)`.
         job_spec_sha256: digest of the job spec, in hex.
         app_compose_sha256: digest of app-compose.json, in hex.
 
@@ -110,9 +82,7 @@ def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:
     return _expand(secret, _RECIPIENT_DOMAIN, (spec_sha256,), _SEED_BYTES)
 
 
-def _expand(
-    secret: bytes, domain: str, digests: Sequence[str], length: int, *, salt: bytes | None = None
-) -> bytearray:
+def _expand(secret: bytes, domain: str, digests: Sequence[str], length: int) -> bytearray:
     """Returns `length` bytes of HKDF-SHA256 with info = domain ‖ 0 ‖ digests, in a buffer that can be wiped."""
     if len(secret) != _SECRET_BYTES:
         raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}")
@@ -120,7 +90,7 @@ def _expand(
     # length.
     info = domain.encode() + b"\0" + b"".join(bytes.fromhex(_checked(digest)) for digest in digests)
     expanded = bytearray(length)
-    HKDF(hashes.SHA256(), length, salt=salt, info=info).derive_into(secret, expanded)
+    HKDF(hashes.SHA256(), length, salt=None, info=info).derive_into(secret, expanded)
     return expanded
 
 

@@ -51,7 +51,7 @@ class Identity(Protocol):
         """Overwrites the seed and drops the keys made from it; afterwards this identity unwraps nothing."""
 
 
-def hkdf_sha256(secret: bytes, salt: bytes, info: bytes) -> bytearray:
+def hkdf_sha256(secret: bytes | bytearray, salt: bytes, info: bytes) -> bytearray:
     """Derives 32 bytes with HKDF-SHA256 (RFC 5869). The caller wipes the result."""
     key = bytearray(32)
     HKDF(SHA256(), len(key), salt, info).derive_into(secret, key)
