@@ -37,6 +37,7 @@ class ErrorCode(StrEnum):
     SPEC_UNKNOWN_KEY = "spec-unknown-key"
     SPEC_TOO_LARGE = "spec-too-large"
     HUB_TOKEN_INVALID = "hub-token-invalid"  # noqa: S105 -- a code
+    STORE_REFUSED = "store-refused"
     POLICY_INVALID = "policy-invalid"
     IDENTITY_INVALID = "identity-invalid"
     RECIPIENT_INVALID = "recipient-invalid"
@@ -54,6 +55,7 @@ class ErrorCode(StrEnum):
     COLLATERAL_UNAVAILABLE = "collateral-unavailable"
     MODEL_UNAVAILABLE = "model-unavailable"
     STORAGE_FULL = "storage-full"
+    STORE_UNAVAILABLE = "store-unavailable"
     TIMEOUT = "timeout"
     TOO_MANY_REQUESTS = "too-many-requests"
     WRONG_PHASE = "wrong-phase"

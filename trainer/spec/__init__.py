@@ -14,7 +14,7 @@ from trainer.spec.data_section import (
     TrainOn,
 )
 from trainer.spec.evaluation_section import MAX_CHOICES, EvaluationSection, TaskMetric
-from trainer.spec.exchange_section import ExchangeSection
+from trainer.spec.exchange_section import STORE_LOCATION, ExchangeSection
 from trainer.spec.job_spec import MAX_SPEC_BYTES, JobSpec, leaf_names, parse_job_spec, read_job_spec
 from trainer.spec.job_variable import (
     JOB_VARIABLE,
@@ -57,6 +57,7 @@ __all__ = [
     "MODEL_FILE_SUFFIXES",
     "REFERENCES",
     "ROW_COLUMNS",
+    "STORE_LOCATION",
     "DataSection",
     "Dtype",
     "Engine",

@@ -12,6 +12,10 @@ MAX_DATASET_TRIES: Final = 10
 """Each try has a process that waits for it, and a refused one lets a worker say a little in public."""
 
 
+STORE_LOCATION: Final = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,8}"
+"""A bucket, and below it a prefix of plain names."""
+
+
 class ExchangeSection(Strict):
     """Limits of the untrusted carrier, and who may submit. Times in seconds, sizes in bytes."""
 
