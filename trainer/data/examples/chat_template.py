@@ -140,9 +140,10 @@ class ChatTemplate:
         try:
             if key not in self._compiled:
                 with naming_syntax_errors():
-                    self._compiled[key] = make_environment(self._now, marked=marked).from_string(
-                        self._sources[name]
-                    )
+                    compiled = make_environment(self._now, marked=marked).from_string(self._sources[name])
+                # Each rendering copies them: of Jinja's chain of two dictionaries that takes a third of its time.
+                compiled.globals = dict(compiled.globals)
+                self._compiled[key] = compiled
             text = self._compiled[key].render(
                 messages=turns, documents=None, add_generation_prompt=prompt, **self._special_tokens, **variables
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError, named_templates, require_read
 from trainer.data.examples.jinja_environment import require_jinja
 from trainer.data.examples.model_config import vocabulary_size
+from trainer.data.examples.text_pieces import TextTokenizer
 from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, SpecialTokenFinder
 from trainer.data.examples.turn_stops import NextTurnStops
 from trainer.errors import ErrorCode, JobError, UsageError
@@ -97,6 +98,7 @@ class ModelTokenizer:
         )
         self.notes: tuple[str, ...] = ()
         self._short: dict[str, list[int]] = {}
+        self._texts = TextTokenizer(backend)
         moment = datetime.now().astimezone() if now is None else now
         self._template: ChatTemplate | None = None
         if "default" in templates:
@@ -124,8 +126,7 @@ class ModelTokenizer:
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenises each text separately, on all cores."""
-        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+        return self._texts.ids_of(texts)
 
     def lookup(self, texts: Iterable[str]) -> Mapping[str, list[int]]:
         """Tokenises each text separately; the ids of short texts are cached, because they recur."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
+from itertools import compress, count
+from typing import Final, NamedTuple
 
 Ids = list[int]
 """Token ids."""
@@ -46,8 +45,7 @@ class SpecialTokenFinder:
     def align(self, text: str, ids: Sequence[int]) -> tuple[SpecialTokenMatch, ...]:
         """Returns the special tokens of a text in order; none if the text and its ids do not agree on them."""
         matches = list(self._pattern.finditer(text))
-        # Only methods that search a list without a step of the interpreter for each of its ids.
-        indices = sorted(index for id_ in self._known.intersection(ids) for index in _indices(ids, id_))
+        indices = list(compress(count(), map(self._known.__contains__, ids)))
         # If text and ids have different special tokens, no index can be assigned to a position.
         if [self.ids[match[0]] for match in matches] != [ids[index] for index in indices]:
             return ()
@@ -56,50 +54,40 @@ class SpecialTokenFinder:
         )
 
 
-def _indices(ids: Sequence[int], id_: int) -> Iterator[int]:
-    index = -1
-    with suppress(ValueError):
-        while True:
-            index = ids.index(id_, index + 1)
-            yield index
-
-
-@dataclass(frozen=True)
-class SpecialTokenMatch:
+class SpecialTokenMatch(NamedTuple):
     """A special token in a text.
 
     Attributes:
         token: its text.
         end: where it ends, in characters.
-        index: its index among the token ids of the text.
+        token_index: its index among the token ids of the text.
     """
 
     token: str
     end: int
-    index: int
+    token_index: int
 
 
-@dataclass(frozen=True)
-class TextPrefix:
+class TextPrefix(NamedTuple):
     """A prefix of a tokenised text, as a number of ids of the text and a rest to tokenise.
 
     Attributes:
-        index: the first `index` ids of the text belong to the prefix.
+        token_index: the first `token_index` ids of the text belong to the prefix.
         rest: the prefix from there on: a special token and the characters after it.
     """
 
-    index: int
+    token_index: int
     rest: str
 
     def ids(self, text_ids: Ids, ids_of: Mapping[str, Ids]) -> Ids:
         """Returns the ids that the prefix has when it is tokenised alone."""
-        return text_ids[: self.index] + ids_of[self.rest]
+        return text_ids[: self.token_index] + ids_of[self.rest]
 
     def length_in(self, text_ids: Ids, ids_of: Mapping[str, Ids]) -> int | None:
         """Returns how many ids of the text the prefix has; None if a token of the text crosses its end."""
         rest = ids_of[self.rest]
-        end = self.index + len(rest)
-        return end if text_ids[self.index : end] == rest else None
+        end = self.token_index + len(rest)
+        return end if text_ids[self.token_index : end] == rest else None
 
 
 def text_prefixes(
@@ -113,4 +101,4 @@ def text_prefixes(
             yield TextPrefix(0, text[:position])
         else:
             last = special_tokens[number - 1]
-            yield TextPrefix(last.index, last.token + text[last.end : position])
+            yield TextPrefix(last.token_index, last.token + text[last.end : position])

@@ -1,0 +1,152 @@
+"""Texts that are tokenised piece by piece have the ids of the tokenizer's own pass over them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from trainer.data.examples import text_pieces
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.text_pieces import INDEPENDENT_PATTERNS, TextTokenizer, cut_text, has_independent_words
+
+CORPUS = ["It's the patient's 3rd visit in 2024, isn't it?\n\n  Yes:  ja, für  Übermut “weiß” 한국 사람 中文 . . "]
+TEXTS = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [" ", "  ", "\n", " \n", "\r\n", "\t", "'s", " 'll", "<|end|>", " <|end|> ", "é", " \u0301a", "\u00a0",
+             "\u2028", "\x1c", "\x85", "\u3000", "12", " 1234 5", "(a", " ((", "/\n", "中文", "한국 사람",
+             "für", "Über "]
+        ),
+        st.text(max_size=4),
+        st.text("ab 1'", max_size=8),
+    ),
+    max_size=14,
+).map("".join)  # fmt: skip
+
+
+def make_backend(split: Any, normalizer: Any = None) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = split
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet))
+    backend.add_special_tokens(["<|end|>"])
+    return backend
+
+
+def by_pattern(pattern: str) -> Any:
+    split = pre_tokenizers.Split(Regex(pattern), "isolated", invert=False)
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def gpt2() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+SPLITS = {
+    "gpt2": gpt2(),
+    "digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2()]),
+    **{f"pattern {number}": by_pattern(pattern) for number, pattern in enumerate(sorted(INDEPENDENT_PATTERNS))},
+}
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def backend(request: pytest.FixtureRequest) -> Tokenizer:
+    return make_backend(SPLITS[request.param], normalizers.NFC() if request.param != "gpt2" else None)
+
+
+@given(texts=st.lists(TEXTS, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_pieces_have_the_ids_of_the_text(backend: Tokenizer, texts: list[str]) -> None:
+    assert has_independent_words(backend)
+    whole = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+    pieces = TextTokenizer(backend)
+    assert pieces.ids_of(texts) == whole
+    assert pieces.ids_of(texts) == whole  # from the cache
+
+
+@given(text=TEXTS)
+def test_pieces_are_the_text(text: str) -> None:
+    pieces = cut_text(text)
+    assert "".join(pieces) == text
+    for before, after in pairwise(pieces):
+        assert not before[-1].isspace()
+        assert after[0] == " "
+        assert not after[1].isspace()
+
+
+def test_words_are_pieces() -> None:
+    assert cut_text("<|end|>user\nfür  den Tag.\n\nNein !") == ["<|end|>user\nfür  den", " Tag.\n\nNein", " !"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": pre_tokenizers.Digits(individual_digits=True)},
+        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)},
+        {"pre_tokenizer": by_pattern(r"\S+ \S+")},
+        {"pre_tokenizer": pre_tokenizers.Metaspace()},
+        {"normalizer": normalizers.Replace(" ", "▁")},
+        {"normalizer": normalizers.NFKC()},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_is_not_known_sees_the_text_whole(change: dict[str, Any]) -> None:
+    backend = make_backend(gpt2())
+    for name, value in change.items():
+        setattr(backend, name, value)
+    assert not has_independent_words(backend)
+    texts = ["a b 1", "isn't  it"]
+    assert TextTokenizer(backend).ids_of(texts) == [encoding.ids for encoding in backend.encode_batch(texts)]
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        AddedToken("a b"),
+        AddedToken("<r>", rstrip=True),
+        AddedToken("<l>", lstrip=True),
+        AddedToken("w", single_word=True),
+    ],
+    ids=lambda token: token.content,
+)
+def test_an_added_token_that_reads_over_a_space_excludes_pieces(token: AddedToken) -> None:
+    backend = make_backend(gpt2())
+    backend.add_tokens([token])
+    assert not has_independent_words(backend)
+
+
+def test_random_merges_exclude_pieces() -> None:
+    backend = make_backend(gpt2())
+    backend.model.dropout = 0.1
+    assert not has_independent_words(backend)
+
+
+def test_the_cache_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_pieces, "MAX_CACHED_CHARACTERS", 16)
+    backend = make_backend(gpt2())
+    pieces = TextTokenizer(backend)
+    for text, cached in (("one two", 7), (f"{'long' * 30} one", 11), ("one three", 0)):
+        assert pieces.ids_of([text]) == [backend.encode(text).ids]
+        assert pieces.cached_characters == cached
+
+
+def test_the_model_s_tokenizer_cuts_texts(backend: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = ModelTokenizer(Tokenizer.from_str(backend.to_str()), {"eos_token": "<|end|>"}, {})
+    cut: list[str] = []
+
+    def note_and_cut(text: str) -> list[str]:
+        cut.append(text)
+        return cut_text(text)
+
+    monkeypatch.setattr(text_pieces, "cut_text", note_and_cut)
+    assert tokens.ids_of(["a b"]) == [backend.encode("a b").ids]
+    assert cut == ["a b"]
