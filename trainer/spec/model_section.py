@@ -102,7 +102,9 @@ class ModelSection(Strict):
 
 def base_digest(file_sha256: Mapping[str, Sha256Hex]) -> Sha256Hex:
     """Returns `ModelSection.base_sha256` of files: name → SHA-256 in hex. Only `is_base_file` ones count."""
-    return sha256_hex(canonical_json({name: file_sha256[name] for name in sorted(file_sha256) if is_base_file(name)}))
+    return sha256_hex(
+        canonical_json({name: file_sha256[name] for name in sorted(file_sha256) if is_base_file(name)})
+    )
 
 
 def is_base_file(name: str) -> bool:
