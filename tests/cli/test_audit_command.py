@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,9 +102,10 @@ def test_nothing_is_wider_than_the_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
     configs = Path(__file__).parents[2] / "configs"
     old, new = configs / "app-compose-sealed.json", configs / "app-compose-kms.json"
     run(["audit", str(new), "--against", str(old)])
-    lines = capsys.readouterr().out.splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert any(line.startswith("changed ") for line in lines)
     assert [line for line in lines if len(line) > columns or line != line.rstrip()] == []

@@ -126,13 +126,17 @@ def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.Capt
     assert run(arguments) == ExitCode.LOCAL_DATA
     captured = capsys.readouterr()
     assert "refused   30: 30 dataset-row-invalid" in captured.out
-    assert "… and 10 more" in captured.out
+    assert (
+        "row 0, field text: wrong value: expected a string, got an integer (and rows 1, 2, 3, 4 and 25 more)"
+        in captured.out
+    )
     assert "20 rows: 20 messages" in captured.out
     assert "error[dataset-row-invalid]: file bad.jsonl, row 0, field text: wrong value" in captured.err
     assert run([*arguments, "--json"]) == ExitCode.LOCAL_DATA
     found = json.loads(capsys.readouterr().out)
     assert found["refused"] == {"count": 30, "codes": {"dataset-row-invalid": 30}}
-    assert found["problems"][19]["row"] == 19
+    (problem,) = found["problems"]
+    assert (problem["row"], problem["rows"], problem["count"]) == (0, [0, 1, 2, 3, 4], 30)
     assert (found["error"]["code"], found["exit_code"]) == ("dataset-row-invalid", 7)
 
 

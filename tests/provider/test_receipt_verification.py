@@ -145,16 +145,16 @@ def test_what_was_opened_without_the_grant_leaves_more_open(result: Path) -> Non
     edit_record(result, lambda record: record.update(terms=None))
     verified = verify(result)
     assert "who else can read it" in verified.open_questions
-    assert "nobody else" not in "\n".join(give_account(verified))
+    assert "nobody else" not in "\n".join(line.text for line in give_account(verified, now=0))
 
 
 def test_the_account_has_facts_and_a_timeline_in_order(result: Path) -> None:
-    lines = give_account(verify(result))
+    lines = [line.text for line in give_account(verify(result), now=0)]
     assert lines[0] == "A LoRA adapter for ./model"
     text = "\n".join(lines)
     for words in ("2 recipients", "train.jsonl", "the run began", "the run ended", "Not judged"):
         assert words in text
-    moments = [line[2:21] for line in lines if " UTC  " in line]
+    moments = [line[2:21] for line in lines if " UTC (in " in line]
     assert moments == sorted(moments)
     assert len(moments) == 5
 

@@ -20,6 +20,7 @@ from trainer.data.rows import RowFile
 from trainer.errors import DataError, ErrorCode, JobError, UnavailableError
 from trainer.spec import JobSpec
 from trainer.validation import row_processes
+from trainer.validation.refusals import Refusals
 from trainer.validation.row_processes import (
     BYTES_PER_PROCESS,
     CHUNKS_AHEAD,
@@ -92,6 +93,12 @@ def plain(value: object) -> object:
         return type(value).__name__, vars(value)
     if isinstance(value, list):
         return [plain(item) for item in value]
+    if isinstance(value, Refusals):
+        return (
+            value.codes,
+            value.unrendered,
+            [(plain(group.first), group.count, group.rows) for group in value.groups],
+        )
     if type(value).__name__ in ("RowOutcomes", "RowRemarks"):
         return {name: plain(item) for name, item in vars(value).items()}
     return value
@@ -124,11 +131,11 @@ def test_the_number_of_processes_changes_nothing(
 ) -> None:
     paths = {name: write(tmp_path / name, kind, count) for name, count in files.items()}
     one, two = (survey(paths, spec(**sections), tokens, example=4, processes=count) for count in (1, 2))
-    assert one.refused.total() >= 3
+    assert one.refusals.codes.total() >= 3
     assert one.shown is not None
     assert numbers_of(one) == numbers_of(two)
-    first = [problem.row for problem in one.problems if problem.file == "a.jsonl" and problem.row is not None]
-    assert first == sorted(first), "in the order of the rows"
+    named = [group.rows for group in one.refusals.groups]
+    assert named == [sorted(rows) for rows in named], "in the order of the rows"
 
 
 def test_tables_and_side_files_too(tmp_path: Path, tokens: ModelTokenizer) -> None:
@@ -139,7 +146,7 @@ def test_tables_and_side_files_too(tmp_path: Path, tokens: ModelTokenizer) -> No
     (readme := tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     paths = {path.name: path for path in (table, empty, broken, readme)}
     one, two = (survey(paths, spec(), tokens, processes=count) for count in (1, 2))
-    assert one.refused.total() == 3
+    assert one.refusals.codes.total() == 3
     assert numbers_of(one) == numbers_of(two)
 
 
@@ -150,7 +157,7 @@ def test_a_token_outside_the_embedding_is_refused_and_counted_nowhere_else(
     paths = {"a.jsonl": write(tmp_path / "a.jsonl", "text", 12, bad=False)}
     small.vocabulary = max(small.ids("text 0"))  # smaller than what the rows need
     one, two = (survey(paths, spec(), small, processes=count) for count in (1, 2))
-    assert one.refused["model-invalid"] > 0
+    assert one.refusals.codes["model-invalid"] > 0
     assert numbers_of(one) == numbers_of(two)
 
 

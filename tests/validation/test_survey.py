@@ -27,7 +27,7 @@ from trainer.spec import JobSpec, MethodName, OnOverlong
 from trainer.training.step_count import count_steps
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.model_files import files_of_the_job, find_model
-from trainer.validation.survey import SHOWN_PROBLEMS, survey
+from trainer.validation.survey import survey
 from trainer.validation.task_counts import TaskCounts
 
 
@@ -70,7 +70,7 @@ def test_numbers_are_those_of_the_job(tmp_path: Path, tokens: ModelTokenizer, ch
     data = build_dataset(
         read_files(files, max_rows=100), tokens, job.data, split_key=seed_split_key(job.train.seed)
     )
-    assert not found.refused
+    assert not found.refusals.codes
     assert found.sizes is not None
     assert found.outcomes is not None
     assert (found.sizes.train, found.sizes.evaluation) == (data.rows.train, data.rows.eval)
@@ -146,20 +146,20 @@ def test_every_bad_row_is_counted_and_the_first_are_listed(tmp_path: Path, token
     rows: list[object] = [*rows_of(3), *({"text": number} for number in range(30)), chat("long", "word " * 500)]
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows)}
     found = survey(files, spec(data={"max_length": 200, "test_split_size": 0}), tokens)
-    assert found.refused == {"dataset-row-invalid": 30, "dataset-overlong": 1}
-    assert len(found.problems) == SHOWN_PROBLEMS
+    assert found.refusals.codes == {"dataset-row-invalid": 30, "dataset-overlong": 1}
+    assert [group.count for group in found.refusals.groups] == [30, 1]
     first = found.first_problem
     assert first is not None
     assert (first.row, first.field) == (3, "text")
     assert found.kinds.total() == 4
     alone = survey(files, spec(data={"max_rows": 2, "test_split_size": 0}), tokens)
-    assert alone.refused == {"dataset-too-large": 1}
+    assert alone.refusals.codes == {"dataset-too-large": 1}
     unsplit = survey({"b.jsonl": write(tmp_path / "b.jsonl", rows_of(3))}, spec(), tokens)
-    assert not unsplit.refused
+    assert not unsplit.refusals.codes
     all_held = survey(
         {"b.jsonl": write(tmp_path / "b.jsonl", rows_of(3))}, spec(data={"test_split_size": 0.999}), tokens
     )
-    assert all_held.refused == {"dataset-not-trainable": 1}
+    assert all_held.refusals.codes == {"dataset-not-trainable": 1}
 
 
 PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
@@ -187,7 +187,7 @@ def test_rows_that_the_method_does_not_train_on(
     files = {"a.jsonl": write(tmp_path / "a.jsonl", [fitting, row])}
     job = spec(data={"test_split_size": 0}, train={"method": method})
     found = survey(files, job, tokens if known else None)
-    assert found.refused == {"dataset-not-trainable": 1}
+    assert found.refusals.codes == {"dataset-not-trainable": 1}
     with pytest.raises(DataError, match=f"method {method} does not train on this kind") as caught:
         build_dataset(read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(0), method=method)
     for error in (caught.value, found.first_problem):
@@ -201,14 +201,14 @@ def test_a_split_by_a_secret_is_judged_by_the_sizes_to_be_expected(tmp_path: Pat
     """Under the public key one of these 50 rows is held out; by the job's own key, five are to be expected."""
     files = {"a.jsonl": write(tmp_path / "a.jsonl", rows_of(50))}
     gated = survey(files, spec(privacy={"audit": True, "max_membership_auc": 0.7}), tokens)
-    assert not gated.refused
+    assert not gated.refusals.codes
     (warning,) = [warning for warning in gated.warnings if "probably refuse" in warning]
     assert "20 held-out ones that are no copies of any, got 45 and 5" in warning
     assert not any(
         "refuse" in warning for warning in survey(files, spec(privacy={"audit": True}), tokens).warnings
     )
     all_held = survey(files, spec(data={"test_split_size": 0.999}, privacy={"audit": True}), tokens)
-    assert not all_held.refused
+    assert not all_held.refusals.codes
     assert any("got 0 and 50" in warning for warning in all_held.warnings)
 
 
@@ -223,7 +223,7 @@ def test_a_delta_that_promises_nothing_of_so_many_rows_is_refused_as_by_the_job(
         data={"test_split_size": 0, "split_turns": "never"}, train={"engine": "transformers"}, privacy=privacy
     )
     found = survey(files, job, tokens)
-    assert found.refused == refused
+    assert found.refusals.codes == refused
     if refused:
         with pytest.raises(DataError) as error:
             require_rows_for_delta(17 + canaries, 0.05)
@@ -261,7 +261,7 @@ def test_numbers_of_pairs_are_those_of_the_job(tmp_path: Path, tokens: ModelToke
     data = build_dataset(
         read_files(files, max_rows=100), tokens, job.data, split_key=seed_split_key(job.train.seed), method="dpo"
     )
-    assert not found.refused
+    assert not found.refusals.codes
     assert found.sizes is not None
     assert found.outcomes is not None
     assert (found.sizes.train, found.sizes.evaluation) == (data.rows.train, data.rows.eval)
@@ -321,7 +321,7 @@ def test_the_row_that_is_asked_for_is_shown(tmp_path: Path, tokens: ModelTokeniz
 def test_without_a_tokenizer_rows_are_still_read(tmp_path: Path) -> None:
     files = {"a.jsonl": write(tmp_path / "a.jsonl", [*rows_of(2), {"text": 1}])}
     found = survey(files, spec(), None)
-    assert (found.kinds.total(), found.refused.total(), found.sizes) == (2, 1, None)
+    assert (found.kinds.total(), found.refusals.codes.total(), found.sizes) == (2, 1, None)
 
 
 def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_a_mix_of_files_that_are_not_there_is_refused(tmp_path: Path, tokens: Mo
     files = {"chat.jsonl": write(tmp_path / "chat.jsonl", rows_of(3))}
     job = spec(data={"test_split_size": 0, "mix": {"chats/*": 2.0}})
     found = survey(files, job, tokens if known else None)
-    assert found.refused == {"dataset-invalid": 1}
+    assert found.refusals.codes == {"dataset-invalid": 1}
     with pytest.raises(DataError, match="no file to train on matches"):
         build_dataset(read_files(files, max_rows=9), tokens, job.data, split_key=seed_split_key(0))
 
@@ -467,7 +467,7 @@ def test_task_metrics_judge_the_rows_that_the_job_judges(
     draw = TaskDraw(16, seed=job.train.seed)
     read = read_files(files, max_rows=200)
     data = build_dataset(read, tokens, job.data, split_key=seed_split_key(job.train.seed), draw=draw)
-    assert not found.refused
+    assert not found.refusals.codes
     assert found.task == TaskCounts.of(read_tasks(draw, tokens, job, context_length=80))
     assert found.task.judged + sum(found.task.not_judged.values()) == data.rows.eval
     assert found.task.choices == 2
@@ -481,7 +481,9 @@ def test_what_task_metrics_cannot_judge_is_refused(tmp_path: Path, tokens: Model
         metrics = {"metrics": ["choice_accuracy"]}
         found = survey(files, spec(evaluation=metrics, data={"test_split_size": 0.5}, **sections), tokens)
         assert found.task is None
-        return [str(problem) for problem in found.problems] + [each for each in found.warnings if "secret" in each]
+        return [str(group) for group in found.refusals.groups] + [
+            each for each in found.warnings if "secret" in each
+        ]
 
     plain: list[object] = [{"text": f"plain {number}"} for number in range(20)]
     (problem,) = refusals(plain)

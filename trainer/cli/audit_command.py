@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from trainer.cli.console import SafeConsole, clean_text, print_json, print_line
+from trainer.cli.console import SafeConsole, print_json, print_line
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
         _print_finding(console, finding)
     _print_omitted(len(review.findings), "findings")
     for change in review.changes[:_MAX_SHOWN]:
-        console.print(Text(f"changed   {change.path}", style="bold"))
+        console.print_wrapped(f"changed   {change.path}", indent=_INDENT, style="bold")
         for sign, value in (("-", change.old), ("+", change.new)):
             _print_indented(console, f"{sign} {'(absent)' if value is None else value}")
     _print_omitted(len(review.changes), "changes")
@@ -70,10 +69,11 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
         print_line(f"Lines of {EMBEDDED}.… count within that text.")
     if compared and not review.changes:
         print_line("changes: none in meaning")
-    print_line(f"compose hash: {review.compose_sha256 or 'none: a docker-compose file alone is not measured'}")
-    print_line(f"job spec: {review.job_spec_sha256 or 'none in the text'}")
+    compose_hash = review.compose_sha256 or "none: a docker-compose file alone is not measured"
+    console.print_wrapped(f"compose hash: {compose_hash}", indent=2)
+    console.print_wrapped(f"job spec: {review.job_spec_sha256 or 'none in the text'}", indent=2)
     if review.who_may_submit is not None:
-        console.print(Text(textwrap.fill(clean_text(f"submission: {review.who_may_submit}"), console.width)))
+        console.print_wrapped(f"submission: {review.who_may_submit}", indent=2)
     severities = [finding.severity for finding in review.findings]
     counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
     print_line(f"findings: {', '.join(counts) or 'none'}")
@@ -94,9 +94,4 @@ def _print_finding(console: SafeConsole, finding: Finding) -> None:
 
 
 def _print_indented(console: SafeConsole, text: str, style: str = "") -> None:
-    """Prints a paragraph that wraps within the terminal, also where a digest is longer than a line."""
-    indent = " " * _INDENT
-    wrapped = textwrap.fill(
-        clean_text(text), console.width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-    )
-    console.print(Text(wrapped, style=style))
+    console.print_wrapped(" " * _INDENT + text, indent=_INDENT, style=style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,32 +27,34 @@ _DEVELOPMENT_STYLES: Final = _STATE_STYLES | {"affirmed": "yellow"}
 """Under a development root nothing is green: it would say that it is good."""
 CODE_COLUMNS: Final = 24
 """Columns of the longest check code."""
-FOUND_COLUMNS: Final = 46
-"""Columns that remain of 80 for what a check found."""
 BASE_COLUMNS: Final = 80
+FOUND_COLUMNS: Final = 46
+"""Columns for what a check found, of 80; fewer on a narrower terminal."""
 MIN_TITLE_COLUMNS: Final = 40
 """Titles are shown as well where the terminal has at least this many columns beyond `BASE_COLUMNS`."""
 
 
 def print_attestation_result(result: AttestationResult) -> None:
     """Prints an appraisal: the verdict, what it is about, and its checks."""
-    from trainer.attestation.result.presentation import NOT_FRESH, shortened, utc
+    from trainer.attestation.result.presentation import NOT_FRESH, shortened
+    from trainer.durations import utc_and_distance
 
     console = SafeConsole(highlight=False)
     if result.development_root:
         print_development_banner()
     verdict, style = _verdict(result)
     console.print(Text(verdict, style=style))
+    now = int(time.time())
     facts = (
         ("policy", result.policy_sha256),
         ("job spec", result.job_spec_sha256),
         ("recipient", shortened(result.recipient, 64)),
-        ("appraised", utc(result.appraised_at)),
-        ("valid until", utc(result.expires_at)),
+        ("appraised", utc_and_distance(result.appraised_at, now=now)),
+        ("valid until", utc_and_distance(result.expires_at, now=now)),
         ("fresh", "yes" if result.fresh else f"no: {NOT_FRESH}"),
     )
     for name, value in facts:
-        console.print(Text(f"  {name:12}{value}"))
+        console.print_wrapped(f"  {name:12}{value}", indent=14)
     for caution in result.cautions:
         console.print(Padding(Text(f"CAUTION: {caution}", style="yellow"), (0, 0, 0, 2)))
     print_checks(result.checks, title="checks", development_root=result.development_root)
@@ -118,8 +121,9 @@ def _check_cells(check: Check, terminal_columns: int) -> tuple[str, ...]:
     # What a check found may be text of an untrusted job: no control character reaches the terminal.
     state = "" if check.state == "affirmed" else WORDS[check.state]
     found = ": ".join(part for part in (state, check.found or check.detail) if part)
-    cells = (SYMBOLS[check.state], str(check.number), check.code, shortened(printable(found), FOUND_COLUMNS))
     room = terminal_columns - BASE_COLUMNS
+    found_columns = FOUND_COLUMNS + min(room, 0)
+    cells = (SYMBOLS[check.state], str(check.number), check.code, shortened(printable(found), found_columns))
     if room < MIN_TITLE_COLUMNS:
         return cells
     return (*cells, check.title if len(check.title) <= room else f"{check.title[: room - 1]}…")

@@ -12,26 +12,18 @@ import json
 import traceback
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.segment import Segment
 from rich.text import Text
 from typer.exceptions import TyperException
 
 from trainer.errors import ErrorCode, TrainerError, UsageError
+
+_LEAST_TEXT_COLUMNS: Final = 20
+"""Columns that a text gets beside its indentation, however narrow the terminal is."""
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
@@ -77,6 +69,30 @@ class SafeConsole(Console):
         """Renders as rich does, with the text of each segment cleaned."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=clean_text(segment.text))
+
+    def print_wrapped(self, text: str, *, indent: int = 0, style: str = "") -> None:
+        """Prints a text in lines that fit the terminal; elsewhere as one line, which scripts can search.
+
+        Args:
+            text: one line.
+            indent: column at which continued lines begin.
+            style: rich's style of the text.
+        """
+        # Escapes are longer than what they replace, so the text is cleaned before it is measured.
+        line = Text(clean_text(text), style=style)
+        if not self.is_terminal:
+            self.print(line, soft_wrap=True)
+            return
+        head, body = line[:indent], line[indent:]
+        for piece in body.wrap(self, max(_LEAST_TEXT_COLUMNS, self.width - indent)):
+            piece.rstrip()
+            self.print(Text.assemble(head, piece), soft_wrap=True)
+            head = Text(" " * indent)
+
+
+def print_wrapped(text: str, *, indent: int = 0, style: str = "") -> None:
+    """Prints a text on stdout as `SafeConsole.print_wrapped` does."""
+    SafeConsole(highlight=False).print_wrapped(text, indent=indent, style=style)
 
 
 def print_summary(summary: Mapping[str, object], *, as_json: bool, show: Sequence[str] | None = None) -> None:
@@ -131,74 +147,6 @@ def print_usage_error(error: TyperException, *, as_json: bool) -> None:
 def print_bug(error: Exception) -> None:
     """Prints the traceback of an error that nobody expected; its message may quote anything."""
     print_line("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
-
-
-class TerminalProgress:
-    """Progress of a command on stderr: bars with a remaining time on a terminal, plain lines elsewhere.
-
-    Use it as a context manager, which ends the current bar. All methods do nothing if `quiet`.
-    """
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self._console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._last_tenth = -1
-
-    def __enter__(self) -> TerminalProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end_bar()
-
-    def line(self, text: str) -> None:
-        """Prints a plain line."""
-        if not self.quiet:
-            self._console.print(Text(text))
-
-    def step(self, title: str) -> None:
-        """Prints that a step begins."""
-        self.end_bar()
-        self.line(f"→ {title}")
-
-    def bytes_done(self, label: str, done: int, total: int) -> None:
-        """Shows the progress of a transfer, in bytes."""
-        self._show(label, done, total, (DownloadColumn(), TransferSpeedColumn()))
-
-    def steps_done(self, label: str, done: int, total: int) -> None:
-        """Shows the progress of training, in optimizer steps."""
-        self._show(label, done, total, (MofNCompleteColumn(),))
-
-    def _show(self, label: str, done: int, total: int, columns: Sequence[ProgressColumn]) -> None:
-        if self.quiet or not total:
-            return
-        if not self._console.is_terminal:
-            # Not a terminal: a line for every tenth, so that a log stays short.
-            tenth = 10 * done // total
-            if tenth != self._last_tenth:
-                self._last_tenth = tenth
-                self._console.print(Text(f"  {label}: {done} of {total} ({100 * done // total} %)"))
-            return
-        if self._progress is None or self._task is None:
-            self._progress = Progress(
-                TextColumn("  {task.description}"),
-                BarColumn(),
-                *columns,
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task(label, total=total)
-        self._progress.update(self._task, description=label, completed=done, total=total)
-        if done >= total:
-            self.end_bar()
-
-    def end_bar(self) -> None:
-        """Ends the current bar and leaves it on the screen."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress, self._task, self._last_tenth = None, None, -1
 
 
 def show_control_characters(text: str) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_exactly, print_json, print_line
+from trainer.cli.console import print_exactly, print_json, print_line
 from trainer.cli.options import Json, Quiet
+from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import DataError, ErrorCode, UsageError
 
 if TYPE_CHECKING:

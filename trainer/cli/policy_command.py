@@ -12,7 +12,7 @@ import typer
 
 from trainer.cli.audit_command import print_review, read_compose
 from trainer.cli.check_output import print_attestation_result
-from trainer.cli.console import print_line
+from trainer.cli.console import print_line, print_wrapped
 from trainer.cli.options import JOB_LOCATION, cache_directory, nonces_file
 from trainer.errors import ErrorCode, UsageError
 
@@ -122,7 +122,7 @@ def policy_init(
     provider.write_private_file(output, provider.render_policy(policy, demands, beside=output.parent).encode())
     print_line(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
     for path in job:
-        print_line(f"{path}: {read_job_spec(path).exchange.who_may_submit}")
+        print_wrapped(f"{path}: {read_job_spec(path).exchange.who_may_submit}", indent=2)
     if not measurements:
         print_line(
             "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`", err=True
@@ -232,4 +232,4 @@ def policy_explain(policy: Annotated[Path, typer.Argument(help="policy.yaml")]) 
     from trainer.provider import read_policy
 
     for line in explain(read_policy(policy)):
-        print_line(line)
+        print_wrapped(line, indent=2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_json, print_line, print_summary
+from trainer.cli.console import print_json, print_line, print_summary
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
     AdapterDir,
@@ -29,6 +29,7 @@ from trainer.cli.options import (
     load_identity,
     require_absent,
 )
+from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import ErrorCode, UnavailableError, UsageError, VerificationError
 
 if TYPE_CHECKING:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import print_json, print_line
+from trainer.cli.console import print_json, print_line, print_wrapped
 from trainer.cli.options import Json, Quiet, require_absent
 from trainer.cli.result_commands import check_states, print_all_checks
 from trainer.cli.verify_command import parse_time
@@ -15,6 +17,7 @@ from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
     from trainer.provider import VerifiedReceipt
+    from trainer.provider.receipt_account import AccountLine
 
 receipt_app = typer.Typer(
     name="receipt",
@@ -63,7 +66,7 @@ def verify_receipt(
         print_all_checks(checks, development_root=verified.attestation.result.development_root)
         print_line("\nnot judged:")
         for question in verified.open_questions:
-            print_line(f"  ? {question}")
+            print_wrapped(f"  ? {question}", indent=4)
     print_line(f"{result}: every check passed again")
 
 
@@ -80,8 +83,13 @@ def show_receipt(
     verified = _verify(result, record, policy, at)
     if verified.attestation.result.development_root:
         print_all_checks({}, development_root=True)
-    for line in provider.give_account(verified):
-        print_line(line)
+    print_account(provider.give_account(verified, now=int(time.time())))
+
+
+def print_account(lines: Sequence[AccountLine]) -> None:
+    """Prints the lines of an account."""
+    for line in lines:
+        print_wrapped(line.text, indent=line.indent)
 
 
 @receipt_app.command("export")

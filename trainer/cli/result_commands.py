@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.cli.check_output import print_checks, print_development_banner
-from trainer.cli.console import TerminalProgress, print_line, print_summary
+from trainer.cli.console import print_line, print_summary
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
     AdapterDir,
@@ -32,6 +32,7 @@ from trainer.cli.options import (
     nonces_file,
     require_absent,
 )
+from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:

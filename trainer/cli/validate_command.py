@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.cli.console import TerminalProgress, print_json
+from trainer.cli.console import print_json
 from trainer.cli.options import (
     AdapterDir,
     ImportedRecord,
@@ -20,6 +20,7 @@ from trainer.cli.options import (
     load_attestation,
     require_absent,
 )
+from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _raise_first_problem(found: Survey) -> None:
     problem = found.first_problem
     if problem is None:
         return
-    count = found.refused.total()
+    count = found.refusals.codes.total()
     if count > 1:
         raise DataError(
             problem.code,

@@ -12,19 +12,21 @@ from rich.text import Text
 from trainer.cli.console import SafeConsole, clean_text, show_control_characters
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.errors import DataError
 from trainer.model_files.architecture import architecture_of
 from trainer.model_files.start_adapter import CheckedAdapter
 from trainer.spec import JobSpec
 from trainer.validation.lengths import histogram, quantiles
 from trainer.validation.memory import GIB, MemoryEstimate, estimate_memory
 from trainer.validation.pair_survey import PairLengths
+from trainer.validation.refusals import RefusalGroup
 from trainer.validation.survey import Survey
 
 MAX_EXAMPLE_CHARACTERS: Final = 6000
 """Characters of one piece of an example that are shown."""
 
 _BAR_COLUMNS: Final = 40
+_LABEL_COLUMNS: Final = 10
+_PAGE_COLUMNS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,17 @@ class ValidationReport:
 
     def as_json(self) -> dict[str, object]:
         """Returns the report as a JSON object; the example only if it was requested."""
-        found, problem = self.found, self.found.first_problem
+        found, problem, refusals = self.found, self.found.first_problem, self.found.refusals
         document: dict[str, object] = {
             "rows": found.kinds.total(),
             "kinds": dict(found.kinds),
             "files": {name: dict(kinds) for name, kinds in found.rows.items()},
             "side_files": list(found.side_files),
-            "refused": {"count": found.refused.total(), "codes": dict(found.refused)},
-            "problems": [_describe_problem(error) for error in found.problems],
+            "refused": {"count": refusals.codes.total(), "codes": dict(refusals.codes)},
+            "problems": [_describe_problem(group) for group in refusals.groups],
             "unrendered": {
                 "allowed": dict(found.outcomes.unrendered) if found.outcomes else {},
-                "refused": dict(found.unrendered),
+                "refused": dict(refusals.unrendered),
             },
             "tokens": self._describe_tokens() if self.tokens else None,
             "steps": found.steps,
@@ -124,11 +126,14 @@ class ValidationReport:
         }
 
 
-def _describe_problem(error: DataError) -> dict[str, object]:
+def _describe_problem(group: RefusalGroup) -> dict[str, object]:
+    error = group.first
     return {
         "code": error.code.value,
         "file": error.file,
         "row": error.row,
+        "rows": group.rows,
+        "count": group.count,
         "field": error.field,
         "reason": error.reason,
         "expected": None if error.expected is None else str(error.expected),
@@ -139,15 +144,15 @@ def _describe_problem(error: DataError) -> dict[str, object]:
 def print_validation(result: ValidationReport) -> None:
     """Prints the report on stdout."""
     console = SafeConsole(highlight=False, soft_wrap=True)
-    for line in _report_lines(result):
-        console.print(Text(line))
+    for line in _report_lines(result, columns=console.width):
+        console.print_wrapped(line, indent=_LABEL_COLUMNS)
     for warning in result.warnings:
-        console.print(Text(f"warning   {warning}", style="yellow"))
+        console.print_wrapped(f"warning   {warning}", indent=_LABEL_COLUMNS, style="yellow")
     if result.show_example and result.found.shown is not None and result.tokens is not None:
         _print_example(console, result)
 
 
-def _report_lines(result: ValidationReport) -> Iterator[str]:
+def _report_lines(result: ValidationReport, *, columns: int) -> Iterator[str]:
     found = result.found
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     yield f"{found.kinds.total()} rows: {kinds or 'none'}"
@@ -156,22 +161,23 @@ def _report_lines(result: ValidationReport) -> Iterator[str]:
             yield f"          {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
     for name in found.side_files:
         yield f"          {name}: a side file, without rows"
-    if found.problems:
-        codes = ", ".join(f"{count} {code}" for code, count in found.refused.items())
-        yield f"refused   {found.refused.total()}: {codes}"
-    for error in found.problems:
-        yield f"          {error}"
-    if found.refused.total() > len(found.problems):
-        yield f"          … and {found.refused.total() - len(found.problems)} more"
-    for part, count in found.unrendered.items():
+    refusals = found.refusals
+    if refusals.groups:
+        codes = ", ".join(f"{count} {code}" for code, count in refusals.codes.items())
+        yield f"refused   {refusals.codes.total()}: {codes}"
+    for group in refusals.groups:
+        yield f"          {group}"
+    if refusals.not_shown:
+        yield f"          … and {refusals.not_shown} others"
+    for part, count in refusals.unrendered.items():
         yield f"          {count} rows would lose their {part}: the chat template does not print it"
     if result.tokens is not None and found.lengths:
-        yield from _token_lines(result)
+        yield from _token_lines(result, columns)
     yield from _cost_lines(result)
     yield f"submit    {result.spec.exchange.who_may_submit}"
 
 
-def _token_lines(result: ValidationReport) -> Iterator[str]:
+def _token_lines(result: ValidationReport, columns: int) -> Iterator[str]:
     found, total = result.found, sum(result.found.lengths)
     yield f"tokens    {total}, {_percent(found.trained, total)} of them trained on"
     if found.lost:
@@ -184,8 +190,9 @@ def _token_lines(result: ValidationReport) -> Iterator[str]:
     ranges = histogram(found.lengths)
     highest = max(count for _, _, count in ranges)
     width = max(len(f"{first}-{last}") for first, last, _ in ranges)
+    longest = max(1, min(_BAR_COLUMNS, columns - _LABEL_COLUMNS - width - len(f"  {highest}")))
     for first, last, count in ranges:
-        bar = "█" * -(-_BAR_COLUMNS * count // highest)
+        bar = "█" * -(-longest * count // highest)
         yield f"          {f'{first}-{last}':>{width}} {bar} {count}"
 
 
@@ -285,7 +292,7 @@ _PAGE_STYLE: Final = (
 
 def render_page_html(result: ValidationReport) -> str:
     """Returns the report as one HTML page, without scripts and without requests to anywhere."""
-    lines = html.escape(clean_text("\n".join(_report_lines(result))))
+    lines = html.escape(clean_text("\n".join(_report_lines(result, columns=_PAGE_COLUMNS))))
     warnings = "".join(f"<p class=w>{html.escape(clean_text(warning))}</p>" for warning in result.warnings)
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>trainer validate</title>"

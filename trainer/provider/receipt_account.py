@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from trainer.attestation.result.presentation import shortened, utc
+from trainer.attestation.result.presentation import shortened
+from trainer.durations import utc_and_distance
 from trainer.provider.receipt_verification import VerifiedReceipt
 from trainer.receipt.privacy_statement import PrivacyPredicate
 from trainer.receipt.statement import ReceiptOutcome, Statement
@@ -14,17 +16,39 @@ from trainer.receipt.statement import ReceiptOutcome, Statement
 _LABEL_COLUMNS = 14
 
 
-def give_account(verified: VerifiedReceipt) -> tuple[str, ...]:
-    """Returns the lines: the outcome, what it was made from, who can read it, a timeline, what is not known."""
+class AccountLine(NamedTuple):
+    """A line of an account.
+
+    Args:
+        text: the line.
+        indent: column at which it continues where it is broken.
+    """
+
+    text: str
+    indent: int = 0
+
+
+def give_account(verified: VerifiedReceipt, *, now: int) -> tuple[AccountLine, ...]:
+    """Returns the lines: the outcome, what it was made from, who can read it, a timeline, what is not known.
+
+    Args:
+        verified: the checked receipt.
+        now: Unix seconds, from which the distance of each time is counted.
+    """
+    times = [(utc_and_distance(moment, now=now), event) for moment, event in sorted(_timeline(verified))]
+    columns = max(len(moment) for moment, _ in times) + 4
     return (
-        _headline(verified),
-        *(f"  {name:{_LABEL_COLUMNS}}{value}" for name, value in _facts(verified)),
-        "",
-        "When (UTC)",
-        *(f"  {utc(moment)}  {event}" for moment, event in sorted(_timeline(verified))),
-        "",
-        "Not judged",
-        *(f"  ? {question}" for question in verified.open_questions),
+        AccountLine(_headline(verified)),
+        *(
+            AccountLine(f"  {name:{_LABEL_COLUMNS}}{value}", 2 + _LABEL_COLUMNS)
+            for name, value in _facts(verified)
+        ),
+        AccountLine(""),
+        AccountLine("When"),
+        *(AccountLine(f"  {moment:{columns - 2}}{event}", columns) for moment, event in times),
+        AccountLine(""),
+        AccountLine("Not judged"),
+        *(AccountLine(f"  ? {question}", 4) for question in verified.open_questions),
     )
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from trainer.attestation.policy import Policy
-from trainer.attestation.result.presentation import utc
 from trainer.attestation.result.record import Record, reappraise
+from trainer.durations import utc
 from trainer.encoding import printable
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.provider.local_files import read_small_file

@@ -14,6 +14,7 @@ from trainer.atomic_files import (
     translate_storage_errors,
 )
 from trainer.attestation.result.attestation_result import AttestationResult
+from trainer.durations import utc
 from trainer.errors import ErrorCode, SealingError
 from trainer.provider_keys import ProviderKey
 from trainer.sealing.age import (
@@ -144,6 +145,6 @@ def require_valid_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
         raise SealingError(
             ErrorCode.GRANT_EXPIRED,
             "the grant has expired",
-            expected=f"a time before {grant.expires_at}",
-            found=now,
+            expected=f"a time before {utc(grant.expires_at)}",
+            found=utc(now),
         )

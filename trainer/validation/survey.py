@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Final
+from typing import Any
 
-from trainer.data.examples.conservation import UnrenderedError
 from trainer.data.examples.evaluation_files import check_evaluation_files, split_file_warnings
 from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.held_out import evaluated_warnings, seed_split_key
@@ -33,11 +32,10 @@ from trainer.spec import METHOD_RULES, JobSpec, LearningRatePath, check_schedule
 from trainer.training.privacy.canaries import canary_examples
 from trainer.training.step_count import count_steps
 from trainer.validation.pair_survey import PairLengths
+from trainer.validation.refusals import Refusals
 from trainer.validation.row_processes import choose_processes, open_reports
 from trainer.validation.row_reports import EncodedNumbers, RowReport, RowReporter, as_local_refusal
 from trainer.validation.task_counts import TaskCounts
-
-SHOWN_PROBLEMS: Final = 20
 
 Advance = Callable[[int], None]
 """Receives the number of bytes that were read since its last call."""
@@ -50,15 +48,13 @@ class Survey:
     Attributes:
         rows: file → kind → number of rows that can be read.
         side_files: names of the files that hold no rows and say what the others are.
-        problems: the first `SHOWN_PROBLEMS` refusals, of rows and of what is not in one row.
-        refused: error code → number of refusals.
+        refusals: what is refused, of rows and of what is not in one row.
         shown: the encoded row to display.
         lengths: tokens of each example, as the job will train on them.
         pairs: the lengths of preference rows by part.
         targets: number of trained tokens of each example.
         tokens: number of tokens of all rows before `data.max_length` applies.
         lost: number of trained tokens among them that are dropped or cut.
-        unrendered: part of a conversation → number of rows that are refused because the template omits it.
         outcomes: what became of the rows; None without a tokenizer.
         sizes: sizes of training and evaluation; None before the pass has ended.
         exact: whether the job's split is this one; else its sizes are about these.
@@ -72,15 +68,13 @@ class Survey:
 
     rows: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     side_files: tuple[str, ...] = ()
-    problems: list[DataError] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
+    refusals: Refusals = field(default_factory=Refusals)
     shown: EncodedRow | None = None
     lengths: array[int] = field(default_factory=lambda: array("i"))
     pairs: PairLengths = field(default_factory=PairLengths)
     targets: array[int] = field(default_factory=lambda: array("i"))
     tokens: int = 0
     lost: int = 0
-    unrendered: Counter[str] = field(default_factory=Counter)
     outcomes: RowOutcomes | None = None
     sizes: SplitSizes | None = None
     exact: bool = True
@@ -108,7 +102,7 @@ class Survey:
     @property
     def first_problem(self) -> DataError | None:
         """The first refusal."""
-        return self.problems[0] if self.problems else None
+        return self.refusals.groups[0].first if self.refusals.groups else None
 
 
 def survey(
@@ -213,7 +207,7 @@ def _counting_refusals(found: Survey) -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        _count_refusal(found, as_local_refusal(error))
+        found.refusals.add(as_local_refusal(error))
 
 
 def _count_rows(found: Survey, reports: Iterable[RowReport], most: int) -> Iterator[RowReport]:
@@ -222,22 +216,14 @@ def _count_rows(found: Survey, reports: Iterable[RowReport], most: int) -> Itera
     for report in reports:
         if report.read is not None:
             if count == most:
-                _count_refusal(found, too_many_rows(report.read.location(), most))
+                found.refusals.add(too_many_rows(report.read.location(), most))
                 return
             count += 1
             found.rows[report.read.file][report.read.kind] += 1
         if report.refusal is not None:
-            _count_refusal(found, report.refusal)
+            found.refusals.add(report.refusal)
         else:
             yield report
-
-
-def _count_refusal(found: Survey, error: DataError) -> None:
-    found.refused[error.code.value] += 1
-    if isinstance(error, UnrenderedError):
-        found.unrendered.update(error.parts.keys())
-    if len(found.problems) < SHOWN_PROBLEMS:
-        found.problems.append(error)
 
 
 def _count_examples(found: Survey, numbers: EncodedNumbers) -> None:
@@ -310,6 +296,6 @@ def _judge_privacy(found: Survey, outcomes: RowOutcomes, sizes: SplitSizes, spec
 def _count_or_announce(found: Survey, error: DataError) -> None:
     """Counts a refusal that follows from the split, or warns of it where the job will split otherwise."""
     if found.exact:
-        _count_refusal(found, error)
+        found.refusals.add(error)
     else:
         found.warnings.append(f"the job splits by a secret and will probably refuse these rows: {error}")

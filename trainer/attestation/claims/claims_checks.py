@@ -15,6 +15,7 @@ from trainer.attestation.evidence import DatasetClaims
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.attestation.tdx.td_report import TdReport
+from trainer.durations import utc
 from trainer.encoding import sha256_hex
 
 REPORT_DATA: Final = CheckDefinition(
@@ -141,8 +142,8 @@ def judge_time(ledger: Ledger, claims: DatasetClaims, policy: Policy, now: int) 
     ledger.judge(
         CLAIMS_VALIDITY,
         start - CLOCK_SKEW_SECONDS <= now < end and start < end,
-        expected=f"a time from {start} to {end}",
-        found=now,
+        expected=f"a time from {utc(start)} to {utc(end)}",
+        found=utc(now),
     )
     limit = policy.freshness.max_age_seconds
     ledger.judge(

@@ -10,6 +10,7 @@ from trainer.attestation.claims.claims_checks import key_kind
 from trainer.attestation.evidence import StatementClaims, StatementPurpose
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.attestation.tdx.td_report import TdReport
+from trainer.durations import utc
 from trainer.encoding import sha256_hex
 
 EARLIER_RESULT: Final = CheckDefinition(
@@ -100,7 +101,7 @@ def judge_statement(
     # claims of a start that a provider verifies to pull the result.
     if purpose == "deletion":
         ledger.leave_open(
-            STATEMENT_CLAIMS_VALIDITY, found=claims.issued_at, detail="the sealed result is compared"
+            STATEMENT_CLAIMS_VALIDITY, found=utc(claims.issued_at), detail="the sealed result is compared"
         )
         return
     # The same VM may have run an earlier job: its receipts were issued before these claims.
@@ -108,6 +109,6 @@ def judge_statement(
     ledger.judge(
         STATEMENT_CLAIMS_VALIDITY,
         claims.issued_at >= sealed_claims_issued_at,
-        expected=f"issued at {sealed_claims_issued_at} or later",
-        found=claims.issued_at,
+        expected=f"issued at {utc(sealed_claims_issued_at)} or later",
+        found=utc(claims.issued_at),
     )

@@ -8,6 +8,7 @@ from typing import Final, Literal, NoReturn
 from trainer.attestation.checks import Check
 from trainer.attestation.evidence import DatasetClaims
 from trainer.attestation.tdx.td_report import TdReport
+from trainer.durations import utc
 from trainer.errors import ErrorCode, VerificationError
 
 CLOCK_SKEW_SECONDS: Final = 300
@@ -117,8 +118,8 @@ class AttestationResult:
             raise VerificationError(
                 ErrorCode.ATTESTATION_EXPIRED,
                 "the attestation result is not valid now",
-                expected=f"a time from {self.appraised_at} to {self.expires_at}",
-                found=now,
+                expected=f"a time from {utc(self.appraised_at)} to {utc(self.expires_at)}",
+                found=utc(now),
                 hint="verify the job again",
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,11 +96,6 @@ def summary(checks: Sequence[Check]) -> str:
     """Returns how many checks ended in each state, such as `60 affirmed, 9 not demanded`."""
     counts = Counter(check.state for check in checks)
     return ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
-
-
-def utc(seconds: int) -> str:
-    """Returns Unix seconds as a date and time in UTC for people."""
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def shortened(text: str, length: int) -> str:

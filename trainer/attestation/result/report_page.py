@@ -25,11 +25,11 @@ from trainer.attestation.result.presentation import (
     explanation,
     grouped,
     shortened,
-    utc,
 )
 from trainer.attestation.result.record import Record
 from trainer.attestation.result.report_style import STYLE
 from trainer.attestation.tdx.tcb_checks import TCB_ADVISORIES, TCB_STATUS
+from trainer.durations import utc
 from trainer.encoding import page_security_policy, printable
 
 LONG_VALUE: Final = 260
