@@ -111,7 +111,8 @@ def show_progress(text: str) -> None:
         progress.line(text)
         progress.bytes_done(text, 5, 10)
         progress.end_bar()
-        progress.steps_done(text, 5, 10)
+        progress.metrics({text: text, "loss": text})
+        progress.phase(text)
 
 
 def print_audit(text: str) -> None:
@@ -139,7 +140,7 @@ PEOPLE: dict[str, Callable[[str], object]] = {
     "a file": lambda text: run(["verify", text.replace("\0", "").replace("-", "x") or "x"]),
     "progress": show_progress,
     "an appraisal": lambda text: print_attestation_result(attestation_result(text)),
-    "metrics": lambda text: console.print_line("  " + PrivateMetrics(metrics(text)).summarize()),
+    "metrics": lambda text: TerminalProgress().metrics(PrivateMetrics(metrics(text)).shown()),
     "an audit": print_audit,
     "a rich text": lambda text: SafeConsole(highlight=False).print(text, markup=False),
 }

@@ -126,10 +126,8 @@ def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.Capt
     assert run(arguments) == ExitCode.LOCAL_DATA
     captured = capsys.readouterr()
     assert "refused   30: 30 dataset-row-invalid" in captured.out
-    assert (
-        "row 0, field text: wrong value: expected a string, got an integer (and rows 1, 2, 3, 4 and 25 more)"
-        in captured.out
-    )
+    assert "row 0, field text: wrong value" in captured.out
+    assert "(and rows 1, 2, 3, 4 and 25 more)" in captured.out
     assert "20 rows: 20 messages" in captured.out
     assert "error[dataset-row-invalid]: file bad.jsonl, row 0, field text: wrong value" in captured.err
     assert run([*arguments, "--json"]) == ExitCode.LOCAL_DATA

@@ -1,4 +1,4 @@
-"""On a terminal of 80 or 60 columns no line is longer than it, whatever is printed; elsewhere a line stays one line."""
+"""On a terminal of 80 or 60 columns no printed line is longer than it; elsewhere a line stays one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import struct
+import sys
 import termios
 from collections import Counter
 from collections.abc import Callable
@@ -131,7 +132,9 @@ def on_a_terminal(columns: int, show: Callable[[], object]) -> str:
         status = 1
         try:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             show()
+            sys.stdout.flush()
             status = 0
         finally:
             os._exit(status)
@@ -157,7 +160,9 @@ def test_a_real_terminal(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
         print_wrapped(f"policy      {LONG}", indent=12)
         print_checks_of_every_code()
 
-    assert not too_long(on_a_terminal(wide, show), wide)
+    shown = on_a_terminal(wide, show)
+    assert "policy      " in shown
+    assert not too_long(shown, wide)
 
 
 def test_verify_says_how_long_ago(files: Files, capsys: Captured, tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_a_refused_dataset_ends_the_watch_and_its_report_can_be_pulled() -> None
 
 def test_a_line_of_metrics_has_numbers_only() -> None:
     metrics = PrivateMetrics({"step": 3, "loss": 1.25, "eval_loss": "x" * 10_000, "grad_norm": [1], "other": 5})
-    assert metrics.summarize() == "step 3  loss 1.25"
+    assert metrics.shown() == {"step": "3", "loss": "1.25"}
+    assert not PrivateMetrics({"step": 10**400, "eval_loss": True}).shown()
 
 
 @pytest.mark.parametrize(

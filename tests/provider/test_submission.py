@@ -137,7 +137,13 @@ class Job:
     def bytes_done(self, *_args: object) -> None:
         pass
 
-    def steps_done(self, *_args: object) -> None:
+    def phase(self, *_args: object) -> None:
+        pass
+
+    def training(self, *_args: object) -> None:
+        pass
+
+    def metrics(self, *_args: object) -> None:
         pass
 
     def monotonic(self) -> float:

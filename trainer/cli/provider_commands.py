@@ -174,18 +174,14 @@ def watch_training(
     client = _connect(source, load_attestation(attestation, imported, policy))
     identities = load_identity(identity).identities if identity else ()
     token = provider.read_grant_record(grant).events_token if grant and identity else None
-    for event in provider.watch_job(client, identities, token):
-        if as_json:
-            print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))
-        elif isinstance(event, Status):
-            progress = f" {provider.describe_training(event)}".rstrip()
-            print_line(f"{event.phase.value}{progress}" + (f" ({event.error})" if event.error else ""))
-            if event.announces_refusal:
-                print_line(
-                    "  the dataset was refused: pull and open its report, mend the data, seal and upload it"
-                )
-        else:
-            print_line("  " + event.summarize())
+    with TerminalProgress(quiet=as_json, on_stdout=True) as progress:
+        display = provider.EventDisplay(progress)
+        for event in provider.watch_job(client, identities, token):
+            display.show(event)
+            if as_json:
+                print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))
+            elif isinstance(event, Status) and event.announces_refusal:
+                progress.line("  the dataset was refused: open its report, mend the data, seal and upload it")
 
 
 def pull_result(

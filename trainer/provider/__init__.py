@@ -17,7 +17,7 @@ from trainer.provider.grants import (
     seal_dataset,
 )
 from trainer.provider.identity_files import create_identity, read_identity_file
-from trainer.provider.job_events import describe_training, watch_job
+from trainer.provider.job_events import EventDisplay, describe_training, watch_job
 from trainer.provider.local_files import (
     read_small_file,
     read_text_file,
@@ -60,6 +60,7 @@ from trainer.provider.verification import (
 __all__ = [
     "STATEMENT_ERRORS",
     "DeletionReceiver",
+    "EventDisplay",
     "LocalSecret",
     "PolicyDemands",
     "Submission",

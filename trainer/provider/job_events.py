@@ -10,6 +10,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from trainer.durations import describe_duration
 from trainer.encoding import parse_json
 from trainer.errors import DATASET_FAULTS, ErrorCode, ExitCode, JobError, SealingError, TrainerError
 from trainer.models import Phase, Status
@@ -20,6 +21,7 @@ from trainer.sealing.age import Identity, decrypt
 NOT_ITS_DATASET: Final = frozenset({ErrorCode.NO_IDENTITY_MATCH, ErrorCode.UNAUTHORIZED})
 """What a job says of a dataset that is sealed to an earlier start of it. Files show no TLS key that changed."""
 
+_MAX_SHOWN_NUMBER: Final = 10**15
 _SUMMARY_METRICS: Final = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -35,17 +37,17 @@ class PrivateMetrics:
 
     values: Mapping[str, JsonValue]
 
-    def summarize(self) -> str:
-        """Returns the best-known metrics on one line: `step 12  loss 1.234  …`.
+    def shown(self) -> dict[str, str]:
+        """Returns the best-known metrics in words: name → value, such as `loss` → `1.234`.
 
         Only numbers: whoever knows the provider's recipient can seal an event with texts of any length to it.
         """
-        shown = {name: self.values.get(name) for name in _SUMMARY_METRICS}
-        return "  ".join(
-            f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in shown.items()
-            if isinstance(value, int | float)
-        )
+        found = {name: self.values.get(name) for name in _SUMMARY_METRICS}
+        return {
+            name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else str(value)
+            for name, value in found.items()
+            if isinstance(value, float) or (type(value) is int and abs(value) < _MAX_SHOWN_NUMBER)
+        }
 
 
 def watch_job(
@@ -81,19 +83,34 @@ def watch_job(
 
 def describe_training(status: Status) -> str:
     """Returns in one line what a job in the phase `training` does, how far it is, and how long it will take."""
-    left = f", {status.eta_seconds} s left" if status.eta_seconds is not None else ""
+    left = f", {describe_duration(status.eta_seconds)} left" if status.eta_seconds is not None else ""
     if status.activity is not None:
         percent = f" {status.percent} %" if status.percent is not None else ""
         return f"{status.activity.value}{percent}{left}"
     return f"step {status.step} of {status.total_steps}{left}" if status.total_steps else ""
 
 
-def show_training(status: Status, report: ProgressReporter) -> None:
-    """Shows how far a job in the phase `training` is: a line until its first step, then the steps."""
-    if status.activity is not None:
-        report.line(f"  {describe_training(status)}")
-    else:
-        report.steps_done("training", status.step, status.total_steps)
+class EventDisplay:
+    """Shows a person what a job's events say.
+
+    Args:
+        report: shows it.
+    """
+
+    def __init__(self, report: ProgressReporter) -> None:
+        self._report = report
+        self._shown: tuple[Phase, str | None] | None = None
+
+    def show(self, event: Status | PrivateMetrics) -> None:
+        """Shows an event: a new phase or error, how far the training is, or metrics."""
+        if isinstance(event, PrivateMetrics):
+            self._report.metrics(event.shown())
+            return
+        if (event.phase, event.error) != self._shown:
+            self._shown = event.phase, event.error
+            self._report.phase(event.phase.value + (f" ({event.error})" if event.error else ""))
+        if event.phase is Phase.TRAINING and (event.activity is not None or event.total_steps):
+            self._report.training(event)
 
 
 def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> list[PrivateMetrics]:

@@ -17,13 +17,13 @@ from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256
 from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
-from trainer.models import Phase
+from trainer.models import Phase, Status
 from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
 from trainer.provider.attested_spec import attested_job_spec
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
-from trainer.provider.job_events import NOT_ITS_DATASET, PrivateMetrics, show_training, watch_job
+from trainer.provider.job_events import NOT_ITS_DATASET, EventDisplay, watch_job
 from trainer.provider.job_wait import JobWait
 from trainer.provider.local_files import require_absent, write_beside
 from trainer.provider.opening import open_sealed_result
@@ -224,20 +224,13 @@ class _SubmissionRun:
 
     def _watch(self, client: Carrier, grant: GrantRecord) -> None:
         self._report.step("wait for the training")
-        phase: Phase | None = None
+        display = EventDisplay(self._report)
         try:
             for event in watch_job(client, self._submission.identities, grant.events_token):
-                if isinstance(event, PrivateMetrics):
-                    self._report.line("  " + event.summarize())
-                    continue
-                if event.phase is not phase:
-                    phase = event.phase
-                    # An end may be that of the earlier start, which a spool shows until the job is started again.
-                    if phase not in FINAL_PHASES:
-                        self._job_wait.end()
-                    self._report.line(f"  {phase.value}")
-                if phase is Phase.TRAINING:
-                    show_training(event, self._report)
+                # An end may be that of the earlier start, which a spool shows until the job is started again.
+                if isinstance(event, Status) and event.phase not in FINAL_PHASES:
+                    self._job_wait.end()
+                display.show(event)
         except SealingError as error:
             self._directory.forget_refused(error)  # the job refused the dataset: the next call uploads again
             if error.code in NOT_ITS_DATASET and not self._directory.is_sealed_to(

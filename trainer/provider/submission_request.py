@@ -10,6 +10,7 @@ from typing import Protocol
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.encoding import canonical_json, file_sha256
+from trainer.models import Status
 from trainer.provider.own_files import LocalSecret
 from trainer.provider.result_check import OpenedResult
 from trainer.provider_keys import ProviderKey
@@ -30,8 +31,14 @@ class ProgressReporter(Protocol):
     def bytes_done(self, label: str, done: int, total: int) -> None:
         """Progress of a transfer, in bytes."""
 
-    def steps_done(self, label: str, done: int, total: int) -> None:
-        """Progress of training, in optimizer steps."""
+    def phase(self, text: str) -> None:
+        """The job entered a phase."""
+
+    def training(self, status: Status) -> None:
+        """A job in the phase `training` is this far."""
+
+    def metrics(self, values: Mapping[str, str]) -> None:
+        """Private metrics of an optimizer step: name → value, in words."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from trainer.errors import ErrorCode, UsageError
 from trainer.models import Phase, Status
 
 Progress = Callable[[int], None]
-"""Receives the bytes transferred so far, cumulative; the count falls when part of a transfer is repeated."""
+"""Receives the bytes so far that the other side has: those that a job confirmed, or those that are stored here."""
 
 Authorize = Callable[[int, str | None], str]
 """Size of an upload in bytes, digest of the job's TLS key (None without TLS) → the token that authorises it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final, Self
@@ -28,8 +29,10 @@ _LOCATION_PATTERN: Final = re.compile(r"/dataset/[0-9a-f]{32}")
 _DIGEST_BYTES: Final = 1 << 20
 _MAX_STATE_BYTES: Final = 64 << 10
 _BLOCK_BYTES: Final = 1 << 18
-_SEGMENT_BYTES: Final = 64 << 20
-"""Length of one PATCH; the job flushes it to disk before the next one begins."""
+_SEGMENT_BYTES: Final = (1 << 20, 64 << 20)
+"""Least and greatest length of one PATCH. The job flushes it to disk before it confirms it."""
+_SEGMENT_SECONDS: Final = (1.0, 4.0)
+"""A segment that took less is followed by one of twice the length, one that took more by one of half."""
 
 
 class UploadState(Strict):
@@ -67,7 +70,7 @@ class DatasetUploader:
     Args:
         http: client of the job, with a known TLS key.
         retry_policy: failures are counted from the last byte that arrived.
-        progress: receives the bytes sent.
+        progress: receives the bytes that the job has confirmed.
         state: file for `UploadState`; removed when the upload is complete.
         authorize: signs the authorisation of an upload; None shows none.
     """
@@ -87,6 +90,7 @@ class DatasetUploader:
         self._authorize = authorize
         self._location: str | None = None
         self._highest_offset: int | None = None
+        self._segment_bytes = _SEGMENT_BYTES[0]
 
     def send(self, path: Path) -> None:
         """Sends the file to its end.
@@ -164,7 +168,7 @@ class DatasetUploader:
 
     def _send_segment(self, file: BinaryIO, location: str, offset: int, size: int) -> int:
         # tus 1.0, PATCH: the offset must be the stored one, otherwise the job answers 409 and nothing is appended.
-        end = min(size, offset + _SEGMENT_BYTES)
+        started, end = time.monotonic(), min(size, offset + self._segment_bytes)
         headers = {
             **_TUS_HEADERS,
             "Upload-Offset": str(offset),
@@ -173,7 +177,17 @@ class DatasetUploader:
         }
         body = self._read_blocks(file, offset, end)
         with self._http.open("PATCH", location, headers=headers, content=body, accept=(204,)) as response:
-            return _parse_offset(response.headers, size)
+            confirmed = _parse_offset(response.headers, size)
+        self._choose_segment(time.monotonic() - started)
+        return confirmed
+
+    def _choose_segment(self, seconds: float) -> None:
+        """Chooses the length of the next segment, so that even a slow link soon has something confirmed."""
+        fast, slow = _SEGMENT_SECONDS
+        if seconds < fast:
+            self._segment_bytes = min(_SEGMENT_BYTES[1], 2 * self._segment_bytes)
+        elif seconds > slow:
+            self._segment_bytes = max(_SEGMENT_BYTES[0], self._segment_bytes // 2)
 
     def _read_blocks(self, file: BinaryIO, offset: int, end: int) -> Iterator[bytes]:
         file.seek(offset)
@@ -183,7 +197,6 @@ class DatasetUploader:
                 raise UsageError(ErrorCode.USAGE, "the file became shorter while it was sent")
             yield block
             offset += len(block)
-            self._progress(offset)
 
     def _make_state(self, location: str, size: int, ends: str) -> UploadState:
         pin = self._http.pin or ""
