@@ -55,7 +55,9 @@ OUTSIDE = [
 ]
 # Options of other programs.
 FOREIGN_OPTIONS = {
-    "--secret",  # of docker; the others of Phala Cloud's client
+    "--secret",  # of docker
+    "--max-lora-rank",  # of vLLM
+    "--chat-template-file",  # of llama.cpp; the others of Phala Cloud's client
     "--disk-size",
     "--experimental-key-provider-type",
     "--instance-type",

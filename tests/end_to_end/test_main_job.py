@@ -57,7 +57,7 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     assert ran.json["loss"] == f"{before:.5g} → {after:.5g} on held-out rows"
     assert Path(ran.json["report"]).is_file()
     assert (Path(ran.json["record"]) / "record.json").is_file()
-    assert ran.json["next"] == f"trainer receipt show {result}"
+    assert ran.json["next"] == f"trainer try {result} PROMPT --model DIR, or: trainer receipt show {result}"
     assert (result / "adapter" / "adapter_model.safetensors").stat().st_size > 0
     names = {path.relative_to(result).as_posix() for path in files_below(result)}
     assert {"receipt.json", "evidence.json", "report/report.html", "report/summary.json", "logs/job.log"} <= names

@@ -25,6 +25,7 @@ from trainer.cli.provider_commands import (
 )
 from trainer.cli.receipt_commands import receipt_app
 from trainer.cli.result_commands import open_result, submit_dataset
+from trainer.cli.try_command import try_adapter
 from trainer.cli.validate_command import validate_dataset
 from trainer.cli.verify_command import verify_job
 from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError, UsageError
@@ -73,6 +74,7 @@ app.command("pull")(pull_result)
 app.command("open")(open_result)
 app.command("ack")(acknowledge_result)
 app.add_typer(receipt_app, name="receipt")
+app.command("try")(try_adapter)
 app.add_typer(job_app, name="job")
 app.command("run")(run_job_spec)
 app.command("simulate")(simulate_guest_agent)

@@ -199,8 +199,17 @@ def _last_lines(result: OpenedResult) -> dict[str, object]:
         "adapter_dir": str(result.adapter),
         "report": str(result.folder / "report" / "report.html"),
         "record": str(record_directory(result.folder)),
-        "next": f"trainer receipt show {shlex.quote(str(result.folder))}",
+        "next": _next_commands(result),
     }
+
+
+def _next_commands(result: OpenedResult) -> str:
+    model = result.statement.predicate.buildDefinition.externalParameters.jobSpec.get("model")
+    name = model.get("model_name_or_path") if isinstance(model, dict) else None
+    # The hub has no model that the job took from a directory of the operator's.
+    is_local = isinstance(name, str) and name.startswith(("./", "../", "/"))
+    folder = shlex.quote(str(result.folder))
+    return f"trainer try {folder} PROMPT{' --model DIR' * is_local}, or: trainer receipt show {folder}"
 
 
 def _task_line(metrics: Mapping[str, JsonValue]) -> dict[str, object]:

@@ -1,4 +1,6 @@
-"""What a model hub, or a directory, says about the files of a base model: for `trainer job pin`, not for the job.
+"""What a model hub, or a directory, says about the files of a base model, on a user's machine.
+
+It serves `trainer job pin` and `trainer try`; no job uses it.
 
 A hub states the SHA-256 of large files, so that nothing large is downloaded. It is trusted no further than the
 operator's own look at the model: the job compares every file with the digest that job.yaml names.
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -103,6 +105,30 @@ def list_hub_model(name: str, revision: str | None, downloads: Path) -> ModelLis
         tuple(sorted(files)),
         fetch,
         {key: digest for key, digest in stated.items() if _SHA256.fullmatch(digest)},
+    )
+
+
+def download_hub_files(name: str, revision: str, patterns: Sequence[str]) -> Path:
+    """Downloads files of a model into the cache of the hub's client, or finds them there.
+
+    Args:
+        name: hub id.
+        revision: the commit.
+        patterns: names of the files, or patterns of them.
+
+    Returns:
+        The directory of that commit.
+
+    Raises:
+        UnavailableError: the hub does not answer, or does not have the model or revision.
+    """
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 -- reads its environment when imported
+
+    return Path(
+        _ask_hub(
+            f"{name} at {revision}",
+            lambda: snapshot_download(name, revision=revision, allow_patterns=list(patterns)),
+        )
     )
 
 

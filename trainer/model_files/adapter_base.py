@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, UsageError
+from trainer.model_files.companion_files import is_companion
 from trainer.model_files.safetensors_header import read_safetensors_header
 from trainer.model_files.start_adapter import BASE_SHA256, MAX_HEADER_BYTES
 from trainer.spec import base_digest, is_base_file
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,27 @@ def require_named_base(directory: Path, names: Collection[str], named: NamedBase
             f"{directory} is not the base model that the adapter was trained on",
             expected=f"{named.sha256} (SHA-256 over {', '.join(files)})",
             found=found,
-            hint="answers with another base model would not be those of this adapter; the model card lists the files",
+            hint="the adapter's answers with another base model mean nothing; its model card names the right one",
         )
     return files
+
+
+@contextmanager
+def joined_model(base: Path, files: Collection[str], adapter: Path) -> Iterator[Path]:
+    """Yields a temporary directory with files of a base model, and the tokenizer and template that an adapter has.
+
+    Args:
+        base: the base model's directory.
+        files: names of the files that decide what it computes.
+        adapter: the directory of the adapter, with the companion files that the job wrote there.
+    """
+    places = {name: base / name for name in files}
+    found = (path for path in adapter.rglob("*") if path.is_file())
+    names = ((path.relative_to(adapter).as_posix(), path) for path in found)
+    places |= {name: path for name, path in names if is_companion(name)}
+    with tempfile.TemporaryDirectory(prefix="trainer-try-") as scratch:
+        for name, path in places.items():
+            target = Path(scratch, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path.resolve())
+        yield Path(scratch)

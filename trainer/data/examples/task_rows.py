@@ -96,7 +96,7 @@ def read_tasks(
     Raises:
         DataError: no row can be judged, or the answers are none to choose from.
     """
-    reader, section = _TaskReader(tokenizer), spec.evaluation
+    reader, section = TaskReader(tokenizer), spec.evaluation
     found = [reader.read(row, needs_stem=section.chooses) for row in draw.rows]
     answers = sorted({task.choice for task in found if isinstance(task, Task)}) if section.chooses else []
     longest = spec.data.max_length
@@ -146,8 +146,12 @@ def _require_choices(choices: Sequence[str]) -> None:
     )
 
 
-class _TaskReader:
-    """Reads rows as tasks."""
+class TaskReader:
+    """Reads rows as tasks.
+
+    Args:
+        tokenizer: tokenizer and chat template.
+    """
 
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer

@@ -80,11 +80,8 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
     wanted = _TORCH_TYPES[spec.model.dtype]
     if torch.cuda.is_available():
         return Precision(torch.device("cuda"), wanted, spec.train.bf16), ()
-    # Without bfloat16 instructions (AVX512_BF16 or AMX) a CPU emulates it, several times slower than float32.
-    # float16 becomes float32 on every CPU: its small range would need loss scaling.
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    weights = wanted if wanted is torch.bfloat16 and has_bfloat16 else torch.float32
-    autocast = spec.train.bf16 and has_bfloat16
+    weights = _choose_cpu_type(wanted)
+    autocast = spec.train.bf16 and _has_bfloat16()
     warnings = []
     if weights is not wanted:
         warnings.append(f"model.dtype {spec.model.dtype} is computed as float32 on this CPU")
@@ -93,6 +90,24 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
     if spec.train.torch_compile_mode == "reduce-overhead":
         warnings.append("train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs")
     return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
+
+
+def choose_inference_precision(dtype: Dtype) -> Precision:
+    """Returns the precision that this machine answers prompts in, with weights of `model.dtype` where it can."""
+    wanted = _TORCH_TYPES[dtype]
+    if torch.cuda.is_available():
+        return Precision(torch.device("cuda"), wanted, autocast=False)
+    return Precision(torch.device("cpu"), _choose_cpu_type(wanted), autocast=False)
+
+
+def _choose_cpu_type(wanted: torch.dtype) -> torch.dtype:
+    # float16 becomes float32 on every CPU: its small range would need loss scaling.
+    return wanted if wanted is torch.bfloat16 and _has_bfloat16() else torch.float32
+
+
+def _has_bfloat16() -> bool:
+    # Without these instructions (AVX512_BF16 or AMX) a CPU emulates bfloat16, several times slower than float32.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 def require_gpu(feature: str, package: str) -> None:
