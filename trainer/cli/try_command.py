@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import SafeConsole, TerminalProgress, print_json
+from trainer.cli.console import SafeConsole, print_json
 from trainer.cli.options import Json, Quiet
+from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import DataError, ErrorCode, JobError, UsageError
 
 if TYPE_CHECKING:
