@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -54,6 +55,8 @@ from trainer.models import Phase, Status
 from trainer.sandbox.properties import SandboxReport
 
 _LOOK_SECONDS: Final = 0.2
+_ASK_AGAIN_SECONDS: Final = 2.0
+"""Pause before evidence that the supervisor did not have is asked for again."""
 _EARLIER_RESULT_NAME: Final = "earlier-" + RESULT_NAME
 _STALE: Final = (DELETION_NAME, EVIDENCE_NAME, STATUS_NAME, RESULT_INFO_NAME, ACKNOWLEDGEMENT_NAME, EVENTS_NAME)
 
@@ -68,6 +71,7 @@ class SpoolFront:
         max_upload_bytes: largest sealed dataset that is accepted.
         gate: decides whose datasets are accepted.
         sandbox: the sandbox properties that this process measured about itself.
+        clock: returns monotonic seconds.
     """
 
     spool: SpoolDirectory
@@ -75,7 +79,9 @@ class SpoolFront:
     max_upload_bytes: int
     gate: UploadGate
     sandbox: SandboxReport = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
     _nonce: str | None = field(default=None, init=False)
+    _ask_again_at: float = field(default=0.0, init=False)
     _asked: int = field(default=0, init=False)
     _status: Status = field(default=Status(phase=Phase.STARTING), init=False)
     _accepting: bool = field(default=False, init=False)
@@ -119,6 +125,8 @@ class SpoolFront:
                 self._put(STATUS_NAME, status.model_dump_json().encode())
             case EvidenceReply(evidence=str(evidence)):
                 self._put(EVIDENCE_NAME, evidence.encode())
+            case EvidenceReply():  # the job may still be preparing; the nonce waits
+                self._nonce, self._ask_again_at = None, self.clock() + _ASK_AGAIN_SECONDS
             case OpenUpload(accept=accept, scope=scope):
                 # A job that accepts a dataset makes a new result; one of an earlier job may not have been pulled.
                 if accept and not self._has_opened and (earlier := self.spool.file(RESULT_NAME)).exists():
@@ -144,7 +152,8 @@ class SpoolFront:
         """Sends a message for each file that the provider's side has written: nonce, acknowledgement, dataset."""
         # The same nonce is not answered twice: each request costs a quote, and the file stays where it is.
         nonce = (self.spool.read(NONCE_NAME, 128) or b"").decode("ascii", "replace").strip()
-        if nonce != self._nonce and re.fullmatch("[0-9a-f]{64}", nonce):
+        is_new = nonce != self._nonce and self.clock() >= self._ask_again_at
+        if is_new and re.fullmatch("[0-9a-f]{64}", nonce):
             self._nonce = nonce
             self._asked += 1
             self.channel.send(EvidenceRequest(id=self._asked, nonce=nonce))
