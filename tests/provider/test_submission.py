@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
+from tests.provider.crash_points import crash_before
 from trainer import encoding
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record
@@ -337,3 +340,28 @@ def test_a_result_is_hashed_by_its_download_alone(
     monkeypatch.setattr(encoding, "stream_sha256", hash_stream)
     submit(Job([outcome]))
     assert "result.tar.age" not in hashed
+
+
+@pytest.mark.parametrize("outcomes", [[None], [ErrorCode.INTERRUPTED, None]], ids=["undisturbed", "interrupted"])
+def test_killed_before_any_change_of_a_file_the_same_command_finishes(
+    submit: Callable[..., SubmissionResult],
+    tmp_path: Path,
+    outcomes: list[ErrorCode | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each moment that a kill can tell from another one: the result is in place, and nothing else is left."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # takes most of the time, and no kill sees it
+    change, crashed = 0, True
+    while crashed:
+        change += 1
+        crashed = crash_before(change, tmp_path, lambda: submit(Job(outcomes)))
+        was_finished = (tmp_path / "out").exists() and not (tmp_path / "out.submission").exists()
+        if not was_finished:
+            assert submit(Job([None])).result.failure is None, change
+        left = {path.name for path in tmp_path.iterdir() if path.name[0] != "." and ".failure-" not in path.name}
+        assert left == {"out", "out.record", "policy.yaml", "rows.jsonl", "state"}, change
+        assert (tmp_path / "out" / "report").is_dir()
+        assert (tmp_path / "out.record" / "record.json").is_file()
+        for path in tmp_path.glob("out*"):
+            shutil.rmtree(path)
+    assert change > 20

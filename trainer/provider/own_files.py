@@ -7,6 +7,7 @@ what bears it was written here. Tags bind a purpose too: for the files of a dire
 
 from __future__ import annotations
 
+import glob
 import hmac
 import os
 import secrets
@@ -133,6 +134,13 @@ class OwnDirectory:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+    def remove(self) -> None:
+        """Removes the directory, which disappears complete, by one rename; and what killed calls left of it."""
+        pattern = f".{glob.escape(self.path.name)}-*.partial"
+        self.path.rename(self.path.with_name(f".{self.path.name}-{secrets.token_hex(8)}.partial"))
+        for rest in self.path.parent.glob(pattern):
+            shutil.rmtree(rest, ignore_errors=True)
 
     def require_absent(self) -> None:
         """Requires that there is nothing of this name.

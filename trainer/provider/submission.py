@@ -56,8 +56,6 @@ class _SubmissionRun:
 
     def __init__(self, submission: Submission, report: ProgressReporter) -> None:
         output = submission.output
-        for path in result_paths(output):
-            require_absent(path)
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
@@ -66,6 +64,9 @@ class _SubmissionRun:
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
         self._directory = SubmissionDirectory(folder, submission.secret, self._policy)
+        if not self._directory.sealed_result.exists():  # else an earlier call may have put its result in place
+            for path in result_paths(output):
+                require_absent(path)
         self._files = find_data_files(submission.data, submission.adapter)
         self._recipients = [str(identity.recipient()) for identity in submission.identities]
 

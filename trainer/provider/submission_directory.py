@@ -31,10 +31,11 @@ from typing import Final
 from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.attestation.policy import Policy
 from trainer.attestation.result.record import Record, load_record, save_record
-from trainer.encoding import canonical_json
+from trainer.encoding import canonical_json, file_sha256
 from trainer.errors import DATASET_FAULTS, ErrorCode, SealingError, UsageError
 from trainer.provider.acknowledgement import DeletionReceiver
 from trainer.provider.grants import GrantRecord, parse_grant_record
+from trainer.provider.local_files import require_absent
 from trainer.provider.own_files import LocalSecret, OwnDirectory
 from trainer.provider.receipt_record import record_directory
 from trainer.provider.result_check import OpenedResult
@@ -101,7 +102,7 @@ class SubmissionDirectory:
         if self._own.read(_SUBMISSION) != description:
             if self._failed.exists():
                 # The job refused the submission for good: other data, or another policy, begins a new one.
-                shutil.rmtree(self.path)
+                self.remove()
                 return self.open_for(description)
             raise UsageError(
                 ErrorCode.USAGE,
@@ -256,9 +257,10 @@ class SubmissionDirectory:
         folder, is_failure = opened.folder, opened.failure is not None
         target = self._find_failure(sealed_sha256, output) if is_failure else output
         if not os.path.lexists(target):
+            require_absent(record_directory(target))
             folder.rename(target)
-        elif is_failure:
-            shutil.rmtree(folder)  # the report that an earlier call opened
+        elif is_failure or _content(folder) == _content(target):
+            shutil.rmtree(folder)  # what an earlier call opened, and put there before it was killed
         else:  # somebody else's: the result must neither replace it nor be lost for it
             raise UsageError(
                 ErrorCode.OUTPUT_EXISTS,
@@ -286,7 +288,12 @@ class SubmissionDirectory:
 
     def remove(self) -> None:
         """Removes the directory: the result is in place."""
-        shutil.rmtree(self.path)
+        self._own.remove()
+
+
+def _content(folder: Path) -> dict[Path, str | None]:
+    """Returns what is below a directory: the SHA-256 of each file by its relative path, None for a directory."""
+    return {path.relative_to(folder): file_sha256(path) if path.is_file() else None for path in folder.rglob("*")}
 
 
 def failure_path(output: Path, number: int) -> Path:
