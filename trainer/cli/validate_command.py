@@ -117,7 +117,6 @@ def _read_spec(job: Path | None, policy: Path | None, attestation: Path | None, 
         UsageError: neither is named, or the measured compose text of the job does not have its spec.
         VerificationError: the record does not pass under the policy, or is of another spec than the file's.
     """
-    from trainer.provider import attested_job_spec
     from trainer.spec import read_job_spec
 
     given = {"--job": job, "--policy": policy, "--attestation": attestation, "--import-record": imported}
@@ -131,6 +130,9 @@ def _read_spec(job: Path | None, policy: Path | None, attestation: Path | None, 
             expected="--job, or --attestation with --policy, or all three",
             found=" and ".join(named) or "none of them",
         )
+    # Only here: what appraises evidence takes longer to import than all that validates rows.
+    from trainer.provider import attested_job_spec
+
     spec = attested_job_spec(load_attestation(attestation, imported, policy), job)
     if spec is None:
         raise UsageError(

@@ -34,6 +34,9 @@ CHUNK_BYTES: Final = 1 << 18
 CHUNKS_AHEAD: Final = 3
 """Chunks of each process that are encoded, or wait for their turn, while an earlier one is not yet."""
 
+GC_THRESHOLD: Final = 1 << 16
+"""Objects after which cycles are looked for: more than a chunk of rows, which is no cycle, has at a time."""
+
 BYTES_PER_PROCESS: Final = 1 << 20
 """A process must have this many bytes of files to read, to be worth its start."""
 
@@ -223,6 +226,7 @@ def _serve(connection: Connection, reporter: RowReporter, inherited: Iterable[Co
     for other in inherited:
         other.close()
     gc.freeze()  # what is here already stays; to look through it would copy the memory that is shared
+    gc.set_threshold(GC_THRESHOLD)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     # The cores are busy with the other processes.

@@ -51,6 +51,7 @@ def test_rows_are_rendered_while_others_are_tokenised(
     make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = make_tokens(None)
+    tokens.cuts_texts = False
     later_row_is_read, tokenise = threading.Event(), tokens.ids_of
 
     def rows() -> Iterator[Row]:
@@ -73,9 +74,11 @@ def test_the_number_of_threads_changes_no_byte(make_tokens: MakeTokens, monkeypa
         for number in range(2 * CHUNK_ROWS + 3)
     ]
     encoded = []
-    for parallel in ("false", "true"):
+    for parallel, cuts in (("false", False), ("true", False), ("true", True)):
+        tokens = make_tokens(TEMPLATE + PROMPT)
+        tokens.cuts_texts = cuts
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
-        outcomes = list(encode_rows(rows, make_tokens(TEMPLATE + PROMPT), DataSection()))
+        outcomes = list(encode_rows(rows, tokens, DataSection()))
         assert not any(isinstance(outcome, DataError) for outcome in outcomes)
         encoded.append(outcomes)
-    assert encoded[0] == encoded[1]
+    assert encoded[0] == encoded[1] == encoded[2]

@@ -52,6 +52,7 @@ class ModelTokenizer:
         special_texts: texts of special tokens; a row that contains one is tokenised to that token.
         special_token_finder: finds those among them that split a text.
         notes: warnings about the tokenizer for the provider.
+        cuts_texts: whether words are looked up, so that tokenising is the interpreter's work.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class ModelTokenizer:
             }
         )
         self.notes: tuple[str, ...] = ()
-        self._short: dict[str, list[int]] = {}
-        self._texts = TextTokenizer(backend)
+        self._texts, self._short = TextTokenizer(backend), dict[str, list[int]]()
+        self.cuts_texts = self._texts.cuts
         moment = datetime.now().astimezone() if now is None else now
         self._template: ChatTemplate | None = None
         if "default" in templates:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from trainer.data.examples.chat_encoding import render_chat
 from trainer.data.examples.example import EncodedRow, Example
@@ -26,6 +26,9 @@ CHUNK_CHARACTERS: Final = 1 << 20
 
 The tokenizer needs about 100 bytes a token while it works.
 """
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def encode(row: Row, tokenizer: ModelTokenizer, data: DataSection) -> tuple[Example, ...]:
@@ -48,8 +51,9 @@ def encode_rows(
 ) -> Iterator[EncodedRow | DataError]:
     """Yields the encoded rows in their order, or the error of a row that cannot be read or become examples.
 
-    A thread tokenises, on all cores, while this one reads and renders later rows and masks earlier ones. The
-    result depends on the rows alone.
+    Where texts go to the tokenizer entire, a thread tokenises, on all cores, while this one reads and renders
+    later rows and masks earlier ones. To look words up is the interpreter's work, and done in turn. The result
+    depends on the rows alone.
 
     Args:
         rows: the rows, or the errors that refuse them.
@@ -59,12 +63,18 @@ def encode_rows(
     """
     with closing(TokenizerThread()) if thread is None else nullcontext(thread) as thread:
         chunks = _render_chunks(rows, tokenizer, MaskOptions.from_section(data))
+        each = _each_in_turn if tokenizer.cuts_texts else thread.each
         # First call of the tokenizer: the texts of all rows.
-        tokenized = thread.each(chunks, lambda chunk: tokenizer.ids_of(_texts(chunk)))
+        tokenized = each(chunks, lambda chunk: tokenizer.ids_of(_texts(chunk)))
         # Second call: the texts at the boundaries of spans, few of which are new.
         bounded = (_continue(chunk, iter(ids)) for chunk, ids in tokenized)
-        for chunk, ids_of in thread.each(bounded, lambda chunk: tokenizer.lookup(_boundary_texts(chunk))):
+        for chunk, ids_of in each(bounded, lambda chunk: tokenizer.lookup(_boundary_texts(chunk))):
             yield from _mask_chunk(chunk, ids_of, tokenizer, data)
+
+
+def _each_in_turn(items: Iterable[_Item], work: Callable[[_Item], _Result]) -> Iterator[tuple[_Item, _Result]]:
+    for item in items:
+        yield item, work(item)
 
 
 _RenderedChunk = list[RenderedRow | DataError]

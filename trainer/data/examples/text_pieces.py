@@ -107,11 +107,14 @@ class TextTokenizer:
 
     Args:
         backend: a tokenizer, which nobody changes from now on.
+
+    Attributes:
+        cuts: whether texts are tokenised in pieces.
     """
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
-        self._cuts = has_independent_words(backend)
+        self.cuts = has_independent_words(backend)
         self._ids: dict[str, list[int]] = {}
         self._characters = 0
 
@@ -122,7 +125,7 @@ class TextTokenizer:
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenises each text separately, on all cores; no special tokens are added."""
-        if not self._cuts:
+        if not self.cuts:
             return self._encode(texts)
         pieces = list(map(cut_text, texts))
         new = sorted(set(chain.from_iterable(pieces)).difference(self._ids))
