@@ -43,7 +43,7 @@ from trainer.ipc.front_messages import (
     ResultReady,
     StatusUpdate,
     SupervisorMessage,
-    TokenHash,
+    TokenHashes,
 )
 from trainer.models import Phase, Status
 from trainer.provider_keys import ProviderKey
@@ -191,11 +191,11 @@ class Server:
             (self.spool / RESULT_NAME).write_bytes(RESULT)
             await self._tell(
                 ResultReady(
-                    size=len(RESULT), sha256=ETAG.strip('"'), acknowledgement_sha256=_digest(ACKNOWLEDGEMENT)
+                    size=len(RESULT), sha256=ETAG.strip('"'), acknowledgement_sha256=(_digest(ACKNOWLEDGEMENT),)
                 )
             )
         if self.stage.token:
-            await self._tell(TokenHash(sha256=_digest(TOKEN)))
+            await self._tell(TokenHashes(sha256=(_digest(TOKEN),)))
             await self._tell(PrivateEvent(sealed=PRIVATE))
         self.document = json.loads(await self.body_of("/openapi.json"))
         await self.renew()

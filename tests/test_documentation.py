@@ -49,7 +49,9 @@ OUTSIDE = [
         "logs/*",
         "merged/*",
         "optimizer/*",
+        "provider-*/*",
         "random/*",
+        "receipts/*",
         "report/*",
     ),
 ]

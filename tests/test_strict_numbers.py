@@ -167,7 +167,7 @@ WRITTEN: tuple[BaseModel, ...] = (
         result_bytes=1,
         dataset_manifest_sha256="b" * 64,
         ended_at=1,
-        acknowledgement_sha256="c" * 64,
+        acknowledgement_sha256=("c" * 64,),
         destroyed={DestroyedItem.DATASET: 1},
     ),
     ManifestFile(sha256="a" * 64, size=1),

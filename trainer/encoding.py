@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, cast
 
@@ -82,12 +83,14 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def has_sha256(data: bytes, expected: str | None) -> bool:
-    """Returns whether `expected` is the SHA-256 of `data` in lower-case hex; never if it is None.
+def has_sha256(data: bytes, expected: Iterable[str]) -> bool:
+    """Returns whether the SHA-256 of `data` in lower-case hex is among the expected ones.
 
     It compares in constant time, so that timing reveals no prefix of the digest of a secret.
     """
-    return expected is not None and hmac.compare_digest(sha256_hex(data), expected)
+    digest = sha256_hex(data)
+    matches = [hmac.compare_digest(digest, one) for one in expected]  # all are compared
+    return any(matches)
 
 
 def stream_sha256(stream: BinaryIO) -> str:

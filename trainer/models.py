@@ -15,6 +15,9 @@ MAX_STATUS_STEPS: Final = 2**53 - 1
 MAX_BUNDLE_FILES: Final = 4096
 """Most files of a bundle, grant and manifest among them."""
 
+MAX_PROVIDERS: Final = 64
+"""Most providers that a job spec lists."""
+
 MAX_TOTAL_STEPS: Final = 100_000_000
 """Most optimizer steps of a run: the choice of a number below it is worth 27 bits."""
 
@@ -113,7 +116,8 @@ class Status(Strict):
     `percent` how much of that is done, where that is known. `eta_seconds` is how long the steps, or the activity,
     will still take. `error` is a public code, set when `phase` is `failed`, and in `awaiting-dataset` after an
     upload that did not open, or was refused. `result_bytes` is the size of the sealed result, or sealed failure
-    report, once it can be pulled: there is one on a dataset that opened and was refused.
+    report, once it can be pulled: there is one on a dataset that opened and was refused. `received` has the
+    numbers of the providers of a joint job whose datasets are in, while it waits for others.
     """
 
     phase: Phase
@@ -124,6 +128,9 @@ class Status(Strict):
     eta_seconds: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
     error: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] | None = None
     result_bytes: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
+    received: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_PROVIDERS)], ...], Field(max_length=MAX_PROVIDERS)
+    ] = ()
 
     @property
     def announces_refusal(self) -> bool:

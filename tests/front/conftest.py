@@ -149,7 +149,7 @@ class Front:
         (self.spool / "result.tar.age").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         shown = ACKNOWLEDGEMENT_SHA256
-        self.send(ResultReady(size=len(content), sha256=digest, acknowledgement_sha256=shown, final=final))
+        self.send(ResultReady(size=len(content), sha256=digest, acknowledgement_sha256=(shown,), final=final))
         self.enter(Phase.AWAITING_PULL)
         return digest
 

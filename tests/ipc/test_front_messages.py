@@ -30,7 +30,7 @@ from trainer.ipc.front_messages import (
     Shutdown,
     StatusUpdate,
     SupervisorMessage,
-    TokenHash,
+    TokenHashes,
     UploadReady,
     front_channel,
     supervisor_channel,
@@ -52,9 +52,9 @@ MESSAGES_OF_THE_SUPERVISOR: list[SupervisorMessage] = [
     StatusUpdate(status=Status(phase=Phase.TRAINING, step=1, total_steps=2)),
     OpenUpload(accept=True),
     OpenUpload(accept=True, scope=UploadScope(job_spec_sha256=DIGEST, recipient_sha256=(DIGEST,))),
-    TokenHash(sha256=DIGEST),
+    TokenHashes(sha256=(DIGEST,)),
     PrivateEvent(sealed="QUFBQQ=="),
-    ResultReady(size=9, sha256=DIGEST, acknowledgement_sha256=DIGEST),
+    ResultReady(size=9, sha256=DIGEST, acknowledgement_sha256=(DIGEST,)),
     Shutdown(),
 ]
 

@@ -25,6 +25,7 @@ from trainer.job.training_follower import TrainingFollower
 from trainer.job.workspace import Workspace
 from trainer.models import Phase
 from trainer.sealing.bundle import GrantDemands, PrivacyDemand
+from trainer.sealing.pool import Pool
 
 NOT_A_ROW = ReportedDataError(ErrorCode.DATASET_ROW_INVALID, "not a row", file="train.jsonl", row=1)
 TRAINED: Mapping[str, Any] = {"steps": 2}
@@ -92,6 +93,7 @@ class World:
     require: GrantDemands | None = None
     earlier: EndRecord | None = None
     uploads: int = 100
+    is_joint: bool = False
     begun: list[Worker] = field(default_factory=list)
     events: list[logs.PublicEvent] = field(default_factory=list)
     said: list[tuple[str, object, int]] = field(default_factory=list)
@@ -137,10 +139,13 @@ class World:
             secret="5a" * 32, allow=SimpleNamespace(private_progress=False), require=self.require
         )
         manifest = SimpleNamespace(sha256=lambda: "ef" * 32, split_key=lambda: bytes(32))
-        return SimpleNamespace(grant=grant, manifest=manifest, files={"a": self.folder})
+        if self.is_joint:
+            member = SimpleNamespace(grant=grant, manifest=manifest, files={"a": self.folder})
+            return Pool(cast("Any", (member, member)))
+        return SimpleNamespace(grants=(grant,), manifest=manifest, files={"a": self.folder})
 
-    def note_refusal(self, bundle: object, _report: object) -> None:
-        self.noted.append(bundle)
+    def note_refusal(self, grant: object, _report: object, number: int | None) -> None:
+        self.noted.append((grant, number))
 
     def run(self) -> Any:
         return self.made.train_on_one()
@@ -265,3 +270,20 @@ def test_privacy_that_was_spent_counts_for_its_own_dataset_alone(job: Callable[.
     world = job(NOT_A_ROW, earlier=record)
     world.run()
     assert world.made._spent is None or world.made._spent.runs == 1
+
+
+OF_THE_SECOND = ReportedDataError(ErrorCode.DATASET_OVERLONG, "too long", file="provider-02/a.jsonl", row=1)
+OF_NOBODY = ReportedDataError(ErrorCode.DATASET_NOT_TRAINABLE, "no row is held out")
+
+
+def test_the_provider_of_a_bad_dataset_is_told_and_the_others_wait(job: Callable[..., World]) -> None:
+    world = job(OF_THE_SECOND, is_joint=True)
+    assert world.run().error is None
+    assert [what for what, _, _ in world.said] == ["refuse", "seal"]
+    assert [cast("Any", noted)[1] for noted in world.noted] == [2]
+
+
+def test_what_no_single_dataset_would_mend_ends_a_joint_job(job: Callable[..., World]) -> None:
+    world = job(OF_NOBODY, is_joint=True)
+    assert world.run().error is ErrorCode.DATASET_NOT_TRAINABLE
+    assert [what for what, _, _ in world.said] == ["seal"]

@@ -23,7 +23,7 @@ def record(error: ErrorCode | None = None) -> EndRecord:
         result_bytes=5,
         dataset_manifest_sha256="34" * 32,
         ended_at=1790000000,
-        acknowledgement_sha256="56" * 32,
+        acknowledgement_sha256=("56" * 32,),
         destroyed=dict.fromkeys(DestroyedItem, 1790000000),
     )
 

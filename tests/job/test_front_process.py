@@ -73,17 +73,32 @@ def wait_until_taken(channel: Channel[SupervisorMessage, FrontMessage]) -> None:
 def test_a_front_that_was_taken_over_cannot_acknowledge_a_result() -> None:
     """It faces the network: its claim alone would make the job sign that the provider has the result."""
     right = "ac" * 32
-    result = ResultReady(size=6, sha256="ab" * 32, acknowledgement_sha256=sha256_hex(right.encode()))
+    result = ResultReady(size=6, sha256="ab" * 32, acknowledgement_sha256=(sha256_hex(right.encode()),))
     with connected() as (front, channel):
         channel.send(Acknowledged(acknowledgement=right))  # before there is a result
         wait_until_taken(channel)
         front.offer_result(result)
-        for claimed in ("00" * 32, result.acknowledgement_sha256, result.sha256):
+        for claimed in ("00" * 32, result.acknowledgement_sha256[0], result.sha256):
             channel.send(Acknowledged(acknowledgement=claimed))
         wait_until_taken(channel)
         assert not front.wait_acknowledged(0)
         channel.send(Acknowledged(acknowledgement=right))
         assert front.wait_acknowledged(20)
         assert front.has_acknowledgement
-        front.offer_result(result.model_copy(update={"acknowledgement_sha256": sha256_hex(b"of the next result")}))
+        front.offer_result(
+            result.model_copy(update={"acknowledgement_sha256": (sha256_hex(b"of the next result"),)})
+        )
         assert not front.has_acknowledgement
+
+
+def test_a_result_for_several_providers_is_acknowledged_by_each_of_them() -> None:
+    first, second = "a1" * 32, "b2" * 32
+    digests = tuple(sha256_hex(value.encode()) for value in (first, second))
+    with connected() as (front, channel):
+        front.offer_result(ResultReady(size=6, sha256="ab" * 32, acknowledgement_sha256=digests))
+        for claimed in (first, first):
+            channel.send(Acknowledged(acknowledgement=claimed))
+        wait_until_taken(channel)
+        assert not front.wait_acknowledged(0)
+        channel.send(Acknowledged(acknowledgement=second))
+        assert front.wait_acknowledged(20)

@@ -39,7 +39,7 @@ RECORD = EndRecord(
     result_bytes=len(RESULT),
     dataset_manifest_sha256="34" * 32,
     ended_at=1790000000,
-    acknowledgement_sha256="56" * 32,
+    acknowledgement_sha256=("56" * 32,),
     destroyed=dict.fromkeys(DestroyedItem, 1790000000),
 )
 
@@ -283,7 +283,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "gather_result", lambda *_: tree)
     monkeypatch.setattr(module, "destroy_plaintext", lambda *_: dict.fromkeys(DestroyedItem, 1790000000))
     return SimpleNamespace(
-        grant=SimpleNamespace(result_recipients=lambda: [recipient], secret="ab" * 32),
+        grants=(SimpleNamespace(recipients=(str(recipient),), secret="ab" * 32),),
         manifest=SimpleNamespace(sha256=lambda: "34" * 32),
     )
 

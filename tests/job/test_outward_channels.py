@@ -119,7 +119,7 @@ class Played:
         disclosures = TrainingDisclosures(
             front=cast("Any", self.operator),
             spec=cast("Any", spec),
-            grant=grant,
+            grants=(grant,),
             folder=Path("/"),
             replaceable_bytes=lambda: 0,
             set_status=lambda _status: None,

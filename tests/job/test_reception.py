@@ -28,7 +28,8 @@ Shown = tuple[Phase, str | None, int | None]
 
 
 def bundle_of(name: str) -> OpenedBundle:
-    return cast("OpenedBundle", SimpleNamespace(grant=SimpleNamespace(sha256=lambda: name)))
+    grant = SimpleNamespace(sha256=lambda: name, joint=None)
+    return cast("OpenedBundle", SimpleNamespace(grant=grant, grants=(grant,)))
 
 
 def report(code: ErrorCode = ErrorCode.DATASET_INVALID, size: int = 7) -> Any:
@@ -56,7 +57,9 @@ class World:
             left_over=self.left_over, clock=lambda: self.now,
         )  # fmt: skip
 
-    def enter(self, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None) -> None:
+    def enter(
+        self, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None, received: Any = ()
+    ) -> None:
         if phase in WAITS:
             self.shown.append((phase, error.value if error else None, result_bytes))
 
@@ -77,7 +80,7 @@ class World:
         return outcome
 
     def receive(self) -> OpenedBundle:
-        return self.reception.receive(self.folder)
+        return cast("OpenedBundle", self.reception.receive(self.folder))
 
 
 @pytest.fixture
@@ -144,7 +147,7 @@ def test_a_dataset_of_an_earlier_start_is_opened_once_and_first(receiving: Calla
     world = receiving(OURS, bundle_of("next"), left_over=4321)
     assert world.receive() is OURS
     assert (world.shown, world.waits) == ([], [])
-    world.reception.note_refusal(OURS, report())
+    world.reception.note_refusal(OURS.grant, report())
     world.receive()
     assert [event.bytes for event in world.events if isinstance(event, logs.DatasetReceived)] == [4321, 1]
 
@@ -152,7 +155,7 @@ def test_a_dataset_of_an_earlier_start_is_opened_once_and_first(receiving: Calla
 def test_a_dataset_for_an_earlier_start_waits_for_its_provider(receiving: Callable[..., World]) -> None:
     world = receiving(STRANGER, OURS, bundle_of("next"), left_over=4321)
     world.receive()
-    world.reception.note_refusal(OURS, report())
+    world.reception.note_refusal(OURS.grant, report())
     world.receive()
     assert world.shown == [
         (Phase.AWAITING_GRANT, None, None),
@@ -168,7 +171,7 @@ def test_the_wait_after_a_refusal_announces_it_and_its_ciphertext_is_gone(receiv
     world = receiving(OURS, bundle_of("mended"))
     world.receive()
     assert world.ciphertext.dataset.exists()
-    world.reception.note_refusal(OURS, report())
+    world.reception.note_refusal(OURS.grant, report())
     assert not world.ciphertext.dataset.exists()
     world.receive()
     assert world.shown == [(Phase.AWAITING_DATASET, None, None), (Phase.AWAITING_DATASET, "dataset-invalid", 7)]
@@ -178,7 +181,7 @@ def test_no_refusal_prolongs_the_wait(receiving: Callable[..., World]) -> None:
     world = receiving(OURS, bundle_of("second"), bundle_of("third"))
     for _ in range(2):
         bundle = world.receive()
-        world.reception.note_refusal(bundle, report())
+        world.reception.note_refusal(bundle.grants[0], report())
         world.now += 60
     with pytest.raises(JobError) as caught:
         world.receive()
@@ -190,7 +193,7 @@ def test_a_refused_dataset_that_somebody_sends_again_is_no_try(receiving: Callab
     """The operator has its ciphertext, and could use up the tries of an honest provider with it."""
     mended = bundle_of("mended")
     world = receiving(OURS, OURS, OURS, mended)
-    world.reception.note_refusal(world.receive(), report())
+    world.reception.note_refusal(world.receive().grants[0], report())
     assert world.receive() is mended
     announced = (Phase.AWAITING_DATASET, "dataset-invalid", 7)
     assert world.shown == [(Phase.AWAITING_DATASET, None, None), announced, announced, announced]
@@ -199,8 +202,8 @@ def test_a_refused_dataset_that_somebody_sends_again_is_no_try(receiving: Callab
 def test_a_report_that_was_replaced_is_not_announced_again(receiving: Callable[..., World]) -> None:
     other = bundle_of("other")
     world = receiving(OURS, other, OURS, other, bundle_of("mended"))
-    world.reception.note_refusal(world.receive(), report())
-    world.reception.note_refusal(world.receive(), report(ErrorCode.DATASET_OVERLONG, 9))
+    world.reception.note_refusal(world.receive().grants[0], report())
+    world.reception.note_refusal(world.receive().grants[0], report(ErrorCode.DATASET_OVERLONG, 9))
     world.receive()
     assert world.shown[2:] == [
         (Phase.AWAITING_DATASET, "dataset-overlong", 9),
@@ -211,6 +214,6 @@ def test_a_report_that_was_replaced_is_not_announced_again(receiving: Callable[.
 
 def test_a_strangers_upload_after_a_refusal_is_not_told_of_the_report(receiving: Callable[..., World]) -> None:
     world = receiving(OURS, STRANGER, bundle_of("mended"))
-    world.reception.note_refusal(world.receive(), report())
+    world.reception.note_refusal(world.receive().grants[0], report())
     world.receive()
     assert world.shown[2:] == [(Phase.AWAITING_DATASET, "no-identity-match", None)]

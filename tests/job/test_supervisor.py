@@ -20,7 +20,7 @@ RECORD = EndRecord(
     result_bytes=1,
     dataset_manifest_sha256="34" * 32,
     ended_at=1790000000,
-    acknowledgement_sha256="56" * 32,
+    acknowledgement_sha256=("56" * 32,),
     destroyed=dict.fromkeys(DestroyedItem, 1790000000),
 )
 CHECKPOINT = f"checkpoint-{'0' * 16}-{'1' * 16}.age"

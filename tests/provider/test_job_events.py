@@ -67,3 +67,13 @@ def test_a_line_of_metrics_has_numbers_only() -> None:
 )
 def test_how_far_training_is_fits_one_line(status: dict[str, Any], line: str) -> None:
     assert describe_training(Status(phase=Phase.TRAINING, **status)) == line
+
+
+def test_in_a_joint_job_the_refusals_of_others_are_not_ones_own() -> None:
+    others = Status(phase=Phase.AWAITING_DATASET, error="grants-differ", received=(1, 3))
+    assert list(watch_job(cast("Carrier", Job(others)), (), None, number=3)) == [others.without_refusal()]
+    with pytest.raises(SealingError) as caught:
+        list(watch_job(cast("Carrier", Job(others)), (), None, number=2))
+    assert caught.value.code is ErrorCode.GRANTS_DIFFER
+    report = others.model_copy(update={"result_bytes": 7})
+    assert list(watch_job(cast("Carrier", Job(report)), (), None, number=2)) == [report]

@@ -17,6 +17,7 @@ from trainer.provider.submission_request import ProgressReporter, Submission
 from trainer.sealing.age import generate_identity
 
 RECORD = SimpleNamespace(result=SimpleNamespace(peer_spki_sha256="ab" * 32, recipient="age1"))
+GRANT = SimpleNamespace(is_in=lambda _status: False)
 
 
 class Job:
@@ -109,8 +110,8 @@ def test_a_job_that_opens_what_it_kept_is_asked_again(
     if begun:
         run._directory.upload_begun.touch()
     with pytest.raises(UnavailableError) as caught:
-        run._upload(job, RECORD)
+        run._upload(job, RECORD, GRANT)
     assert caught.value.code is code
     job.phases = [Phase.OPENING]
-    run._upload(job, RECORD)
+    run._upload(job, RECORD, GRANT)
     assert run._directory.uploaded.exists()

@@ -211,7 +211,7 @@ def test_grants_that_do_not_fit(into: Path, grant: Grant, hybrid: Identity, forg
         _changed(grant, version=2),
         _changed(grant, more=1),
         _changed(grant, recipients=[]),
-        _changed(grant, recipients=[recipient] * 17),
+        _changed(grant, recipients=[recipient] * 65),
         _changed(grant, recipients=[recipient[:-1] + ("q" if recipient[-1] != "q" else "p")]),
         _changed(grant, recipients=[recipient, str(hybrid.recipient())]),
         _changed(grant, expires_at="2000000000"),

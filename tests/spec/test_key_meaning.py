@@ -142,7 +142,7 @@ ALWAYS = """
     output.include_logs output.merged_16bit
     privacy.target_epsilon privacy.target_delta privacy.noise_multiplier privacy.canaries
     exchange.host exchange.port exchange.max_upload_bytes exchange.dataset_timeout_seconds exchange.dataset_tries
-    exchange.linger_seconds exchange.providers
+    exchange.linger_seconds exchange.joint exchange.providers
     tee.evidence_lifetime_seconds tee.sandbox
 """
 """Keys that mean something in every job, or that are refused where they stand for another reason."""

@@ -70,6 +70,22 @@ MaxEpsilon = Annotated[
     typer.Option("--max-epsilon", help="Accept only differentially private weights, with at most this ε."),
 ]
 MaxDelta = Annotated[float | None, typer.Option("--max-delta", help="Goes with --max-epsilon: at most this δ.")]
+AcceptedProviders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        metavar="KEY",
+        help="For a joint job: provider key of another provider whose dataset may be beside yours; one for each.",
+    ),
+]
+SharedWith = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--share-with",
+        metavar="RECIPIENT",
+        help="For a joint job: age recipient of another provider, who gets the result too; the same list for all.",
+    ),
+]
 GrantFile = Annotated[
     Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
 ]

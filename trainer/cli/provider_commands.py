@@ -10,6 +10,7 @@ import typer
 from trainer.cli.console import print_json, print_line, print_summary
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
+    AcceptedProviders,
     AdapterDir,
     GrantFile,
     ImportedRecord,
@@ -90,6 +91,7 @@ def seal_data(
     grant: GrantFile = None,
     max_epsilon: MaxEpsilon = None,
     max_delta: MaxDelta = None,
+    accept: AcceptedProviders = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -98,12 +100,15 @@ def seal_data(
     With the --grant of an earlier sealing, a job that was restarted continues from its checkpoints.
     """
     from trainer import provider
+    from trainer.sealing.joint_terms import make_joint_terms
 
     record = load_attestation(attestation, imported, policy)
     grant_file = output.with_name(output.name + ".grant.json")
     # Before the rows are read and sealed, which may take long: both files are written at the end.
     for path in (output, grant_file):
         require_absent(path)
+    own = load_identity(identity) if identity else None
+    own_recipients = [str(one.recipient()) for one in own.identities] if own else []
     with TerminalProgress(quiet=quiet or as_json) as progress:
         grant_record = provider.seal_dataset(
             provider.find_data_files(data, adapter),
@@ -114,7 +119,8 @@ def seal_data(
             spec=provider.attested_job_spec(record, job),
             secret=provider.read_grant_record(grant).grant.secret if grant else None,
             require=provider.make_privacy_demand(max_epsilon, max_delta),
-            key=load_identity(identity).provider_key if identity else None,
+            key=own.provider_key if own else None,
+            joint=make_joint_terms(accept, own_recipients) if accept else None,
         )
     provider.write_private_file(grant_file, grant_record.model_dump_json().encode())
     print_summary(
@@ -173,10 +179,11 @@ def watch_training(
 
     client = _connect(source, load_attestation(attestation, imported, policy))
     identities = load_identity(identity).identities if identity else ()
-    token = provider.read_grant_record(grant).events_token if grant and identity else None
+    kept = provider.read_grant_record(grant) if grant else None
+    token = kept.events_token if kept and identity else None
     with TerminalProgress(quiet=as_json, on_stdout=True) as progress:
         display = provider.EventDisplay(progress)
-        for event in provider.watch_job(client, identities, token):
+        for event in provider.watch_job(client, identities, token, number=kept.number if kept else None):
             display.show(event)
             if as_json:
                 print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))

@@ -12,6 +12,7 @@ from trainer.cli.check_output import print_checks, print_development_banner
 from trainer.cli.console import print_line, print_summary
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
+    AcceptedProviders,
     AdapterDir,
     GrantFile,
     IdentityFile,
@@ -25,6 +26,7 @@ from trainer.cli.options import (
     PolicyFile,
     Quiet,
     RecordFile,
+    SharedWith,
     cache_directory,
     load_attestation,
     load_identity,
@@ -118,6 +120,8 @@ def submit_dataset(
     max_bytes: MaxBytes = DEFAULT_MAX_RESULT_BYTES,
     max_epsilon: MaxEpsilon = None,
     max_delta: MaxDelta = None,
+    accept: AcceptedProviders = None,
+    share_with: SharedWith = None,
     wait: Annotated[
         float,
         typer.Option(
@@ -149,6 +153,8 @@ def submit_dataset(
         job=job,
         require=provider.make_privacy_demand(max_epsilon, max_delta),
         wait_seconds=wait,
+        accepts=accept or (),
+        shared_with=share_with or (),
     )
     with TerminalProgress(quiet=quiet) as progress:
         submitted = provider.run_submission(submission, progress)

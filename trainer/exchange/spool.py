@@ -2,7 +2,7 @@
 
 Each file is written by one end:
 
-    provider   nonce, dataset.auth, dataset.age, ack
+    provider   nonce, dataset.auth, dataset.age, ack; in a joint job dataset-ID.auth, dataset-ID.age, ack-ID
     job        exchange.json, evidence.json, status.json, events.jsonl, result.tar.age, result.json, deletion.json
 
 The directory may be on storage that neither end trusts. Every file except `events.jsonl` appears by a rename, so a
@@ -13,23 +13,29 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final, TypeVar
 
 from pydantic import Field, ValidationError
 
+from trainer.encoding import sha256_hex
 from trainer.exchange.limits import MAX_SEALED_EVENT_BYTES, MAX_STATUS_BYTES
-from trainer.models import ProviderPublicKey, Sha256Hex, Strict
+from trainer.models import MAX_PROVIDERS, ProviderPublicKey, Sha256Hex, Strict
 
 NONCE_NAME: Final = "nonce"
 DATASET_NAME: Final = "dataset.age"
-AUTHORIZATION_NAME: Final = "dataset.auth"
 ACKNOWLEDGEMENT_NAME: Final = "ack"
+
+JOINT_DATASET: Final = re.compile(r"dataset-[0-9a-f]{16}\.age")
+JOINT_ACKNOWLEDGEMENT: Final = re.compile(r"ack-[0-9a-f]{16}")
+"""In a joint job each provider has files of its own: those of one never replace those of another."""
 
 TERMS_NAME: Final = "exchange.json"
 EVIDENCE_NAME: Final = "evidence.json"
@@ -40,15 +46,38 @@ RESULT_INFO_NAME: Final = "result.json"
 DELETION_NAME: Final = "deletion.json"
 
 MAX_EVENTS_BYTES: Final = 64 << 20
+_HEADER_BYTES: Final = 4096
 
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
+def authorization_name(dataset: str) -> str:
+    """Returns the name of the file with the authorisation of a sealed dataset that is called `dataset`."""
+    return dataset.removesuffix(".age") + ".auth"
+
+
 class SpoolTerms(Strict):
-    """`exchange.json`: the largest dataset that the job accepts, in bytes, and from whom; empty: from anyone."""
+    """`exchange.json`: the largest dataset that the job accepts, in bytes, and from whom; empty: from anyone.
+
+    In a `joint` job it needs one from each.
+    """
 
     max_upload_bytes: Size
+    joint: bool = False
     providers: Annotated[tuple[ProviderPublicKey, ...], Field(max_length=64)] = ()
+
+    def dataset_name(self, sealed: BinaryIO) -> str:
+        """Returns the name of a sealed dataset: in a joint job from its beginning, which no other one has."""
+        if not self.joint:
+            return DATASET_NAME
+        header = sealed.read(_HEADER_BYTES)
+        sealed.seek(0)
+        return f"dataset-{sha256_hex(header)[:16]}.age"
+
+    def acknowledgement_name(self, acknowledgement: str) -> str:
+        """Returns the name of the file with an acknowledgement."""
+        own = f"-{sha256_hex(acknowledgement.encode())[:16]}" if self.joint else ""
+        return ACKNOWLEDGEMENT_NAME + own
 
 
 class SpoolResult(Strict):
@@ -148,6 +177,12 @@ class SpoolDirectory:
         """Places a small file by a rename; replaces an existing file of that name."""
         with self.placing(name) as file:
             file.write(data)
+
+    def find(self, pattern: re.Pattern[str]) -> list[str]:
+        """Returns the names of the pattern, in order; no more than there are providers: anyone may write more."""
+        with os.scandir(self.path) as entries:
+            names = (entry.name for entry in entries if pattern.fullmatch(entry.name))
+            return sorted(islice(names, MAX_PROVIDERS))
 
     @contextmanager
     def placing(self, name: str) -> Iterator[BinaryIO]:

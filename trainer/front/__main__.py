@@ -147,7 +147,8 @@ def main(arguments: list[str]) -> int:
             sandbox = _confine_process(settings.plan)
             spool, channel = SpoolDirectory(settings.spool), front_channel(settings.control)
             gate = UploadGate(settings.exchange.providers, None)
-            SpoolFront(spool, channel, settings.exchange.max_upload_bytes, gate, sandbox).run()
+            limit, joint = settings.exchange.max_upload_bytes, settings.exchange.joint
+            SpoolFront(spool, channel, limit, gate, joint, sandbox).run()
         else:
             with asyncio.Runner(loop_factory=lambda: HandshakeLimitLoop(settings.limits)) as runner:
                 runner.run(serve(settings))

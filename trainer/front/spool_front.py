@@ -18,11 +18,12 @@ from trainer.encoding import has_sha256
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
-    AUTHORIZATION_NAME,
     DATASET_NAME,
     DELETION_NAME,
     EVENTS_NAME,
     EVIDENCE_NAME,
+    JOINT_ACKNOWLEDGEMENT,
+    JOINT_DATASET,
     MAX_EVENTS_BYTES,
     NONCE_NAME,
     RESULT_INFO_NAME,
@@ -33,6 +34,7 @@ from trainer.exchange.spool import (
     SpoolEvent,
     SpoolResult,
     SpoolTerms,
+    authorization_name,
 )
 from trainer.exchange.upload_authorization import MAX_AUTHORIZATION_BYTES, UploadGate, UploadScope
 from trainer.ipc.channel import Channel
@@ -70,6 +72,7 @@ class SpoolFront:
         channel: control channel to the supervisor.
         max_upload_bytes: largest sealed dataset that is accepted.
         gate: decides whose datasets are accepted.
+        joint: whether each provider has files of its own.
         sandbox: the sandbox properties that this process measured about itself.
         clock: returns monotonic seconds.
     """
@@ -78,6 +81,7 @@ class SpoolFront:
     channel: Channel[SupervisorMessage, FrontMessage]
     max_upload_bytes: int
     gate: UploadGate
+    joint: bool = False
     sandbox: SandboxReport = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     _nonce: str | None = field(default=None, init=False)
@@ -89,7 +93,7 @@ class SpoolFront:
     _has_opened: bool = field(default=False, init=False)
     _delivered: bool = field(default=False, init=False)
     _result: ResultReady | None = field(default=None, init=False)
-    _acknowledged: bool = field(default=False, init=False)
+    _acknowledged: set[bytes] = field(default_factory=set, init=False)
     _events: int = field(default=0, init=False)
 
     def run(self) -> None:
@@ -101,7 +105,7 @@ class SpoolFront:
         """
         for name in _STALE:
             self.spool.clear(name)
-        terms = SpoolTerms(max_upload_bytes=self.max_upload_bytes, providers=self.gate.providers)
+        terms = SpoolTerms(max_upload_bytes=self.max_upload_bytes, joint=self.joint, providers=self.gate.providers)
         self._put(TERMS_NAME, terms.model_dump_json(exclude_defaults=True).encode())
         self.channel.send(Ready(port=0, tls_key=None, sandbox=self.sandbox))
         while self._take_messages():
@@ -142,7 +146,7 @@ class SpoolFront:
             case PrivateEvent(sealed=sealed):
                 self._add_event(sealed)
             case ResultReady(size=size, sha256=digest, final=final):
-                self._result, self._acknowledged = message, False
+                self._result, self._acknowledged = message, set()
                 result = SpoolResult(size=size, sha256=digest, final=final)
                 self._put(RESULT_INFO_NAME, result.model_dump_json(exclude_defaults=True).encode())
             case DeletionReady(statement=statement):
@@ -157,48 +161,55 @@ class SpoolFront:
             self._nonce = nonce
             self._asked += 1
             self.channel.send(EvidenceRequest(id=self._asked, nonce=nonce))
-        if self._result is not None and not self._acknowledged:
-            self._look_for_acknowledgement(self._result)
-        if self._accepting:
-            self._look_for_dataset()
+        if self._result is not None and len(self._acknowledged) < len(self._result.acknowledgement_sha256):
+            for name in self.spool.find(JOINT_ACKNOWLEDGEMENT) if self.joint else (ACKNOWLEDGEMENT_NAME,):
+                self._look_for_acknowledgement(self._result, name)
+        for name in self.spool.find(JOINT_DATASET) if self.joint else (DATASET_NAME,):
+            if self._accepting:
+                self._look_for_dataset(name)
 
-    def _look_for_acknowledgement(self, result: ResultReady) -> None:
-        """Passes on the value that acknowledges this result; any other is removed, and the offer goes on."""
-        shown = (self.spool.take(ACKNOWLEDGEMENT_NAME, 128) or b"").strip()
-        if has_sha256(shown, result.acknowledgement_sha256):
-            self._acknowledged = True
+    def _look_for_acknowledgement(self, result: ResultReady, name: str) -> None:
+        """Passes on each value that acknowledges this result; any other is removed, and the offer goes on."""
+        shown = (self.spool.take(name, 128) or b"").strip()
+        if has_sha256(shown, result.acknowledgement_sha256) and shown not in self._acknowledged:
+            self._acknowledged.add(shown)
             self.channel.send(Acknowledged(acknowledgement=shown.decode("ascii")))
 
-    def _look_for_dataset(self) -> None:
-        path = self.spool.file(DATASET_NAME)
+    def _look_for_dataset(self, name: str) -> None:
+        path = self.spool.file(name)
         try:
             found = path.lstat()
         except OSError:
             return
         if not stat.S_ISREG(found.st_mode):
             # A FIFO or a link would make the supervisor block, or read another file.
-            self._clear_dataset()
+            self._clear_dataset(name)
             return
         if found.st_size > self.max_upload_bytes:
-            self._refuse_dataset(ErrorCode.DATASET_TOO_LARGE)
+            self._refuse_dataset(name, ErrorCode.DATASET_TOO_LARGE)
             return
-        token = (self.spool.read(AUTHORIZATION_NAME, MAX_AUTHORIZATION_BYTES) or b"").decode("latin1").strip()
+        written = self.spool.read(authorization_name(name), MAX_AUTHORIZATION_BYTES) or b""
+        token = written.decode("latin1").strip()
         if not self.gate.admits(token, found.st_size, self._scope, now=time.time()):
-            self._refuse_dataset(ErrorCode.UNAUTHORIZED)
+            self._refuse_dataset(name, ErrorCode.UNAUTHORIZED)
             return
+        if name != DATASET_NAME:
+            self.spool.clear(DATASET_NAME)
+            path.replace(self.spool.file(DATASET_NAME))
+            self.spool.clear(authorization_name(name))
         self._accepting = False
         self._delivered = True
         self.channel.send(UploadReady(size=found.st_size))
 
-    def _refuse_dataset(self, code: ErrorCode) -> None:
+    def _refuse_dataset(self, name: str, code: ErrorCode) -> None:
         """Removes a dataset and says why: whoever sent it has nothing but the status to go by."""
-        self._clear_dataset()
+        self._clear_dataset(name)
         refused = self._status.model_copy(update={"error": code.value})
         self._put(STATUS_NAME, refused.model_dump_json().encode())
 
-    def _clear_dataset(self) -> None:
-        for name in (DATASET_NAME, AUTHORIZATION_NAME):
-            self.spool.clear(name)
+    def _clear_dataset(self, name: str = DATASET_NAME) -> None:
+        for written in (name, authorization_name(name)):
+            self.spool.clear(written)
 
     def _add_event(self, sealed: str) -> None:
         self._events += 1

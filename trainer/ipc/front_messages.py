@@ -22,7 +22,7 @@ from trainer.exchange.limits import (
 )
 from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
-from trainer.models import Nonce, Secret, Sha256Hex, Status
+from trainer.models import MAX_PROVIDERS, Nonce, Secret, Sha256Hex, Status
 from trainer.sandbox.properties import SandboxReport
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ SEND_SECONDS: Final = 30.0
 MessageId = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Code = Annotated[ErrorCode, Field(strict=False)]
+EachProvider = Annotated[tuple[Sha256Hex, ...], Field(min_length=1, max_length=MAX_PROVIDERS)]
+"""A digest for each provider of the job; most jobs have one."""
 
 
 class Ready(ChannelMessage):
@@ -119,12 +121,12 @@ class OpenUpload(ChannelMessage):
     scope: UploadScope | None = None
 
 
-class TokenHash(ChannelMessage):
-    """SHA-256 of the grant's events token in ASCII: clients that present the token get private events."""
+class TokenHashes(ChannelMessage):
+    """SHA-256 of each grant's events token in ASCII: clients that present one get private events."""
 
-    # Only the digest: a front that was taken over has nothing to show until a provider shows it.
-    kind: Literal["token-hash"] = "token-hash"
-    sha256: Sha256Hex
+    # Only digests: a front that was taken over has nothing to show until a provider shows it.
+    kind: Literal["token-hashes"] = "token-hashes"
+    sha256: EachProvider
 
 
 class PrivateEvent(ChannelMessage):
@@ -141,14 +143,14 @@ class ResultReady(ChannelMessage):
     Attributes:
         size: in bytes.
         sha256: digest of the sealed result.
-        acknowledgement_sha256: digest of what acknowledges this result, in ASCII.
+        acknowledgement_sha256: digests of what acknowledges this result, in ASCII: one for each provider.
         final: whether the job ends with it; otherwise it is the report on a refused dataset, and the job goes on.
     """
 
     kind: Literal["result-ready"] = "result-ready"
     size: Size
     sha256: Sha256Hex
-    acknowledgement_sha256: Sha256Hex
+    acknowledgement_sha256: EachProvider
     final: bool = True
 
 
@@ -172,7 +174,7 @@ class Shutdown(ChannelMessage):
 
 FrontMessage = Ready | EvidenceRequest | UploadReady | Acknowledged | FrontFailed
 SupervisorMessage = (
-    EvidenceReply | StatusUpdate | OpenUpload | TokenHash | PrivateEvent | ResultReady | DeletionReady | Shutdown
+    EvidenceReply | StatusUpdate | OpenUpload | TokenHashes | PrivateEvent | ResultReady | DeletionReady | Shutdown
 )
 
 FROM_FRONT: Final[MessageFormat[FrontMessage]] = MessageFormat(

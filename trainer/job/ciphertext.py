@@ -22,6 +22,8 @@ END_RECORD_NAME: Final = "end.sealed"
 CHECKPOINT_NAME: Final = re.compile(r"checkpoint-([0-9a-f]{16})-([0-9]{16})\.age")
 """Label of the job and its dataset in hex, and step."""
 
+_MEMBER_NAME: Final = re.compile(r"member-[0-9]{2}\.age")
+
 
 @dataclass(frozen=True)
 class CiphertextDirectory:
@@ -43,6 +45,10 @@ class CiphertextDirectory:
         it again, so the provider need not upload twice.
         """
         return self.folder / DATASET_NAME
+
+    def member(self, number: int) -> Path:
+        """Returns the sealed dataset of the provider with a number, of a joint job, once it has opened."""
+        return self.folder / f"member-{number:02d}.age"
 
     @property
     def result(self) -> Path:
@@ -72,9 +78,10 @@ class CiphertextDirectory:
             self.dataset.unlink()
 
     def remove_inputs(self) -> None:
-        """Removes the sealed dataset and all checkpoints, also those of a grant that was given up."""
-        checkpoints = [path for path in self.folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
-        for path in (self.dataset, *checkpoints):
+        """Removes the sealed datasets and all checkpoints, also those of a grant that was given up."""
+        names = (CHECKPOINT_NAME, _MEMBER_NAME)
+        found = [path for path in self.folder.iterdir() if any(name.fullmatch(path.name) for name in names)]
+        for path in (self.dataset, *found):
             with suppress(OSError):  # such as a directory of this name: it is the operator's
                 path.unlink()
 

@@ -18,9 +18,9 @@ from pydantic import JsonValue
 
 from trainer import logs
 from trainer.encoding import sha256_hex
-from trainer.errors import DATASET_FAULTS, ErrorCode, JobError, TrainerError
+from trainer.errors import DATASET_FAULTS, DataError, ErrorCode, JobError, TrainerError
 from trainer.ipc import worker_messages as protocol
-from trainer.ipc.front_messages import TokenHash
+from trainer.ipc.front_messages import TokenHashes
 from trainer.job.checkpoints import CheckpointStore
 from trainer.job.disclosure_budget import RELEASES
 from trainer.job.disclosures import TrainingDisclosures
@@ -36,11 +36,12 @@ from trainer.job.training_follower import TrainingFollower
 from trainer.job.worker_process import WorkerProcess
 from trainer.models import Phase, Status
 from trainer.sandbox.properties import SandboxProperty
-from trainer.sealing.bundle import OpenedBundle
 from trainer.sealing.grant_secrets import events_token
+from trainer.sealing.pool import Pool, ReceivedDataset
 from trainer.sealing.sealed_checkpoint import CheckpointBinding
 from trainer.sealing.state_key import checkpoint_keys
 from trainer.spec import JobSpec
+from trainer.spec.pool_names import number_in_pool
 
 
 @dataclass
@@ -96,7 +97,8 @@ class DatasetTries:
             if not tries_left:
                 return self.hand_over.seal(bundle, outcome)
             report = self.hand_over.refuse(bundle, outcome)
-            self.reception.note_refusal(bundle, report)
+            grant = bundle.grants[(outcome.at_fault or 1) - 1]
+            self.reception.note_refusal(grant, report, outcome.at_fault)
             worker = self._begin_next()
 
     def _begin_next(self) -> WorkerProcess:
@@ -107,7 +109,7 @@ class DatasetTries:
             open_try(workspace)
         return self.processes.begin_worker(workspace.number)
 
-    def _receive(self) -> OpenedBundle:
+    def _receive(self) -> ReceivedDataset:
         bundle = self.reception.receive(self.hand_over.workspace.dataset)
         self._grant_worker_access()
         return bundle
@@ -116,17 +118,17 @@ class DatasetTries:
         if self.processes.sandbox.get(SandboxProperty.SEPARATE_USERS):
             grant_worker_access(self.hand_over.workspace.dataset)
 
-    def _checkpoints(self, bundle: OpenedBundle) -> CheckpointStore:
+    def _checkpoints(self, bundle: ReceivedDataset) -> CheckpointStore:
         binding = CheckpointBinding(
             job_spec_sha256=self.spec.sha256(),
             dataset_manifest_sha256=bundle.manifest.sha256(),
             app_compose_sha256=self.compose_sha256,
         )
-        keys = checkpoint_keys([bundle.grant], binding)
+        keys = checkpoint_keys(bundle.grants, binding)
         limit = self.spec.train.save_total_limit
         return CheckpointStore(self.hand_over.ciphertext.folder, keys, binding, limit, self.public)
 
-    def _train(self, worker: WorkerProcess, bundle: OpenedBundle) -> JobOutcome:
+    def _train(self, worker: WorkerProcess, bundle: ReceivedDataset) -> JobOutcome:
         """Trains; returns the outcome. Every error becomes a failed one, which only the provider can read."""
         started, front = int(time.time()), self.processes.front
         summary: Mapping[str, JsonValue] = {}
@@ -135,17 +137,21 @@ class DatasetTries:
         checkpoints = self._checkpoints(bundle)
         self._spent = self.earlier.spent_on(bundle.manifest.sha256()) if self.earlier is not None else None
         try:
-            if bundle.grant.allow.private_progress:
-                # Only the token's digest, which the front compares with the digest of what a client sends.
-                front.send(TokenHash(sha256=sha256_hex(events_token(bundle.grant.secret).encode())))
+            if all(grant.allow.private_progress for grant in bundle.grants):
+                # Only the tokens' digests, which the front compares with the digest of what a client sends.
+                tokens = (events_token(grant.secret) for grant in bundle.grants)
+                front.send(TokenHashes(sha256=tuple(sha256_hex(token.encode()) for token in tokens)))
             self.enter(Phase.TRAINING)
             # Before the worker sees a row: a grant that the spec does not satisfy permits no use of the dataset.
-            require_privacy_promised(bundle.grant, self.spec, self._spent)
+            for grant in bundle.grants:
+                require_privacy_promised(grant, self.spec, self._spent)
             order = self._training_order(bundle, checkpoints)
             follower = self._follower(bundle, checkpoints)
             with self.termination.redirected_to(worker.interrupt):  # the worker saves its state before it ends
                 summary = worker.train(order, follower)
-            require_privacy_met(bundle.grant, spent := spent_by(summary, self._spent))
+            spent = spent_by(summary, self._spent)
+            for grant in bundle.grants:
+                require_privacy_met(grant, spent)
             self._spent = spent  # only here: a run that releases no weights spends nothing
         except TrainerError as error:
             logs.log_error("training failed", error)
@@ -160,8 +166,22 @@ class DatasetTries:
         finally:
             worker.end()
             checkpoints.keys.destroy()  # no checkpoint is sealed after this; another start derives them again
-        outcome = JobOutcome(started, int(time.time()), summary, failure, checkpoints.last, privacy=self._spent)
-        return replace(outcome, refused=self._is_refused(failure, follower))
+        at_fault = None
+        if isinstance(bundle, Pool) and isinstance(failure, DataError):
+            at_fault = number_in_pool(failure.file or "")
+        is_refused = self._is_refused(failure, follower)
+        if isinstance(bundle, Pool) and at_fault is None:
+            is_refused = False  # no other dataset of a single provider would mend it
+        return JobOutcome(
+            started,
+            int(time.time()),
+            summary,
+            failure,
+            checkpoints.last,
+            privacy=self._spent,
+            refused=is_refused,
+            at_fault=at_fault,
+        )
 
     def _is_refused(self, failure: TrainerError | None, follower: TrainingFollower | None) -> bool:
         """Returns whether another dataset may be sent, and takes what the worker has published off the budget."""
@@ -170,7 +190,7 @@ class DatasetTries:
             self._releases = follower.releases_left
         return failure is not None and failure.code in DATASET_FAULTS and not has_trained
 
-    def _training_order(self, bundle: OpenedBundle, checkpoints: CheckpointStore) -> protocol.TrainingOrder:
+    def _training_order(self, bundle: ReceivedDataset, checkpoints: CheckpointStore) -> protocol.TrainingOrder:
         workspace = self.hand_over.workspace
         resume_dir = workspace.dataset / "checkpoint"
         is_resumed = checkpoints.resume(resume_dir) is not None
@@ -185,12 +205,12 @@ class DatasetTries:
             resume_dir=resume_dir if is_resumed else None,
         )
 
-    def _follower(self, bundle: OpenedBundle, checkpoints: CheckpointStore) -> TrainingFollower:
+    def _follower(self, bundle: ReceivedDataset, checkpoints: CheckpointStore) -> TrainingFollower:
         """Returns the handler of the worker's messages, which releases what becomes public."""
         disclosures = TrainingDisclosures(
             front=self.processes.front,
             spec=self.spec,
-            grant=bundle.grant,
+            grants=bundle.grants,
             folder=self.hand_over.ciphertext.folder,
             replaceable_bytes=checkpoints.own_bytes,
             set_status=self.set_status,

@@ -25,7 +25,7 @@ class TrainingDisclosures:
     Args:
         front: gets the status, and private events for the provider.
         spec: the job spec.
-        grant: says whether there are private events, and for whom.
+        grants: say whether there are private events, and for whom; those of a joint job name the same recipients.
         folder: the ciphertext directory.
         replaceable_bytes: returns the size of what newer checkpoints replace there.
         set_status: receives the public status.
@@ -34,7 +34,7 @@ class TrainingDisclosures:
 
     front: FrontProcess
     spec: JobSpec
-    grant: Grant
+    grants: tuple[Grant, ...]
     folder: Path
     replaceable_bytes: Callable[[], int]
     set_status: Callable[[Status], None]
@@ -65,6 +65,6 @@ class TrainingDisclosures:
         self.public((logs.TrainingProgress if is_step else logs.PreparationProgress)(**vars(progress)))
 
     def send_metrics(self, metrics: Sequence[Metrics]) -> None:
-        """Sends the latest metrics to the provider in one private event, if the grant permits any."""
-        if self.grant.allow.private_progress:
-            self.front.send(PrivateEvent(sealed=seal_metrics(metrics, self.grant)))
+        """Sends the latest metrics in one private event, if every grant permits any."""
+        if all(grant.allow.private_progress for grant in self.grants):
+            self.front.send(PrivateEvent(sealed=seal_metrics(metrics, self.grants[0])))

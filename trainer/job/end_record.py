@@ -23,7 +23,7 @@ from trainer.atomic_files import PRIVATE_MODE, open_regular_file, replace_atomic
 from trainer.encoding import canonical_json, parse_json
 from trainer.errors import DATASET_FAULTS, RESUMABLE, ErrorCode
 from trainer.logs import private
-from trainer.models import One, Sha256Hex, Strict, UnixTime
+from trainer.models import MAX_PROVIDERS, One, Sha256Hex, Strict, UnixTime
 from trainer.receipt.deletion import DestroyedItem
 
 MAX_END_RECORD_BYTES: Final = 1 << 14
@@ -64,8 +64,8 @@ class EndRecord(Strict):
         result_bytes: its size.
         dataset_manifest_sha256: digest of the manifest of the dataset that was trained on.
         ended_at: Unix time in seconds of the first offer: `linger_seconds` count from here over all starts.
-        acknowledgement_sha256: digest of what the provider acknowledges this result with.
-        acknowledged: whether the provider confirmed that the result arrived.
+        acknowledgement_sha256: digests of what each provider acknowledges this result with.
+        acknowledged: whether every provider confirmed that the result arrived.
         expired: whether a start offered it until its time was over.
         destroyed: what was destroyed, and when, as in the deletion statement; empty in a record that was written
             before anything was.
@@ -78,7 +78,7 @@ class EndRecord(Strict):
     result_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)]
     dataset_manifest_sha256: Sha256Hex
     ended_at: UnixTime
-    acknowledgement_sha256: Sha256Hex
+    acknowledgement_sha256: Annotated[tuple[Sha256Hex, ...], Field(min_length=1, max_length=MAX_PROVIDERS)]
     acknowledged: bool = False
     expired: bool = False
     destroyed: Annotated[dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)]

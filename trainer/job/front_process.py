@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.attestation.evidence import Evidence
-from trainer.encoding import has_sha256
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc import front_messages as protocol
@@ -32,7 +32,7 @@ READY_SECONDS: Final = 60.0
 EvidenceSource = Callable[[str], Evidence]
 """Nonce (64 hex digits) → fresh evidence with claims for that nonce."""
 
-FrontUpdate = protocol.StatusUpdate | protocol.TokenHash | protocol.PrivateEvent | protocol.DeletionReady
+FrontUpdate = protocol.StatusUpdate | protocol.TokenHashes | protocol.PrivateEvent | protocol.DeletionReady
 """What the front gets from the supervisor besides evidence: status, digests, a signed statement, ciphertext."""
 
 
@@ -54,8 +54,7 @@ class FrontProcess:
         self._evidence_source: EvidenceSource | None = None
         self._ready: protocol.Ready | None = None
         self._uploaded_bytes: int | None = None
-        self._acknowledgement_sha256: str | None = None
-        self._acknowledged = False
+        self._missing_acknowledgements: set[str] | None = None
         self._ended: ErrorCode | None = None
         self._changed = threading.Condition()
 
@@ -109,24 +108,24 @@ class FrontProcess:
         self._channel.send(update)
 
     def offer_result(self, result: protocol.ResultReady) -> None:
-        """Has the front serve a result. From now on the value that `result` has the digest of acknowledges it.
+        """Has the front serve a result. From now on the values that `result` has the digests of acknowledge it.
 
         Raises:
             JobError: `front-died`: the front no longer takes messages.
         """
         with self._changed:
-            self._acknowledgement_sha256 = result.acknowledgement_sha256
-            self._acknowledged = False  # an earlier result was another one
+            # Those of an earlier result were others.
+            self._missing_acknowledgements = set(result.acknowledgement_sha256)
         self._channel.send(result)
 
     @property
     def has_acknowledgement(self) -> bool:
-        """Whether the provider has acknowledged the result that was offered last."""
-        return self._acknowledged
+        """Whether every provider has acknowledged the result that was offered last."""
+        return self._missing_acknowledgements == set()
 
     def wait_acknowledged(self, seconds: float) -> bool:
-        """Waits until the provider has acknowledged the result; returns False if it did not in time."""
-        return self._wait(lambda: self._acknowledged, seconds) and self._acknowledged
+        """Waits until every provider has acknowledged the result; returns False if one did not in time."""
+        return self._wait(lambda: self.has_acknowledgement, seconds)
 
     def require_running(self) -> None:
         """Checks that the front still runs.
@@ -180,8 +179,8 @@ class FrontProcess:
                     self._uploaded_bytes = message.size
                 case protocol.Acknowledged():
                     # The front compares too, but it faces the network: its claim is not enough for a signature.
-                    shown = message.acknowledgement.encode()
-                    self._acknowledged |= has_sha256(shown, self._acknowledgement_sha256)
+                    digest = sha256_hex(message.acknowledgement.encode())
+                    (self._missing_acknowledgements or set()).discard(digest)
                 case protocol.FrontFailed():
                     self._ended = self._ended or message.code
             self._changed.notify_all()

@@ -35,8 +35,9 @@ from trainer.job.result_statements import JobOutcome, ReceiptSigner
 from trainer.job.termination import Termination
 from trainer.job.workspace import Workspace
 from trainer.models import Phase
-from trainer.sealing.bundle import OpenedBundle
+from trainer.sealing.age import parse_recipient
 from trainer.sealing.grant_secrets import acknowledgement
+from trainer.sealing.pool import ReceivedDataset
 from trainer.sealing.sealed_result import SealedResult, seal_result
 
 RESUMABLE_LINGER_SECONDS: Final = 30
@@ -52,8 +53,18 @@ _STORAGE_RETRY_SECONDS: Final = 10.0
 class PhaseChange(Protocol):
     """Publishes that the job entered another phase."""
 
-    def __call__(self, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None) -> None:
-        """Publishes `phase`, with a public error code and the size of the sealed result in bytes."""
+    def __call__(
+        self,
+        phase: Phase,
+        *,
+        error: ErrorCode | None = None,
+        result_bytes: int | None = None,
+        received: tuple[int, ...] = (),
+    ) -> None:
+        """Publishes `phase`, with a public error code and the size of the sealed result in bytes.
+
+        `received` has the numbers of the providers of a joint job whose datasets are in.
+        """
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class HandOver:
     termination: Termination
     sleep: Callable[[float], None] = time.sleep
 
-    def seal(self, bundle: OpenedBundle, outcome: JobOutcome) -> EndRecord:
+    def seal(self, bundle: ReceivedDataset, outcome: JobOutcome) -> EndRecord:
         """Seals the outcome, destroys plaintext and dataset keys, and records the end.
 
         Raises:
@@ -104,7 +115,7 @@ class HandOver:
         self.public(logs.ResultSealed(record.result_bytes))
         return record
 
-    def refuse(self, bundle: OpenedBundle, outcome: JobOutcome) -> EndRecord:
+    def refuse(self, bundle: ReceivedDataset, outcome: JobOutcome) -> EndRecord:
         """Seals the report on a refused dataset, destroys what the dataset left, and offers the report.
 
         The dataset keys are still needed: there is no deletion statement before the job's end.
@@ -129,11 +140,13 @@ class HandOver:
         update = {"error": ErrorCode.DATASET_TIMEOUT, "acknowledged": self.front.has_acknowledgement}
         return self.destroy(report.model_copy(update=update))
 
-    def _seal(self, bundle: OpenedBundle, outcome: JobOutcome) -> EndRecord:
-        """Seals the outcome to the grant's recipients; returns its record."""
+    def _seal(self, bundle: ReceivedDataset, outcome: JobOutcome) -> EndRecord:
+        """Seals the outcome to those it is for; returns its record."""
         tree = gather_result(self.signer, bundle, outcome, self.workspace)
-        recipients = bundle.grant.result_recipients()
+        addressees = outcome.addressees(bundle)
+        recipients = [parse_recipient(text) for text in addressees.recipients]
         sealed = self._store(lambda: seal_result(tree, self.ciphertext.result, recipients))
+        shown = (acknowledgement(grant.secret, sealed.sha256) for grant in addressees.grants)
         return EndRecord(
             error=None if outcome.failure is None else outcome.failure.code,
             result_sha256=sealed.sha256,
@@ -142,7 +155,7 @@ class HandOver:
             destroyed={},
             privacy=outcome.privacy,
             ended_at=int(time.time()),
-            acknowledgement_sha256=sha256_hex(acknowledgement(bundle.grant.secret, sealed.sha256).encode()),
+            acknowledgement_sha256=tuple(sha256_hex(value.encode()) for value in shown),
         )
 
     def _offer_sealed(self, record: EndRecord, *, final: bool) -> None:

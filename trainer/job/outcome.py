@@ -16,12 +16,12 @@ from typing import Final
 from trainer import logs
 from trainer.encoding import sha256_hex, without_controls
 from trainer.error_document import FailureReport
-from trainer.errors import ErrorCode, JobError
+from trainer.errors import DATASET_FAULTS, ErrorCode, JobError
 from trainer.job.result_statements import JobOutcome, ReceiptSigner, add_statements
 from trainer.job.workspace import Workspace
 from trainer.model_files.companion_files import copied_digests
 from trainer.receipt.result_files import ADAPTER_FILES, require_result_file
-from trainer.sealing.bundle import OpenedBundle
+from trainer.sealing.pool import ReceivedDataset
 from trainer.sealing.sealed_result import open_inside
 from trainer.spec import JobSpec
 
@@ -38,18 +38,29 @@ MAX_LOG_BYTES: Final = 4 << 20
 """What is sealed of a log: half of it from its beginning, half from its end."""
 
 
-def gather_result(signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, workspace: Workspace) -> Path:
+def gather_result(
+    signer: ReceiptSigner, bundle: ReceivedDataset, outcome: JobOutcome, workspace: Workspace
+) -> Path:
     """Returns the directory with all files of the result (or failure report), receipt and evidence included.
 
     Raises:
         JobError: the worker left what is neither a file nor a directory.
         UnavailableError: the guest agent issues no quote.
     """
-    tree = _gather_tree(outcome, workspace, signer.spec)
+    tree = _gather_tree(_without_rows(outcome, bundle), workspace, signer.spec)
     if outcome.failure is None:
         _add_provenance(tree / "adapter" / "README.md", signer, bundle)
     add_statements(tree, signer, bundle, outcome)
     return tree
+
+
+def _without_rows(outcome: JobOutcome, dataset: ReceivedDataset) -> JobOutcome:
+    """Returns the outcome without what the failure says of rows, where it goes to several providers."""
+    failure = outcome.failure
+    if failure is None or failure.code not in DATASET_FAULTS or len(outcome.addressees(dataset).grants) == 1:
+        return outcome
+    shared = JobError(failure.code, "the datasets cannot be trained on together", hint="ask the others as well")
+    return replace(outcome, failure=shared)
 
 
 def with_checked_output(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> JobOutcome:
@@ -149,7 +160,7 @@ def _copy_log(source: Path, target: Path) -> None:
     target.write_text(without_controls(text), encoding="utf-8")
 
 
-def _add_provenance(card: Path, signer: ReceiptSigner, bundle: OpenedBundle) -> None:
+def _add_provenance(card: Path, signer: ReceiptSigner, bundle: ReceivedDataset) -> None:
     """Appends to the model card the digests that lead to the receipt.
 
     The receipt lists the card's digest, so the card cannot contain the receipt's; it contains that of its key.

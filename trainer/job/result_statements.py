@@ -5,10 +5,11 @@ Each statement has a quote of its own, over its digest and the key that signed i
 
 from __future__ import annotations
 
+import io
 import secrets
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,11 @@ from trainer.receipt.privacy_statement import PRIVACY_STATEMENT, PrivacyPredicat
 from trainer.receipt.public_provenance import PUBLIC_PROVENANCE, make_public_provenance
 from trainer.receipt.statement import ReceiptOutcome, parse_statement
 from trainer.receipt.statement_writer import StatementInputs, make_statement
-from trainer.sealing.bundle import OpenedBundle
+from trainer.sealing.age import encrypt, parse_recipient
+from trainer.sealing.bundle import Grant
+from trainer.sealing.pool import Pool, ReceivedDataset
 from trainer.spec import JobSpec
+from trainer.spec.pool_names import pool_folder, pool_name
 from trainer.tee.quoted_evidence import collect_statement
 
 if TYPE_CHECKING:
@@ -69,6 +73,19 @@ class ReceiptSigner:
 
 
 @dataclass(frozen=True)
+class Addressees:
+    """Whom a result is for.
+
+    Attributes:
+        grants: of those who acknowledge it.
+        recipients: age recipients who can open it.
+    """
+
+    grants: tuple[Grant, ...]
+    recipients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class JobOutcome:
     """How the job ended.
 
@@ -80,6 +97,7 @@ class JobOutcome:
         checkpoint: step of the newest sealed checkpoint, if there is one.
         privacy: what private results over this dataset have spent, this one included; None without any.
         refused: whether the failure is the dataset's, before the first optimizer step: another one may be sent.
+        at_fault: number of the provider of a joint job whose dataset the failure is about; None: of no single one.
         run: random id of this run, 32 hex digits: two results of one job spec and dataset differ in it.
     """
 
@@ -90,7 +108,18 @@ class JobOutcome:
     checkpoint: int | None = None
     privacy: PrivacySpent | None = None
     refused: bool = False
+    at_fault: int | None = None
     run: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def addressees(self, dataset: ReceivedDataset) -> Addressees:
+        """Returns whom the result, or failure report, is for.
+
+        All providers, unless the failure is about the dataset of one of them, of which the others learn nothing.
+        """
+        if self.at_fault is None:
+            return Addressees(dataset.grants, dataset.grants[0].recipients)
+        grant = dataset.grants[self.at_fault - 1]
+        return Addressees((grant,), grant.joint.own_recipients if grant.joint else grant.recipients)
 
 
 @dataclass(frozen=True)
@@ -111,7 +140,7 @@ class ResultTree:
         self.files[name] = sha256_hex(content)
 
 
-def add_statements(tree: Path, signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome) -> None:
+def add_statements(tree: Path, signer: ReceiptSigner, bundle: ReceivedDataset, outcome: JobOutcome) -> None:
     """Adds everything that is signed to a result (or failure report) that is complete but for it.
 
     The order follows from what each step covers: the receipt lists the other signed files, its claims hold its
@@ -126,6 +155,8 @@ def add_statements(tree: Path, signer: ReceiptSigner, bundle: OpenedBundle, outc
         _add_privacy_statement(result, signer, outcome)
         result.add(MODEL_SIGNATURE, sign_model(result.files, signer.keys.receipt))
         _add_public_provenance(result, signer, bundle, outcome)
+        if isinstance(bundle, Pool):
+            _add_own_receipts(result, signer, bundle, outcome)
     statement = make_statement(_statement_inputs(signer, bundle, outcome, result.files))
     envelope, evidence = signer.attest(statement, "receipt", issued_at=outcome.finished_at)
     result.add("receipt.json", envelope)
@@ -150,11 +181,27 @@ def _add_privacy_statement(result: ResultTree, signer: ReceiptSigner, outcome: J
 
 
 def _add_public_provenance(
-    result: ResultTree, signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome
+    result: ResultTree, signer: ReceiptSigner, bundle: ReceivedDataset, outcome: JobOutcome
 ) -> None:
     """Writes `provenance.json`: what of the receipt may be shown to everyone."""
     receipt = parse_statement(make_statement(_statement_inputs(signer, bundle, outcome, result.files)))
     result.add(PUBLIC_PROVENANCE, _attested(make_public_provenance(receipt), "provenance", signer, outcome))
+
+
+def _add_own_receipts(result: ResultTree, signer: ReceiptSigner, pool: Pool, outcome: JobOutcome) -> None:
+    """Writes a receipt for each provider of a joint job, sealed to it alone: it names the files of its dataset."""
+    common = _statement_inputs(signer, pool, outcome, dict(result.files))
+    (result.folder / "receipts").mkdir(mode=0o700)
+    for number, bundle in enumerate(pool.bundles, start=1):
+        own = {pool_name(number, name): digest for name, digest in bundle.manifest.salted_digests().items()}
+        listed = {**common.dataset_files, **own}
+        statement = make_statement(replace(common, dataset_files=listed))
+        sealed = io.BytesIO()
+        recipients = (
+            [parse_recipient(text) for text in bundle.grant.joint.own_recipients] if bundle.grant.joint else []
+        )
+        encrypt(io.BytesIO(_attested(statement, "receipt", signer, outcome)), sealed, recipients)
+        result.add(f"receipts/{pool_folder(number)}.age", sealed.getvalue())
 
 
 def _attested(statement: bytes, purpose: StatementPurpose, signer: ReceiptSigner, outcome: JobOutcome) -> bytes:
@@ -180,15 +227,18 @@ def tree_digests(tree: Path) -> dict[str, str]:
 
 
 def _statement_inputs(
-    signer: ReceiptSigner, bundle: OpenedBundle, outcome: JobOutcome, files: Mapping[str, str]
+    signer: ReceiptSigner, bundle: ReceivedDataset, outcome: JobOutcome, files: Mapping[str, str]
 ) -> StatementInputs:
-    """Returns what the statement is made from; of the dataset, names and salted digests."""
+    """Returns what the statement is made from; of the dataset, names and salted digests.
+
+    Of the datasets of a joint job, the digests of their manifests.
+    """
     return StatementInputs(
         spec=signer.spec,
         files=files,
         dataset_files=bundle.manifest.salted_digests(),
         dataset_manifest_sha256=bundle.manifest.sha256(),
-        recipients=bundle.grant.recipients,
+        recipients=outcome.addressees(bundle).recipients,
         compose_sha256=signer.compose_sha256,
         software=signer.software,
         started_at=outcome.started_at,

@@ -171,7 +171,13 @@ class _Job:
         )
 
     def _enter(
-        self, front: FrontProcess, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None
+        self,
+        front: FrontProcess,
+        phase: Phase,
+        *,
+        error: ErrorCode | None = None,
+        result_bytes: int | None = None,
+        received: tuple[int, ...] = (),
     ) -> None:
         """Publishes that the job entered another phase."""
         self.status = Status(
@@ -180,6 +186,7 @@ class _Job:
             total_steps=self.status.total_steps,
             error=error.value if error else None,
             result_bytes=result_bytes,
+            received=received,
         )
         front.send(StatusUpdate(status=self.status))
         self.public(logs.PhaseEntered(phase))

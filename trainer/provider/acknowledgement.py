@@ -7,7 +7,7 @@ and it then says that the result arrived.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from trainer.provider.grants import GrantRecord
 from trainer.provider.transport.carrier import Carrier
 from trainer.provider.verification import verify_deletion_statement
 from trainer.receipt.deletion import DeletionStatement
+from trainer.receipt.statement import Statement, dataset_sha256
 
 STATEMENT_ERRORS: Final = frozenset({ErrorCode.RECEIPT_INVALID, ErrorCode.RECEIPT_MISMATCH})
 """What a deletion statement that does not hold is refused with."""
@@ -42,6 +43,10 @@ class DeletionReceiver:
     result_sha256: str
     manifest_sha256: str | None
     restarted: Record | None = None
+
+    def about(self, receipt: Statement) -> DeletionReceiver:
+        """Returns the receiver for the dataset that a checked receipt names: the pool, in a joint job."""
+        return replace(self, manifest_sha256=dataset_sha256(receipt))
 
     def fetch(self) -> DeletionStatement | None:
         """Fetches the statement from beside the result, and keeps it; None if there is none.

@@ -16,14 +16,16 @@ from trainer.data.rows import DEFAULT_SCHEMA
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.model_files.adapter_config import ADAPTER_PREFIX
 from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
-from trainer.models import Strict, parse_strict
+from trainer.models import Status, Strict, parse_strict
 from trainer.provider.dataset_files import count_rows
 from trainer.provider.local_files import read_small_file
 from trainer.provider_keys import ProviderKey
-from trainer.receipt.receipt_appraisal import GrantTerms
+from trainer.receipt.receipt_appraisal import GrantTerms, PoolPlace
 from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
 from trainer.sealing.grant_secrets import acknowledgement, events_token
+from trainer.sealing.joint_terms import JointTerms
+from trainer.sealing.pool import require_fits_pool, require_joint_terms
 from trainer.sealing.seal import seal
 from trainer.spec import JobSpec
 
@@ -35,11 +37,24 @@ SealingProgress = Callable[[int, int], None]
 
 
 class GrantRecord(Strict):
-    """What the provider keeps of a sealed dataset: the grant with its secret, and which files were sealed."""
+    """What the provider keeps of a sealed dataset: the grant with its secret, and which files were sealed.
+
+    `pool` is the dataset's place among those of a joint job.
+    """
 
     grant: Grant
     manifest: Manifest
     rows: int
+    pool: PoolPlace | None = None
+
+    @property
+    def number(self) -> int | None:
+        """The number of the provider in a joint job; None in a job of one provider."""
+        return self.pool.number if self.pool else None
+
+    def is_in(self, status: Status) -> bool:
+        """Returns whether a joint job that waits for other providers has this dataset."""
+        return self.number in status.received
 
     @property
     def events_token(self) -> str:
@@ -66,6 +81,7 @@ class GrantRecord(Strict):
             max_epsilon=privacy.max_epsilon if privacy else None,
             max_delta=privacy.max_delta if privacy else None,
             rows=self.rows,
+            pool=self.pool,
         )
 
     def acknowledgement(self, result_sha256: str) -> str:
@@ -84,6 +100,7 @@ def make_grant(
     seconds: int = GRANT_SECONDS,
     secret: str | None = None,
     require: GrantDemands | None = None,
+    joint: JointTerms | None = None,
 ) -> Grant:
     """Returns a new grant for the appraised job.
 
@@ -95,6 +112,7 @@ def make_grant(
         secret: secret of an earlier grant, with which a restarted job opens its earlier checkpoints; None makes
             one.
         require: what the job must fulfil beyond its spec.
+        joint: what the provider demands of a joint job; None for a job of one provider.
 
     Raises:
         UsageError: a recipient is not an age recipient.
@@ -106,6 +124,7 @@ def make_grant(
         expires_at=now + seconds,
         secret=secret or secrets.token_hex(32),
         require=require,
+        joint=joint,
     )
 
 
@@ -145,6 +164,7 @@ def seal_dataset(
     secret: str | None = None,
     require: GrantDemands | None = None,
     key: ProviderKey | None = None,
+    joint: JointTerms | None = None,
 ) -> GrantRecord:
     """Checks the rows, seals the files to the appraised job, and returns what the provider keeps.
 
@@ -158,8 +178,11 @@ def seal_dataset(
         secret: as for `make_grant`.
         require: as for `make_grant`.
         key: the provider's, which signs the bundle; None leaves it unsigned.
+        joint: as for `make_grant`.
 
     Raises:
+        SealingError: GRANTS_DIFFER: the job is a joint one and the grant is not, or the reverse; or it accepts not
+            all providers of the job spec.
         DataError: a row is malformed, or the start adapter is not one of the job spec.
         UsageError: there is a start adapter and no job spec; the spec lists providers, and not this one.
         VerificationError: the appraisal is not a pass or has expired.
@@ -169,7 +192,8 @@ def seal_dataset(
     schema = row_schema(spec.data) if spec is not None else DEFAULT_SCHEMA
     rows = count_rows(_take_row_files(files, spec), schema)
     now = int(time.time())
-    grant = make_grant(result, recipients, now=now, secret=secret, require=require)
+    grant = make_grant(result, recipients, now=now, secret=secret, require=require, joint=joint)
+    place = _place_in_pool(grant, files, spec, key)
     # `seal` counts the archive's headers too, so the bytes done may exceed the sum of the file sizes.
     total = sum(path.stat().st_size for path in files.values())
     manifest = seal(
@@ -181,7 +205,33 @@ def seal_dataset(
         key=key,
         progress=(lambda done: progress(min(done, total), total)) if progress else None,
     )
-    return GrantRecord(grant=grant, manifest=manifest, rows=rows.total())
+    return GrantRecord(grant=grant, manifest=manifest, rows=rows.total(), pool=place)
+
+
+def _place_in_pool(
+    grant: Grant, files: Mapping[str, Path], spec: JobSpec | None, key: ProviderKey | None
+) -> PoolPlace | None:
+    """Returns the place of a dataset in a joint job, after the judgement by which the job admits it; None else.
+
+    Raises:
+        SealingError: the job would refuse it.
+        UsageError: the grant is for a joint job, and there is no job spec.
+    """
+    if spec is None and grant.joint is not None:
+        raise UsageError(
+            ErrorCode.USAGE,
+            "--accept needs the job's spec, which lists the providers",
+            hint="it is not in the measured compose text: name it with --job",
+        )
+    if spec is None:
+        return None
+    providers = spec.exchange.providers if spec.exchange.joint else ()
+    require_joint_terms(grant, providers, key.public if key else None)
+    if grant.joint is None or key is None:
+        return None
+    require_fits_pool(files, len(providers))
+    number = providers.index(key.public) + 1
+    return PoolPlace(number=number, providers=len(providers), own_recipients=grant.joint.own_recipients)
 
 
 def _take_row_files(files: Mapping[str, Path], spec: JobSpec | None) -> Mapping[str, Path]:

@@ -51,7 +51,7 @@ class PrivateMetrics:
 
 
 def watch_job(
-    client: Carrier, identities: Sequence[Identity], token: str | None
+    client: Carrier, identities: Sequence[Identity], token: str | None, *, number: int | None = None
 ) -> Iterator[Status | PrivateMetrics]:
     """Yields a job's status and private metrics until its result, or the report on a failure, can be pulled.
 
@@ -59,6 +59,7 @@ def watch_job(
         client: carrier of the job.
         identities: the provider's; private events are sealed to them.
         token: the grant's token for events; None leaves private events out.
+        number: that of the provider in a joint job; None in a job of one provider.
 
     Raises:
         UnavailableError: the job cannot be reached any more.
@@ -68,6 +69,9 @@ def watch_job(
     for event in client.events(token):
         if isinstance(event, SealedEvent):
             yield from _open_event(event, identities)
+            continue
+        if number in event.received:  # its dataset is in: what the status says of uploads is about those of others
+            yield event.without_refusal()
             continue
         yield event
         if event.phase is Phase.FAILED and event.result_bytes is None:

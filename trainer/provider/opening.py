@@ -13,6 +13,7 @@ from typing import Final
 from trainer.attestation.result.record import Record
 from trainer.provider.grants import GrantRecord, require_same_job
 from trainer.provider.local_files import require_absent
+from trainer.provider.own_receipt import check_own_receipt
 from trainer.provider.receipt_record import RecordInputs, SealedFile, make_receipt_record
 from trainer.provider.result_check import OpenedResult, check_result
 from trainer.sealing.age import Identity
@@ -72,6 +73,8 @@ def open_sealed_result(
             stanzas=sealed.stanzas,
             restarted=restarted,
         )
+        if terms is not None and opened.failure is None:
+            check_own_receipt(folder, identities, opened.statement, terms, record, restarted)
         made = make_receipt_record(folder, RecordInputs(record, restarted, terms, sealed))
         folder.rename(target)
     unchecked = UNCHECKED_WITHOUT_GRANT if grant is None else ()

@@ -32,6 +32,7 @@ from trainer.provider.result_check import OpenedResult, check_result
 from trainer.provider.verification import verify_deletion_statement
 from trainer.receipt.deletion import DeletionStatement
 from trainer.receipt.dsse import parse_envelope
+from trainer.receipt.statement import dataset_sha256
 
 _ALWAYS_OPEN: Final = (
     "that the evidence answered the provider's own nonce: only who drew it knows",
@@ -117,7 +118,8 @@ def verify_result(
             record.deletion.canonical(),
             attestation,
             result_sha256=record.sealed.sha256,
-            manifest_sha256=record.terms.manifest_sha256 if record.terms else None,
+            # As the receipt names it, which was compared with the grant's terms: of a joint job, the whole pool.
+            manifest_sha256=dataset_sha256(opened.statement) if record.terms else None,
             restarted=restarted,
         )
     questions = _open_questions(record, attestation, policy, at)

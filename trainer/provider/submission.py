@@ -68,7 +68,7 @@ class _SubmissionRun:
             for path in result_paths(output):
                 require_absent(path)
         self._files = find_data_files(submission.data, submission.adapter)
-        self._recipients = [str(identity.recipient()) for identity in submission.identities]
+        self._recipients = submission.recipients
 
     def run(self) -> SubmissionResult:
         """Runs the steps, again and again with a job that was restarted or interrupted, within `wait_seconds`."""
@@ -121,7 +121,7 @@ class _SubmissionRun:
         if sealed.exists():
             receiver = self._directory.deletion_receiver(client, record, grant, file_sha256(sealed))
         else:
-            self._measure_time("upload", lambda: self._upload(client, record))
+            self._measure_time("upload", lambda: self._upload(client, record, grant))
             self._measure_time("watch", lambda: self._watch(client, grant))
             receiver = self._measure_time("pull", lambda: self._pull(client, record, grant))
         result = self._measure_time("open", lambda: self._open(record, grant, receiver.result_sha256))
@@ -193,16 +193,17 @@ class _SubmissionRun:
             secret=self._directory.load_earlier_secret(),
             require=self._submission.require,
             key=self._submission.key,
+            joint=self._submission.joint,
         )
         self._directory.save_grant(grant)
         return grant
 
-    def _upload(self, client: Carrier, record: Record) -> None:
+    def _upload(self, client: Carrier, record: Record, grant: GrantRecord) -> None:
         directory = self._directory
         if directory.uploaded.exists():
             return
         has_begun = directory.upload_begun.exists()
-        if has_begun and client.status().phase not in PHASES_BEFORE_UPLOAD:
+        if has_begun and (grant.is_in(status := client.status()) or status.phase not in PHASES_BEFORE_UPLOAD):
             # The upload was complete when an earlier call was interrupted: the job has taken it.
             directory.uploaded.touch()
             return
@@ -227,7 +228,7 @@ class _SubmissionRun:
         self._report.step("wait for the training")
         display = EventDisplay(self._report)
         try:
-            for event in watch_job(client, self._submission.identities, grant.events_token):
+            for event in watch_job(client, self._submission.identities, grant.events_token, number=grant.number):
                 # An end may be that of the earlier start, which a spool shows until the job is started again.
                 if isinstance(event, Status) and event.phase not in FINAL_PHASES:
                     self._job_wait.end()
@@ -295,6 +296,8 @@ class _SubmissionRun:
         """
         kept = self._directory.deletion
         statement = None
+        if grant.pool is not None:
+            receiver = receiver.about(result.statement)
         try:
             statement = receiver.acknowledge(grant)
         except (UnavailableError, UsageError, VerificationError) as error:

@@ -154,7 +154,7 @@ class SubmissionDirectory:
             record,
             self.deletion,
             sealed_sha256,
-            grant.manifest_sha256,
+            None if grant.pool else grant.manifest_sha256,  # it is about the pool, whose digest the receipt has
             self.load_restarted(),
         )
 

@@ -17,6 +17,7 @@ from trainer.provider_keys import ProviderKey
 from trainer.receipt.deletion import DeletionStatement
 from trainer.sealing.age import Identity
 from trainer.sealing.bundle import GrantDemands
+from trainer.sealing.joint_terms import JointTerms, make_joint_terms
 
 
 class ProgressReporter(Protocol):
@@ -60,6 +61,9 @@ class Submission:
         adapter: directory of the adapter that training starts from; None for a fresh one.
         job: path of the job spec; needed if it names columns or a format for the data, or with `adapter`.
         wait_seconds: how long a job that does not answer, or was interrupted, is waited for.
+        accepts: provider keys of the others whose datasets a joint job may train on beside this one; none in a job
+            of one provider.
+        shared_with: age recipients of the other providers of a joint job, who get its result too.
     """
 
     data: Sequence[Path]
@@ -76,6 +80,22 @@ class Submission:
     job: Path | None = None
     require: GrantDemands | None = None
     wait_seconds: float = 900.0
+    accepts: Sequence[str] = ()
+    shared_with: Sequence[str] = ()
+
+    @property
+    def recipients(self) -> list[str]:
+        """The age recipients of the result."""
+        return [*self._own_recipients, *self.shared_with]
+
+    @property
+    def joint(self) -> JointTerms | None:
+        """What the grant demands of a joint job; None in a job of one provider."""
+        return make_joint_terms(self.accepts, self._own_recipients) if self.accepts else None
+
+    @property
+    def _own_recipients(self) -> list[str]:
+        return [str(identity.recipient()) for identity in self.identities]
 
 
 @dataclass(frozen=True)
@@ -114,5 +134,6 @@ def submission_identity(
             "data": {name: file_sha256(path) for name, path in files.items()},
             "recipients": list(recipients),
             **({"require": require.model_dump(mode="json")} if require else {}),
+            **({"accepts": list(submission.accepts)} if submission.accepts else {}),
         }
     )

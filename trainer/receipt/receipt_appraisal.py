@@ -13,7 +13,7 @@ from pydantic import Field
 from trainer.attestation.checks import Check, CheckState
 from trainer.attestation.result.attestation_result import CLOCK_SKEW_SECONDS
 from trainer.encoding import canonical_json, sha256_hex
-from trainer.models import MAX_BUNDLE_FILES, Sha256Hex, Strict
+from trainer.models import MAX_BUNDLE_FILES, MAX_PROVIDERS, Sha256Hex, Strict
 from trainer.receipt.result_files import ADAPTER_FILES, FAILURE_REPORT
 from trainer.receipt.statement import (
     ReceiptOutcome,
@@ -23,6 +23,21 @@ from trainer.receipt.statement import (
     recipient_fingerprint,
     reported_privacy,
 )
+from trainer.spec.pool_names import pool_folder, pool_sha256
+
+
+class PoolPlace(Strict):
+    """The place of a provider's dataset in the pool of a joint job.
+
+    Attributes:
+        number: of the provider in the job spec, counted from 1.
+        providers: how many the job spec lists.
+        own_recipients: age recipients of this provider's receipt, and of reports on its dataset alone.
+    """
+
+    number: Annotated[int, Field(ge=1, le=MAX_PROVIDERS)]
+    providers: Annotated[int, Field(ge=2, le=MAX_PROVIDERS)]
+    own_recipients: Annotated[tuple[str, ...], Field(max_length=64)]
 
 
 class GrantTerms(Strict):
@@ -34,15 +49,17 @@ class GrantTerms(Strict):
         dataset_files: maps each file of the dataset to its salted digest.
         max_epsilon: largest ε that the grant accepts; None if it demands no differential privacy.
         max_delta: largest δ that the grant accepts; None likewise.
-        rows: number of rows that were sealed; None if it is not known.
+        rows: number of rows that were sealed; None if it is not known, or if the receipt counts no rows.
+        pool: the dataset's place among those of a joint job; None in a job of one provider.
     """
 
-    recipients: Annotated[tuple[str, ...], Field(max_length=16)]
+    recipients: Annotated[tuple[str, ...], Field(max_length=64)]
     manifest_sha256: Sha256Hex
     dataset_files: Annotated[dict[str, Sha256Hex], Field(max_length=MAX_BUNDLE_FILES)]
     max_epsilon: float | None = None
     max_delta: float | None = None
     rows: Annotated[int, Field(ge=0)] | None = None
+    pool: PoolPlace | None = None
 
 
 @dataclass(frozen=True)
@@ -173,10 +190,25 @@ def _check_inputs(statement: Statement, expected: ExpectedResult) -> Iterator[Ch
     if expected.terms is None:
         yield Check(0, code, title, CheckState.NOT_DEMANDED, None, manifest, "no grant at hand to compare with")
         return
+    if (place := expected.terms.pool) is not None:
+        yield _check_pool(listed - pinned, manifest, expected.terms.manifest_sha256, place)
+        return
     wanted, sealed = expected.terms.manifest_sha256, Counter(dataset_dependencies(expected.terms.dataset_files))
     same_files = listed - pinned == sealed
     found = manifest if same_files else f"{manifest}, with other files"
     yield _judge(code, title, wanted, found, holds=same_files and manifest == wanted)
+
+
+def _check_pool(listed: Counter[tuple[str, str]], manifest: str, own: str, place: PoolPlace) -> Check:
+    """Checks that a joint job was trained on the dataset that was sealed, and one of each other provider."""
+    by_name = dict(listed.keys())
+    names = [name for name, _ in dataset_dependencies({pool_folder(n): "" for n in range(1, place.providers + 1)})]
+    is_complete = sorted(name for name, _ in listed.elements()) == names
+    found = by_name.get(names[place.number - 1], "none")
+    holds = is_complete and found == own and manifest == pool_sha256([by_name[name] for name in names])
+    title = "trained on the dataset that was sealed, and on one of each other provider"
+    others = "" if is_complete or found != own else ", beside other files"
+    return _judge("receipt-dataset", title, own, f"{found}{others}", holds=holds)
 
 
 def _check_rows(statement: Statement, terms: GrantTerms | None) -> tuple[Check, ...]:
@@ -188,7 +220,9 @@ def _check_rows(statement: Statement, terms: GrantTerms | None) -> tuple[Check, 
     is_mixed = bool(_spec_section(statement, "data").get("mix"))
     undrawn = counts.get("undrawn") if isinstance(counts, dict) and is_mixed else None
     numbers += [undrawn] if isinstance(undrawn, int) else []
-    if terms is None or terms.rows is None or not (is_counted or statement.outcome is ReceiptOutcome.SUCCEEDED):
+    if terms is None or terms.rows is None or terms.pool is not None:
+        return ()
+    if not (is_counted or statement.outcome is ReceiptOutcome.SUCCEEDED):
         return ()
     found = str(sum(numbers)) if is_counted else "no counts"
     title = "every row that was sealed was used, or is counted as dropped or not drawn"
@@ -231,7 +265,11 @@ def _check_recipients(statement: Statement, expected: ExpectedResult) -> Check:
         # The provider can check that it is a recipient, but not that it is the only one.
         own = sorted(recipient_fingerprint(recipient) for recipient in expected.own_recipients or ())
         return _judge(code, "sealed to us", ", ".join(own), ", ".join(found), holds=not set(own).isdisjoint(found))
-    wanted = sorted(recipient_fingerprint(recipient) for recipient in expected.terms.recipients)
+    recipients = expected.terms.recipients
+    if expected.terms.pool is not None and statement.outcome is ReceiptOutcome.FAILED:
+        own_report = sorted(map(recipient_fingerprint, expected.terms.pool.own_recipients))
+        recipients = expected.terms.pool.own_recipients if found == own_report else recipients
+    wanted = sorted(recipient_fingerprint(recipient) for recipient in recipients)
     title, is_exact = "sealed to those granted, and nobody else", expected.stanzas == len(wanted)
     if found == wanted and not is_exact:
         # A stanza does not show whose it is, but each opens the file for one recipient: one more is a stranger's.

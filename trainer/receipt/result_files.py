@@ -26,6 +26,7 @@ FAILURE_REPORT: Final = "report/failure.json"
 MAX_TEXT_BYTES: Final = 256 << 20
 """The largest file that is read into memory: all but weights, and what the job spec pins."""
 
+_AGE: Final = b"age-encryption.org/v1\n"
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, line feed, carriage return
 
 # A tag with an attribute can load or run something, whatever its name; `<s>` and `<|im_start|>` are tokens.
@@ -86,6 +87,11 @@ def _require_safetensors(source: BinaryIO, size: int) -> None:
     read_safetensors_header(source, size)
 
 
+def _require_age(source: BinaryIO, size: int) -> None:
+    if size > MAX_TEXT_BYTES or not source.read(len(_AGE)).startswith(_AGE):
+        raise ValueError("not an age file")
+
+
 _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
     (r"receipt\.json|evidence\.json|privacy\.json|provenance\.json|model\.sig", _require_json),
     (r"adapter/adapter_config\.json", _require_json),
@@ -98,6 +104,7 @@ _KINDS: Final[tuple[tuple[str, Reader], ...]] = (
     (r"report/metrics\.jsonl", _require_json_lines),
     (r"report/report\.html", _require_page),
     (r"logs/(front|job)\.log", _require_text),
+    (r"receipts/provider-[0-9]{2}\.age", _require_age),
 )
 """Pattern of a name → what the file must be.
 

@@ -76,7 +76,7 @@ class ExternalParameters(Strict):
 class InternalParameters(Strict):
     """SLSA: parameters set by the builder; here taken from the sealed bundle, which the operator cannot read."""
 
-    recipients: Annotated[tuple[Sha256Hex, ...], Field(min_length=1, max_length=16)]
+    recipients: Annotated[tuple[Sha256Hex, ...], Field(min_length=1, max_length=64)]
     datasetManifestSha256: Sha256Hex  # noqa: N815
 
 
@@ -234,6 +234,11 @@ def copied_files(job_spec: Mapping[str, JsonValue]) -> dict[str, str]:
     data = job_spec.get("data")
     section = data if isinstance(data, dict) else {}
     return copied_digests(pinned_files(job_spec), section.get("chat_template"), section.get("chat_template_path"))
+
+
+def dataset_sha256(statement: Statement) -> str:
+    """Returns the digest by which a statement names the dataset: of its manifest, or of a joint job's pool."""
+    return statement.predicate.buildDefinition.internalParameters.datasetManifestSha256
 
 
 def model_dependencies(job_spec: Mapping[str, JsonValue]) -> list[tuple[str, str]]:

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field
 
 from trainer.atomic_files import translate_storage_errors
-from trainer.attestation.evidence import AgeRecipient
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import One, Secret, Sha256Hex, Strict, UnixTime
@@ -45,13 +44,14 @@ from trainer.sealing.bundle_signature import (
 )
 from trainer.sealing.extraction import extract_member, fresh_directory
 from trainer.sealing.grant_secrets import manifest_salt
+from trainer.sealing.joint_terms import JointTerms, RecipientTexts
 
 GRANT_NAME: Final = "grant.json"
 MANIFEST_NAME: Final = "manifest.json"
 DATA_PREFIX: Final = "data/"
-MAX_GRANT_BYTES: Final = 1 << 16
+MAX_GRANT_BYTES: Final = 1 << 18
 MAX_MANIFEST_BYTES: Final = 1 << 20
-_SPLIT_DOMAIN: Final = b"confidential-trainer/split/v1"
+SPLIT_DOMAIN: Final = b"confidential-trainer/split/v1"
 
 BundleLimits = ArchiveLimits
 """Limits of a bundle; `grant.json` and `manifest.json` count as files."""
@@ -89,25 +89,15 @@ class Grant(Strict):
 
     version: One
     job_spec_sha256: Sha256Hex
-    recipients: Annotated[tuple[AgeRecipient, ...], Field(min_length=1, max_length=16)]
-    """Who may open the result: age recipients of one recipient type."""
+    recipients: RecipientTexts
+    """Who may open the result. The grants of a joint job have the same ones."""
     expires_at: UnixTime
     secret: Secret
     """32 random bytes in hex, which nobody is shown: `grant_secrets` derives a value for each use from it."""
     allow: GrantPermissions = GrantPermissions()
     require: GrantDemands | None = None
-
-    @field_validator("recipients")
-    @classmethod
-    def _require_usable_recipients(cls, recipients: tuple[str, ...]) -> tuple[str, ...]:
-        # Checked before training: hours later, the result could not be sealed.
-        try:
-            recipient_types = {parse_recipient(text).recipient_type for text in recipients}
-        except UsageError as error:
-            raise ValueError(error.message) from None
-        if len(recipient_types) > 1:
-            raise ValueError("recipients of different kinds")
-        return recipients
+    joint: JointTerms | None = None
+    """In a grant for a joint job, and in no other."""
 
     def result_recipients(self) -> tuple[Recipient, ...]:
         """Returns the recipients in the form that `age.encrypt` takes."""
@@ -168,7 +158,7 @@ class Manifest(Strict):
 
         Whoever chooses rows cannot choose their side: the key follows from the salt, which is secret.
         """
-        return hmac.digest(bytes.fromhex(self.salt), _SPLIT_DOMAIN, "sha256")
+        return hmac.digest(bytes.fromhex(self.salt), SPLIT_DOMAIN, "sha256")
 
 
 @dataclass(frozen=True)
@@ -179,11 +169,18 @@ class OpenedBundle:
         grant: the provider's permissions and demands.
         manifest: digests and sizes, with which the extracted files agree.
         files: maps each name, relative to `data/`, to the extracted file.
+        provider: provider key of who signed it; None if it is not signed.
     """
 
     grant: Grant
     manifest: Manifest
     files: dict[str, Path]
+    provider: str | None = None
+
+    @property
+    def grants(self) -> tuple[Grant, ...]:
+        """The grants of all providers: this one."""
+        return (self.grant,)
 
 
 def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path], sign: Sign | None = None) -> Manifest:
@@ -243,7 +240,8 @@ def unpack_bundle(
         signature = _read_signature(archive)
         _require_equal_files(manifest.files, extracted)
         check_signature(signature, grant.sha256(), manifest.sha256())
-    return OpenedBundle(grant, manifest, {name: into / DATA_PREFIX / name for name in extracted})
+    files = {name: into / DATA_PREFIX / name for name in extracted}
+    return OpenedBundle(grant, manifest, files, signature.provider if signature else None)
 
 
 def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainer.models import ProviderPublicKey, Strict
+from trainer.models import MAX_PROVIDERS, ProviderPublicKey, Strict
+
+MIN_JOINT_PROVIDERS: Final = 2
 
 MAX_DATASET_TRIES: Final = 10
 """Each try has a process that waits for it, and a refused one lets a worker say a little in public."""
@@ -17,7 +19,11 @@ STORE_LOCATION: Final = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9_-]
 
 
 class ExchangeSection(Strict):
-    """Limits of the untrusted carrier, and who may submit. Times in seconds, sizes in bytes."""
+    """Limits of the untrusted carrier, and who may submit. Times in seconds, sizes in bytes.
+
+    With `joint` the job trains one adapter on the datasets of all `providers` together, in the order of the list,
+    once each of them has sent one. Otherwise the first dataset of any of them is trained on.
+    """
 
     host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:-]{1,253}$")] = "0.0.0.0"  # noqa: S104 -- inside a VM
     port: Annotated[int, Field(ge=0, le=65535)] = 8443
@@ -26,12 +32,26 @@ class ExchangeSection(Strict):
     dataset_tries: Annotated[int, Field(ge=1, le=MAX_DATASET_TRIES)] = 5
     """How many datasets that open may be handed to a worker: each try after the first follows a refusal."""
     linger_seconds: Annotated[int, Field(ge=0, le=30 * 86400)] = 3600
-    providers: Annotated[tuple[ProviderPublicKey, ...], Field(max_length=64)] = ()
+    joint: bool = False
+    providers: Annotated[tuple[ProviderPublicKey, ...], Field(max_length=MAX_PROVIDERS)] = ()
     """Provider keys of those who may submit a dataset; empty: whoever reaches the job."""
+
+    @model_validator(mode="after")
+    def _check_joint(self) -> Self:
+        if len(set(self.providers)) != len(self.providers):
+            raise ValueError("providers: expected each provider key once")
+        if self.joint and len(self.providers) < MIN_JOINT_PROVIDERS:
+            raise ValueError(
+                f"joint: expected at least {MIN_JOINT_PROVIDERS} provider keys in exchange.providers, "
+                f"got {len(self.providers)}"
+            )
+        return self
 
     @property
     def who_may_submit(self) -> str:
         """Says in words who may submit a dataset to the job."""
+        if self.joint:
+            return f"each of these providers has to submit a dataset: {', '.join(self.providers)}"
         if not self.providers:
             return "whoever reaches the job may submit a dataset: exchange.providers lists nobody"
         return f"only listed providers may submit a dataset: {', '.join(self.providers)}"

@@ -14,6 +14,7 @@ from trainer.models import One, Strict
 from trainer.spec.data_section import DataSection, check_method
 from trainer.spec.evaluation_section import EvaluationSection
 from trainer.spec.exchange_section import ExchangeSection
+from trainer.spec.joint_jobs import joint_refusals
 from trainer.spec.key_meaning import meaningless_keys
 from trainer.spec.lora_section import LoraSection
 from trainer.spec.model_section import Dtype, ModelSection
@@ -53,7 +54,7 @@ class JobSpec(Strict):
                 f"evaluation.metrics: choice_accuracy means nothing to train.method {self.train.method}: answers "
                 "that are judged are no choices that all rows have in common"
             )
-        for refusal in privacy_refusals(self):
+        for refusal in (*privacy_refusals(self), *joint_refusals(self)):
             raise ValueError(refusal)
         if meaningless := "; ".join(meaningless_keys(self)):
             raise ValueError(meaningless)

@@ -109,7 +109,8 @@ _MEANS_ALWAYS: Final = (
     "output.include_logs output.merged_16bit "
     "privacy.target_epsilon privacy.target_delta privacy.noise_multiplier privacy.canaries "
     "exchange.host exchange.port exchange.max_upload_bytes exchange.dataset_timeout_seconds "
-    "exchange.dataset_tries exchange.linger_seconds exchange.providers tee.evidence_lifetime_seconds tee.sandbox"
+    "exchange.dataset_tries exchange.linger_seconds exchange.joint exchange.providers "
+    "tee.evidence_lifetime_seconds tee.sandbox"
 )
 
 MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {

@@ -134,10 +134,12 @@ def survey(
     with _counting_refusals(found):
         row_files = list_row_files(files, eval_files=spec.data.eval_files)
         found.side_files = tuple(sorted(files.keys() - {file.name for file in row_files}))
-        check_evaluation_files([file.name for file in row_files], spec.data)
+        if not spec.exchange.joint:  # patterns are those of all providers' files
+            check_evaluation_files([file.name for file in row_files], spec.data)
     trained = [file.name for file in row_files if not file.for_evaluation]
     with _counting_refusals(found):
-        check_mix(trained, spec.data)
+        if not spec.exchange.joint:
+            check_mix(trained, spec.data)
     if config is not None:
         with _counting_refusals(found):
             check_architecture(config, spec)
@@ -254,7 +256,8 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec, canaries: li
         with _counting_refusals(found):
             outcomes.require_training_rows()
         with _counting_refusals(found):
-            require_evaluation_rows(sizes.evaluation, spec.train)
+            if not spec.exchange.joint:  # another provider's rows may be held out
+                require_evaluation_rows(sizes.evaluation, spec.train)
     if spec.privacy.enabled and (sizes.train or not found.exact):
         _judge_privacy(found, outcomes, sizes, spec)
     if not sizes.train:

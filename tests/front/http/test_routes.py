@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -20,8 +21,9 @@ from trainer.ipc.front_messages import (
     EvidenceRequest,
     OpenUpload,
     PrivateEvent,
+    ResultReady,
     StatusUpdate,
-    TokenHash,
+    TokenHashes,
 )
 from trainer.models import Phase, Status
 
@@ -96,7 +98,7 @@ def test_status(front: Any) -> None:
                 break
     assert body == {
         "phase": "failed", "step": 0, "total_steps": 0, "activity": None, "percent": None,
-        "eta_seconds": None, "error": "out-of-memory", "result_bytes": 7,
+        "eta_seconds": None, "error": "out-of-memory", "result_bytes": 7, "received": [],
     }  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def test_acknowledged_once(front: Any) -> None:
 
 def test_after_a_refused_dataset_nothing_of_its_grant_holds_for_the_next(front: Any) -> None:
     """Its report is still served, and acknowledged at once: a job that goes on signs no deletion statement."""
-    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()), PrivateEvent(sealed="c2VhbGVk"))
+    front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)), PrivateEvent(sealed="c2VhbGVk"))
     front.publish_result(b"a report", final=False)
     front.enter(Phase.AWAITING_DATASET, accept=True)
     with front.http() as http:
@@ -172,7 +174,7 @@ def test_after_a_refused_dataset_nothing_of_its_grant_holds_for_the_next(front: 
 
 def test_a_stranger_cannot_acknowledge(front: Any) -> None:
     """An acknowledgement ends the job: whoever reaches the port could take a finished result from its provider."""
-    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+    front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)))
     front.publish_result(b"sealed")
     with front.http() as http:
         for shown in [
@@ -255,7 +257,7 @@ def read_events(answer: httpx.Response, count: int) -> list[dict[str, str]]:
 
 
 def test_events_are_private_to_the_token_holder(front: Any) -> None:
-    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+    front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)))
     front.send(PrivateEvent(sealed="QUFB"), PrivateEvent(sealed="QkJC"))
     front.enter(Phase.TRAINING)
     bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -274,7 +276,7 @@ def test_events_are_private_to_the_token_holder(front: Any) -> None:
 
 
 def test_events_with_a_wrong_token(front: Any) -> None:
-    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+    front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)))
     front.enter(Phase.TRAINING)
     with front.http() as http:
         for authorization in ["Bearer " + "5d" * 32, TOKEN, "Basic " + TOKEN, "Bearer", "Bearer \xe9"]:
@@ -286,7 +288,7 @@ def test_events_token_that_turns_out_wrong_ends_the_stream(front: Any) -> None:
     with front.http() as http, http.stream("GET", "/events", headers={"Authorization": "Bearer x"}) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("id: ")
-        front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()), PrivateEvent(sealed="QUFB"))
+        front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)), PrivateEvent(sealed="QUFB"))
         assert not any("QUFB" in line for line in lines)
 
 
@@ -384,3 +386,18 @@ def test_a_code_of_the_supervisor_that_is_not_documented_is_not_told(start_front
         answer = http.get("/attestation", params={"nonce": NONCE})
     supervisor.join()
     assert (answer.status_code, answer.json()) == (503, {"error": "internal-error"})
+
+
+def test_each_provider_of_a_joint_job_acknowledges_the_one_result(front: Any) -> None:
+    shown = ["a1" * 32, "b2" * 32]
+    digests = tuple(hashlib.sha256(value.encode()).hexdigest() for value in shown)
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=digests))
+    front.enter(Phase.AWAITING_PULL)
+    with front.http() as http:
+        for value in (shown[0], shown[0], "c3" * 32, shown[1]):
+            answer = http.post("/ack", headers={"Authorization": f"Bearer {value}"})
+            assert answer.status_code == (204 if value in shown else 401)
+    deadline = time.monotonic() + 10
+    while len(front.received(Acknowledged)) < len(shown) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [message.acknowledgement for message in front.received(Acknowledged)] == shown

@@ -22,7 +22,7 @@ from trainer.errors import (
     VerificationError,
 )
 from trainer.exchange.tls import make_server_context
-from trainer.ipc.front_messages import Acknowledged, DeletionReady, PrivateEvent, StatusUpdate, TokenHash
+from trainer.ipc.front_messages import Acknowledged, DeletionReady, PrivateEvent, StatusUpdate, TokenHashes
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import SealedEvent
 from trainer.provider.transport.http_carrier import JobClient
@@ -150,7 +150,7 @@ def test_result_and_ack_before_there_is_one(client_of: Any, front: Any, tmp_path
 
 
 def test_events_survive_broken_connections(client_of: Any, front: Any, relay: Any) -> None:
-    front.send(TokenHash(sha256=hashlib.sha256(TOKEN.encode()).hexdigest()))
+    front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)))
     relay.cut_down = [3000, 3000, 3000]
     with client_of(front, relay.url) as client:
         events = client.events(TOKEN)
@@ -167,7 +167,7 @@ def test_events_survive_broken_connections(client_of: Any, front: Any, relay: An
 
 
 def test_events_with_a_wrong_token(client_of: Any, front: Any) -> None:
-    front.send(TokenHash(sha256="0" * 64))
+    front.send(TokenHashes(sha256=("0" * 64,)))
     front.enter(Phase.TRAINING)
     with client_of(front) as client, pytest.raises(UsageError) as caught:
         next(iter(client.events(TOKEN)))

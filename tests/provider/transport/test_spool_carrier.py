@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ import pytest
 from tests.front.conftest import ACKNOWLEDGEMENT, ACKNOWLEDGEMENT_SHA256
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
-from trainer.exchange.upload_authorization import UploadScope
+from trainer.exchange.upload_authorization import UploadAuthorization, UploadScope, sign_authorization
 from trainer.ipc.front_messages import (
     Acknowledged,
     DeletionReady,
@@ -87,7 +88,7 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
 
     (front.spool / "result.tar.age").write_bytes(b"sealed result")
     digest = hashlib.sha256(b"sealed result").hexdigest()
-    front.send(ResultReady(size=13, sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
+    front.send(ResultReady(size=13, sha256=digest, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,)))
     assert client.download_result(tmp_path / "result", limit=LIMIT) == digest
     assert (tmp_path / "result").read_bytes() == b"sealed result"
     front.send(DeletionReady(statement='{"signed":0}', acknowledged=False))
@@ -116,7 +117,7 @@ def test_the_report_on_a_refused_dataset_is_acknowledged_without_a_wait(front: A
     front.expect(UploadReady)
     (front.spool / "result.tar.age").write_bytes(b"a report")
     digest = hashlib.sha256(b"a report").hexdigest()
-    report = ResultReady(size=8, sha256=digest, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256, final=False)
+    report = ResultReady(size=8, sha256=digest, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,), final=False)
     refusal = Status(phase=Phase.AWAITING_DATASET, error="dataset-invalid", result_bytes=8)
     front.send(PrivateEvent(sealed="QUFB"), report, StatusUpdate(status=refusal), OpenUpload(accept=True))
     wait_until(lambda: not (front.spool / "dataset.age").exists() and client.status() == refusal)
@@ -186,7 +187,7 @@ def test_links_and_devices_are_no_files(front: Any, tmp_path: Path) -> None:
     os.mkfifo(front.spool / "ack")
     (front.spool / "status.json").symlink_to(secret)
     front.send(OpenUpload(accept=True), StatusUpdate(status=Status(phase=Phase.OPENING)))
-    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256="0" * 64))
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=("0" * 64,)))
     assert client_of(front).status().phase is Phase.OPENING
     time.sleep(0.6)
     assert front.inbox[1:] == []  # nothing but Ready
@@ -196,7 +197,7 @@ def test_links_and_devices_are_no_files(front: Any, tmp_path: Path) -> None:
 
 def test_result_that_was_changed(front: Any, tmp_path: Path) -> None:
     (front.spool / "result.tar.age").write_bytes(b"changed")
-    front.send(ResultReady(size=6, sha256="0" * 64, acknowledgement_sha256="0" * 64))
+    front.send(ResultReady(size=6, sha256="0" * 64, acknowledgement_sha256=("0" * 64,)))
     with pytest.raises(SealingError) as caught:
         client_of(front).download_result(tmp_path / "result", limit=LIMIT)
     assert caught.value.code is ErrorCode.RESULT_DIGEST_MISMATCH
@@ -240,7 +241,7 @@ def test_a_directory_in_the_place_of_what_the_provider_writes(tmp_path: Path, na
 
 @pytest.mark.parametrize("content", [b"", b"yes", b"0" * 64, ACKNOWLEDGEMENT_SHA256.encode(), b"x" * 1000])
 def test_a_writer_of_the_directory_cannot_acknowledge(front: Any, content: bytes) -> None:
-    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,)))
     (front.spool / "ack").write_bytes(content)
     wait_until(lambda: not (front.spool / "ack").exists())
     (front.spool / "ack").write_text(f"{ACKNOWLEDGEMENT}\n")
@@ -265,7 +266,7 @@ def test_directories_in_the_place_of_files_end_no_front(start_front: Any, tmp_pa
             (front.spool / name / "inside").mkdir(parents=True)
     front.send(OpenUpload(accept=True), PrivateEvent(sealed="QUFB"), DeletionReady(statement="{}"))
     front.send(EvidenceReply(id=1, evidence="{}", error=None), StatusUpdate(status=Status(phase=Phase.TRAINING)))
-    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=ACKNOWLEDGEMENT_SHA256))
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,)))
     wait_until(lambda: (front.spool / "result.json").is_file() and not (front.spool / "dataset.age").exists())
     assert front.process.poll() is None
     files = ("deletion.json", "evidence.json", "events.jsonl", "status.json", "earlier-result.tar.age")
@@ -342,3 +343,42 @@ def sign(key: ProviderKey) -> Authorize:
     authorize = make_authorizer(key, cast("Any", result))
     assert authorize is not None
     return authorize
+
+
+def test_providers_of_a_joint_job_do_not_replace_what_another_has_written(
+    start_front: Any, tmp_path: Path
+) -> None:
+    """Both write before the job takes anything: each is taken, one after the other, and each acknowledged."""
+    keys = [ProviderKey(letter * 32) for letter in (b"p", b"q")]
+    front = start_front("--files", exchange={"providers": [key.public for key in keys], "joint": True})
+    assert front.ready.port == 0
+    scope = UploadScope(job_spec_sha256="4d" * 32, recipient_sha256=(sha256_hex(b"age1"),))
+    taken = []
+    for number, key in enumerate(keys):
+        sealed = tmp_path / f"sealed{number}"
+        sealed.write_bytes(bytes([number]) * 50)
+        client_of(front).upload(sealed, authorize=partial(authorization, key))
+    for _ in keys:
+        front.send(OpenUpload(accept=True, scope=scope))
+        wait_until((front.spool / "dataset.age").exists)
+        taken.append((front.spool / "dataset.age").read_bytes()[:1])
+        (front.spool / "dataset.age").rename(front.spool / f"member-0{len(taken)}.age")
+    assert sorted(taken) == [b"\0", b"\1"]
+    shown = ["a1" * 32, "b2" * 32]
+    for value in shown:
+        (front.spool / f"ack-{sha256_hex(value.encode())[:16]}").write_text(value)
+    digests = tuple(sha256_hex(value.encode()) for value in shown)
+    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=digests))
+    wait_until(lambda: len(front.received(Acknowledged)) == len(shown))
+
+
+def authorization(key: ProviderKey, size: int, _tls_spki_sha256: str | None) -> str:
+    document = UploadAuthorization(
+        version=1,
+        expires_at=2**33,
+        job_spec_sha256="4d" * 32,
+        recipient_sha256=sha256_hex(b"age1"),
+        size=size,
+        tls_spki_sha256=None,
+    )
+    return sign_authorization(document, key)

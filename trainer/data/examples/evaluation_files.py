@@ -11,6 +11,7 @@ from typing import Final
 from trainer.data.rows.file_roles import EVALUATION_SPLITS
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection
+from trainer.spec.pool_names import name_in_bundle
 
 _SPLIT_NAMES: Final = EVALUATION_SPLITS | {"heldout"}
 """Names that data sets give to the part that is not for training."""
@@ -22,7 +23,7 @@ _SHOWN_FILES: Final = 3
 
 def is_for_evaluation(file: str, data: DataSection) -> bool:
     """Returns whether a file is for evaluation, by its name relative to `data/`."""
-    return fnmatchcase(file, data.eval_files)
+    return fnmatchcase(name_in_bundle(file), data.eval_files)
 
 
 def check_evaluation_files(files: Collection[str], data: DataSection) -> None:

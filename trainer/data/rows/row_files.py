@@ -8,7 +8,7 @@ splits: where no file matches `data.eval_files`, the rows of validation and test
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,8 @@ from typing import Final
 from trainer.data.rows.file_roles import EVALUATION_SPLITS, KNOWN_SPLITS, FileRoles, layout_error
 from trainer.data.rows.hub_repository import add_hub_files
 from trainer.data.rows.saved_dataset import add_saved_files
+from trainer.errors import DataError
+from trainer.spec.pool_names import name_in_bundle, number_in_pool, pool_name
 
 DEFAULT_EVAL_FILES: Final = "eval/*"
 
@@ -38,6 +40,8 @@ class RowFile:
 def list_row_files(files: Mapping[str, Path], *, eval_files: str = DEFAULT_EVAL_FILES) -> list[RowFile]:
     """Returns the files that hold rows, in the order of their names.
 
+    In the pool of a joint job each provider's files are judged by themselves, as that provider judged them.
+
     Args:
         files: name of each file relative to `data/` → its path.
         eval_files: `data.eval_files`. If a file with rows matches it, the splits decide nothing.
@@ -46,6 +50,30 @@ def list_row_files(files: Mapping[str, Path], *, eval_files: str = DEFAULT_EVAL_
         DataError: side files and other files contradict each other, or a split is neither for training nor for
             evaluation.
     """
+    if any(number_in_pool(name) is None for name in files):
+        return _list_bundle(files, eval_files)
+    bundles: dict[int, dict[str, Path]] = {}
+    for name, path in files.items():
+        bundles.setdefault(number_in_pool(name) or 0, {})[name_in_bundle(name)] = path
+    return [file for number in sorted(bundles) for file in _list_in_pool(number, bundles[number], eval_files)]
+
+
+def _list_in_pool(number: int, files: Mapping[str, Path], eval_files: str) -> list[RowFile]:
+    try:
+        listed = _list_bundle(files, eval_files)
+    except DataError as error:
+        raise DataError(
+            error.code,
+            error.reason,
+            file=pool_name(number, error.file or ""),
+            expected=error.expected,
+            found=error.found,
+            hint=error.hint,
+        ) from error
+    return [replace(file, name=pool_name(number, file.name)) for file in listed]
+
+
+def _list_bundle(files: Mapping[str, Path], eval_files: str) -> list[RowFile]:
     splits = find_splits(files)
     if any(fnmatchcase(name, eval_files) for name in splits):
         return [RowFile(name, files[name]) for name in sorted(splits)]

@@ -28,7 +28,7 @@ from trainer.ipc.front_messages import (
     Shutdown,
     StatusUpdate,
     SupervisorMessage,
-    TokenHash,
+    TokenHashes,
     UploadReady,
 )
 from trainer.models import Phase, Status
@@ -69,7 +69,7 @@ class ControlClient:
         self._bucket = _TokenBucket(limits.evidence_per_second, limits.evidence_burst, clock)
         self._pending: dict[int, asyncio.Future[EvidenceReply]] = {}
         self._last_id = 0
-        self._token_sha256: str | None = None
+        self._token_sha256: tuple[str, ...] = ()
         self.status = Status(phase=Phase.STARTING)
         self.result: ResultReady | None = None
         self.deletion: str | None = None
@@ -124,11 +124,11 @@ class ControlClient:
             case OpenUpload(accept=accept, scope=scope):
                 self.upload_scope = scope
                 if accept:  # token and private events are those of a dataset that was refused
-                    self._token_sha256 = None
+                    self._token_sha256 = ()
                     self.feed.drop_private()
                 self.on_open_upload(accept)
-            case TokenHash(sha256=digest):
-                self._token_sha256 = digest
+            case TokenHashes(sha256=digests):
+                self._token_sha256 = digests
             case PrivateEvent(sealed=sealed):
                 self.feed.publish_private(sealed)
             case ResultReady():
@@ -193,10 +193,10 @@ class ControlClient:
 
     def has_token_hash(self) -> bool:
         """Returns whether a token can be checked: the supervisor sends the hash once it has opened a dataset."""
-        return self._token_sha256 is not None
+        return bool(self._token_sha256)
 
     def token_matches(self, token: str) -> bool:
-        """Returns whether `token` is the grant's for events."""
+        """Returns whether `token` is a grant's for events."""
         return has_sha256(token.encode(), self._token_sha256)
 
     def acknowledges(self, shown: str) -> bool:

@@ -55,7 +55,7 @@ class JobRoutes:
         self._control = control
         self._limits = limits
         self._open_streams = 0
-        self._acknowledged: ResultReady | None = None
+        self._acknowledged: tuple[ResultReady, set[str]] | None = None
 
     def router(self) -> APIRouter:
         """Returns the routes with the documentation of all their responses."""
@@ -133,7 +133,7 @@ class JobRoutes:
     ) -> Response:
         """Acknowledges the result: the job may end, unless it is the report on a refused dataset.
 
-        Another acknowledgement changes nothing.
+        A joint job ends when each of its providers has. Another acknowledgement changes nothing.
 
         `Authorization: Bearer ACKNOWLEDGEMENT`: what the grant's secret gives for this result.
         """
@@ -142,14 +142,22 @@ class JobRoutes:
         shown = parse_bearer(authorization)
         if shown is None or not self._control.acknowledges(shown):
             raise unauthorized()
-        if self._acknowledged is not result:
-            self._acknowledged = result
-            await self._control.send(Acknowledged(acknowledgement=shown))
-        if not result.final:
+        missing = await self._pass_on(result, shown)
+        if missing or not result.final:
             return Response(status_code=204)
         if accept == DELETION_TYPE and (statement := await self._control.deletion_statement()) is not None:
             return Response(statement, media_type=DELETION_TYPE)
         return Response(status_code=204)
+
+    async def _pass_on(self, result: ResultReady, shown: str) -> int:
+        """Passes an acknowledgement on, each once; returns how many providers have shown none yet."""
+        if self._acknowledged is None or self._acknowledged[0] is not result:
+            self._acknowledged = (result, set())
+        passed = self._acknowledged[1]
+        if shown not in passed:
+            passed.add(shown)
+            await self._control.send(Acknowledged(acknowledgement=shown))
+        return len(result.acknowledgement_sha256) - len(passed)
 
     async def deletion(self) -> Response:
         """The job's statement of what it destroyed, signed by the receipt key."""

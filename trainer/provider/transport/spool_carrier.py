@@ -20,8 +20,6 @@ from trainer.encoding import parse_json
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
 from trainer.exchange.limits import MAX_DELETION_BYTES, MAX_EVIDENCE_ANSWER_BYTES
 from trainer.exchange.spool import (
-    ACKNOWLEDGEMENT_NAME,
-    AUTHORIZATION_NAME,
     DATASET_NAME,
     DELETION_NAME,
     EVENTS_NAME,
@@ -36,6 +34,7 @@ from trainer.exchange.spool import (
     SpoolEvent,
     SpoolResult,
     SpoolTerms,
+    authorization_name,
 )
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import (
@@ -52,6 +51,7 @@ _COPY_BLOCK_BYTES: Final = 1 << 20
 _DELETION_SECONDS: Final = 10.0
 """Longest wait for the deletion statement after an acknowledgement."""
 
+_ANY_TERMS: Final = SpoolTerms(max_upload_bytes=2**53 - 1)  # until the job has said its own
 Answer = TypeVar("Answer")
 
 
@@ -77,6 +77,7 @@ class SpoolClient:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._spool = SpoolDirectory(directory)
+        self._dataset_name = DATASET_NAME
         self._timeout = timeout
         self._pause = pause
         self._sleep = sleep
@@ -124,8 +125,8 @@ class SpoolClient:
                 of listed providers alone, and there is no `authorize` (`unauthorized`).
             JobError: the dataset is larger than the job accepts.
         """
-        terms = self._spool.load(TERMS_NAME, SpoolTerms)
-        if terms is not None and terms.providers and authorize is None:
+        terms = self._spool.load(TERMS_NAME, SpoolTerms) or _ANY_TERMS
+        if terms.providers and authorize is None:
             raise UsageError(
                 ErrorCode.UNAUTHORIZED,
                 "the job accepts the datasets of listed providers alone",
@@ -134,16 +135,13 @@ class SpoolClient:
         try:
             with path.open("rb") as source:
                 size = os.fstat(source.fileno()).st_size
-                if terms is not None and size > terms.max_upload_bytes:
-                    raise JobError(
-                        ErrorCode.DATASET_TOO_LARGE,
-                        "the sealed dataset is too large for this job",
-                        expected=f"at most {terms.max_upload_bytes} bytes",
-                        found=f"{size} bytes",
-                    )
+                if size > terms.max_upload_bytes:
+                    expected, what = f"at most {terms.max_upload_bytes} bytes", "the sealed dataset is too large"
+                    raise JobError(ErrorCode.DATASET_TOO_LARGE, what, expected=expected, found=f"{size} bytes")
+                self._dataset_name = terms.dataset_name(source)
                 if authorize is not None:  # first: the job reads it once the dataset is there
-                    self._spool.put(AUTHORIZATION_NAME, authorize(size, None).encode() + b"\n")
-                with self._spool.placing(DATASET_NAME) as target:
+                    self._spool.put(authorization_name(self._dataset_name), authorize(size, None).encode() + b"\n")
+                with self._spool.placing(self._dataset_name) as target:
                     _copy_and_hash(source, target, progress, limit=size)
         except OSError as error:
             raise UsageError(ErrorCode.USAGE, f"cannot copy {path} to the spool: {error.strerror}") from error
@@ -158,7 +156,7 @@ class SpoolClient:
             UnavailableError: no readable status in time.
         """
         status = self._poll(lambda: self._spool.load(STATUS_NAME, Status), "no status")
-        not_taken = status.phase is Phase.AWAITING_DATASET and self._spool.file(DATASET_NAME).exists()
+        not_taken = status.phase is Phase.AWAITING_DATASET and self._spool.file(self._dataset_name).exists()
         return status.without_refusal() if not_taken else status
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
@@ -252,7 +250,8 @@ class SpoolClient:
             UnavailableError: the acknowledgement cannot be written.
         """
         earlier, announced = self.deletion_statement(), self._spool.load(RESULT_INFO_NAME, SpoolResult)
-        self._put(ACKNOWLEDGEMENT_NAME, acknowledgement.encode() + b"\n")
+        terms = self._spool.load(TERMS_NAME, SpoolTerms) or _ANY_TERMS
+        self._put(terms.acknowledgement_name(acknowledgement), acknowledgement.encode() + b"\n")
         seconds = _DELETION_SECONDS if announced is None or announced.final else 0  # a job that goes on signs none
 
         def look() -> bytes | None:

@@ -36,17 +36,24 @@ class MetricsRecorder:
         directory: the report's directory; it is created if absent.
         forward: receives every event.
         earlier: metrics of the same run from before an interruption; the file begins with them.
+        hidden: names of metrics that are neither recorded nor passed on.
 
     Attributes:
         metrics: the recorded metrics, in order.
     """
 
     def __init__(
-        self, directory: Path, forward: Callable[[TrainingEvent], None], earlier: Sequence[MetricsMeasured] = ()
+        self,
+        directory: Path,
+        forward: Callable[[TrainingEvent], None],
+        earlier: Sequence[MetricsMeasured] = (),
+        *,
+        hidden: frozenset[str] = frozenset(),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         self._forward = forward
+        self._hidden = hidden
         self.metrics: list[MetricsMeasured] = []
         for event in earlier:
             self._record(event)
@@ -54,6 +61,8 @@ class MetricsRecorder:
     def __call__(self, event: TrainingEvent) -> None:
         """Records an event if it holds metrics, and passes it on."""
         if isinstance(event, MetricsMeasured):
+            shown = {name: value for name, value in event.values.items() if name not in self._hidden}
+            event = event.model_copy(update={"values": shown})
             self._record(event)
         self._forward(event)
 

@@ -29,6 +29,7 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
     # it covers neither losses nor row counts.
     if not spec.privacy.differential:
         lines += ["", "## Result", "", *table_lines(_result_values(summary, spec))]
+    if not spec.privacy.differential and not spec.exchange.joint:
         lines += ["", "## Data", "", "The rows themselves are private; these are counts over them.", ""]
         token_counts = {f"tokens: {name}": value for name, value in summary.tokens.items()}
         # A pattern is a text of the job spec: it belongs into a cell, which is escaped.

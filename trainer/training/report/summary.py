@@ -64,6 +64,14 @@ class Summary(Strict):
     task: TaskSummary | None = None
 
 
+def shared_by_providers(summary: Summary) -> Summary:
+    """Returns the summary of a joint job without what tells how many rows there are, or how long they are.
+
+    Warnings count rows, and the seconds of the preparation grow with them.
+    """
+    return summary.model_copy(update={"rows": {}, "mix": {}, "tokens": {}, "seconds": {}, "warnings": ()})
+
+
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
     """Returns quantiles of the examples' lengths in tokens, their total, and how many of them are trained."""
     # The quantile q of n sorted lengths is the one whose index is next to q (n - 1): always a length that occurs.

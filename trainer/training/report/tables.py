@@ -13,7 +13,10 @@ _ACTIVE: Final = re.compile(r"[|<]|!(?=\[)|(?<=javascript):", re.IGNORECASE)
 
 
 def render_table(title: str, values: Mapping[str, object]) -> str:
-    """Renders a section of HTML with a heading and a table: floats with two decimals, texts escaped."""
+    """Renders a section of HTML with a heading and a table: floats with two decimals, texts escaped.
+
+    Returns an empty text without values.
+    """
     rows = []
     for name, value in values.items():
         if isinstance(value, float):
@@ -21,7 +24,7 @@ def render_table(title: str, values: Mapping[str, object]) -> str:
         else:
             cell = f"{value:,}" if isinstance(value, int) else escape(str(value))
         rows.append(f"<tr><th>{escape(name)}<td>{cell}")
-    return f"<section><h2>{escape(title)}</h2><table>{''.join(rows)}</table></section>"
+    return "" if not rows else f"<section><h2>{escape(title)}</h2><table>{''.join(rows)}</table></section>"
 
 
 def table_lines(values: Mapping[str, object]) -> Iterator[str]:

@@ -100,7 +100,9 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
     with timed_audit():
         audit.before()
     earlier_metrics = resumed.metrics if resumed else ()
-    with MetricsRecorder(inputs.output_dir / "report", context.report, earlier_metrics) as recorder:
+    # Steps in an epoch tell how many rows there are.
+    hidden = frozenset({"epoch"}) if spec.exchange.joint else frozenset[str]()
+    with MetricsRecorder(inputs.output_dir / "report", context.report, earlier_metrics, hidden=hidden) as recorder:
         saved = SavedState(
             recorder.metrics, samples, resumed.resumed_at if resumed else (), data.probe_seed, task_before
         )

@@ -7,7 +7,7 @@ from trainer.encoding import without_controls
 from trainer.training.methods.registry import METHODS
 from trainer.training.report.html_report import write_report, write_shown_json
 from trainer.training.report.model_card import render_model_card
-from trainer.training.report.summary import Summary, describe_environment, summarize
+from trainer.training.report.summary import Summary, describe_environment, shared_by_providers, summarize
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stages.load import LoadedModel
 from trainer.training.stages.prepare import PreparedData
@@ -42,6 +42,8 @@ def write(
         loaded.resumed.resumed_at if loaded.resumed else (),
         trained.task.summary if trained.task else None,
     )
+    if inputs.spec.exchange.joint:
+        summary = shared_by_providers(summary)
     if context.ranks.rank:
         return summary
     report_dir = inputs.output_dir / "report"

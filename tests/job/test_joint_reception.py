@@ -1,0 +1,247 @@
+"""The datasets of a joint job: which are admitted to the pool, and what a later try or start keeps of them."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from trainer.errors import ErrorCode, JobError
+from trainer.job.ciphertext import CiphertextDirectory
+from trainer.job.reception import Reception
+from trainer.models import Phase
+from trainer.provider_keys import ProviderKey
+from trainer.sealing.age import Identity, encrypt, generate_identity
+from trainer.sealing.bundle import Grant, pack_bundle
+from trainer.sealing.bundle_signature import sign_bundle
+from trainer.sealing.joint_terms import JointTerms
+from trainer.sealing.pool import Pool
+from trainer.spec import ExchangeSection
+
+SPEC = "ab" * 32
+PROVIDERS = tuple(ProviderKey(letter * 32) for letter in (b"a", b"b", b"c"))
+KEYS = tuple(key.public for key in PROVIDERS)
+RECIPIENT = str(generate_identity(hybrid=False).recipient())
+JOB = generate_identity(hybrid=False)
+
+
+def grant_of(number: int, *, accepts: tuple[str, ...] | None = None, **changes: Any) -> Grant:
+    """The grant of the provider with a number: it accepts the two others."""
+    others = tuple(key for key in KEYS if key != KEYS[number - 1]) if accepts is None else accepts
+    joint = JointTerms(accepts=others, own_recipients=(RECIPIENT,)) if others else None
+    values = {
+        "job_spec_sha256": SPEC,
+        "recipients": (RECIPIENT,),
+        "secret": f"{number:02x}" * 32,
+        "joint": joint,
+    } | changes
+    return Grant(version=1, expires_at=int(time.time()) + 999, **values)
+
+
+def sealed(
+    number: int,
+    folder: Path,
+    *,
+    grant: Grant | None = None,
+    key: ProviderKey | None = None,
+    content: bytes | None = None,
+    to: Identity = JOB,
+) -> bytes:
+    """The sealed dataset of the provider with a number: `rows.jsonl` says whose it is."""
+    (folder / "rows").write_bytes(f"{number}\n".encode() if content is None else content)
+    signer, plain, target = key or PROVIDERS[number - 1], io.BytesIO(), io.BytesIO()
+    pack_bundle(
+        plain,
+        grant or grant_of(number),
+        {"rows.jsonl": folder / "rows"},
+        lambda *digests: sign_bundle(signer, str(to.recipient()), *digests),
+    )
+    plain.seek(0)
+    encrypt(plain, target, [to.recipient()])
+    return target.getvalue()
+
+
+@dataclass
+class World:
+    """A joint job of three providers: each wait brings the next upload."""
+
+    folder: Path
+    uploads: list[bytes]
+    shown: list[tuple[str | None, tuple[int, ...]]] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    now: float = 0.0
+    lasts: bool = False
+
+    def __post_init__(self) -> None:
+        exchange = ExchangeSection(
+            joint=True, providers=KEYS, dataset_timeout_seconds=100, max_upload_bytes=1 << 16
+        )
+        spec = SimpleNamespace(exchange=exchange, sha256=lambda: SPEC)
+        keys = SimpleNamespace(identities=(JOB,), upload_scope=lambda _spec: None)
+        (self.folder / "ciphertext").mkdir(exist_ok=True)
+        self.ciphertext = CiphertextDirectory(self.folder / "ciphertext", persistent=self.lasts)
+        self.reception = Reception(
+            cast("Any", self), cast("Any", keys), cast("Any", spec), self.ciphertext, self.enter,
+            lambda _event: None, clock=lambda: self.now,
+        )  # fmt: skip
+
+    def enter(
+        self,
+        phase: Phase,
+        *,
+        error: ErrorCode | None = None,
+        result_bytes: int | None = None,
+        received: tuple[int, ...] = (),
+    ) -> None:
+        if phase in {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}:
+            self.shown.append((error.value if error else None, received))
+
+    def wait_upload(self, seconds: float, _scope: object) -> int:
+        if seconds <= 0 or not self.uploads:
+            raise JobError(ErrorCode.DATASET_TIMEOUT, "no dataset arrived")
+        self.ciphertext.dataset.write_bytes(self.uploads.pop(0))
+        return 1
+
+    def receive(self, number: int = 1) -> Pool:
+        into = self.folder / f"try{number}"
+        into.mkdir(exist_ok=True)
+        pool = self.reception.receive(into)
+        assert isinstance(pool, Pool)
+        return pool
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., World]:
+    return lambda *uploads, **options: World(tmp_path, list(uploads), **options)
+
+
+def rows(pool: Pool) -> dict[str, str]:
+    return {name: path.read_text().strip() for name, path in pool.files.items()}
+
+
+IN_ORDER = {f"provider-0{number}/rows.jsonl": str(number) for number in (1, 2, 3)}
+
+
+def test_the_pool_has_the_order_of_the_spec_whoever_comes_first(job: Callable[..., World], tmp_path: Path) -> None:
+    world = job(*(sealed(number, tmp_path) for number in (3, 1, 2)))
+    pool = world.receive()
+    assert list(rows(pool).items()) == list(IN_ORDER.items())
+    assert world.shown == [(None, ()), (None, (3,)), (None, (1, 3))]
+    assert [grant.secret[:2] for grant in pool.grants] == ["01", "02", "03"]
+
+
+def test_one_that_comes_late_ends_the_wait(job: Callable[..., World], tmp_path: Path) -> None:
+    world = job(sealed(1, tmp_path), sealed(2, tmp_path))
+    with pytest.raises(JobError) as caught:
+        world.receive()
+    assert caught.value.code is ErrorCode.DATASET_TIMEOUT
+    assert world.shown[-1] == (None, (1, 2))
+
+
+def strange(folder: Path) -> dict[str, tuple[bytes, str]]:
+    """Uploads that must not get into the pool → the public code that refuses them."""
+    single = grant_of(2, accepts=())
+    return {
+        "sham": (sealed(2, folder, key=ProviderKey(b"x" * 32)), "grant-signer-unknown"),
+        "duplicate": (sealed(1, folder, content=b"another\n"), "dataset-duplicate"),
+        "grant for one provider": (sealed(2, folder, grant=single), "grants-differ"),
+        "accepts a stranger in place of the third": (
+            sealed(2, folder, grant=grant_of(2, accepts=(KEYS[0], "ed25519:" + "00" * 32))),
+            "grants-differ",
+        ),
+        "accepts itself in place of the third": (
+            sealed(2, folder, grant=grant_of(2, accepts=KEYS[:2])),
+            "grants-differ",
+        ),
+        "other recipients": (
+            sealed(2, folder, grant=grant_of(2, recipients=(str(generate_identity(hybrid=False).recipient()),))),
+            "grants-differ",
+        ),
+        "another job spec": (sealed(2, folder, grant=grant_of(2, job_spec_sha256="cd" * 32)), "grant-mismatch"),
+        "huge": (sealed(2, folder, content=bytes(1 << 17)), "bundle-invalid"),
+        "no bundle": (b"", "sealed-header-invalid"),
+    }
+
+
+@pytest.mark.parametrize("name", [
+    "sham", "duplicate", "grant for one provider", "accepts a stranger in place of the third",
+    "accepts itself in place of the third", "other recipients", "another job spec", "huge", "no bundle",
+])  # fmt: skip
+def test_what_does_not_belong_into_the_pool_is_refused_and_the_others_stay(
+    name: str, job: Callable[..., World], tmp_path: Path
+) -> None:
+    upload, code = strange(tmp_path)[name]
+    world = job(sealed(1, tmp_path), upload, sealed(2, tmp_path), sealed(3, tmp_path))
+    assert rows(world.receive()) == IN_ORDER
+    assert world.shown[2] == (code, (1,))
+
+
+def test_a_grant_for_a_joint_job_is_of_no_use_in_another(tmp_path: Path) -> None:
+    """It would name an adapter for the others too, and the job would train on one dataset alone."""
+    world = World(tmp_path, [sealed(1, tmp_path)])
+    exchange = ExchangeSection(providers=KEYS)
+    world.reception.spec = cast("Any", SimpleNamespace(exchange=exchange, sha256=lambda: SPEC))
+    with pytest.raises(JobError):
+        world.receive()
+    assert world.shown[-1] == ("grants-differ", ())
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_a_refused_dataset_is_sent_anew_and_the_others_are_not(
+    lasts: bool, job: Callable[..., World], tmp_path: Path
+) -> None:
+    first = [sealed(number, tmp_path) for number in (1, 2, 3)]
+    mended = sealed(2, tmp_path, grant=grant_of(2, secret="ee" * 32), content=b"mended\n")
+    world = job(*first, first[1], mended, lasts=lasts)
+    pool = world.receive()
+    report = cast("Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=7))
+    world.reception.note_refusal(pool.grants[1], report, 2)
+    again = world.receive(2)
+    assert rows(again) == {**IN_ORDER, "provider-02/rows.jsonl": "mended"}
+    announced = ("dataset-row-invalid", (1, 3))
+    assert world.shown[3:] == [announced, announced], "sent again by somebody: no try of the job"
+
+
+def test_a_report_is_announced_until_its_provider_has_sent_another(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    world = job(*(sealed(number, tmp_path) for number in (1, 2, 3)))
+    pool = world.receive()
+    for number in (1, 2):
+        report = cast("Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=number))
+        world.reception.note_refusal(pool.grants[number - 1], report, number)
+    world.uploads = [sealed(number, tmp_path, grant=grant_of(number, secret="dd" * 32)) for number in (1, 2)]
+    assert rows(world.receive(2)) == IN_ORDER
+    assert world.shown[3:] == [("dataset-row-invalid", (3,)), ("dataset-row-invalid", (1, 3))]
+
+
+def test_a_later_start_finds_what_was_sealed_to_a_key_that_it_has(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    world = job(sealed(1, tmp_path), sealed(2, tmp_path), lasts=True)
+    with pytest.raises(JobError):
+        world.receive()
+    later = job(sealed(3, tmp_path), lasts=True)
+    assert rows(later.receive(2)) == IN_ORDER
+    assert later.shown == [(None, (1, 2))]
+
+
+def test_what_the_operator_puts_in_the_place_of_a_kept_dataset_is_not_used(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    world = job(*(sealed(number, tmp_path) for number in (1, 2, 3)))
+    pool = world.receive()
+    earlier = sealed(1, tmp_path, grant=grant_of(1, secret="ff" * 32), content=b"earlier\n")
+    world.ciphertext.member(1).write_bytes(earlier)
+    world.ciphertext.member(3).write_bytes(earlier)
+    report = cast("Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=7))
+    world.reception.note_refusal(pool.grants[1], report, 2)
+    world.uploads = [sealed(number, tmp_path, grant=grant_of(number, secret="dd" * 32)) for number in (1, 2, 3)]
+    assert rows(world.receive(2)) == IN_ORDER
+    assert world.shown[3][1] == ()
