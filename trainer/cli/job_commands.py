@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trainer.cli.console import print_exactly, print_json, print_line
+from trainer.cli.local_job import local_commands, local_compose, render_local_compose
 from trainer.cli.options import Json, Quiet
 from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import DataError, ErrorCode, UsageError
@@ -41,23 +42,55 @@ def init_job(
             help="A file of Jinja text that renders conversations instead of the model's template.",
         ),
     ] = None,
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local",
+            help="To try it on this machine: pin the model, write app-compose.json beside the job spec, and print "
+            "the commands that follow (docs/try-it.md).",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a commented job.yaml for a model and a dataset. `job pin` then fills in the digests."""
     from trainer.deployment import render_job_template
-    from trainer.provider import read_text_file, write_private_file
+    from trainer.provider import read_text_file, require_absent
     from trainer.spec import parse_job_spec
 
+    for path in (output, local_compose(output)) if local else (output,):
+        require_absent(path)
     kind = _detect_row_kind(data)
     template = None if chat_template is None else read_text_file(chat_template, "chat template")
-    text = render_job_template(model, kind, template)
+    options = {"host": "127.0.0.1"} if local else {}
+    text = render_job_template(model, kind, template, **options)
     parse_job_spec(text.encode())  # refuses a model name that no job spec may have
-    write_private_file(output, text.encode())
-    output.chmod(0o644)  # a job spec is public
+    if local:
+        with TerminalProgress(quiet=as_json) as progress:
+            text = _pin_new(text, output, model, progress)
+    _write_public(output, text.encode())
+    if local:
+        _write_public(local_compose(output), render_local_compose(text))
     if as_json:
         print_json({"job": str(output), "model_name_or_path": model, "format": kind})
-    else:
-        print_line(f"wrote {output} for rows of the kind {kind}; now: trainer job pin {output}")
+        return
+    print_line(f"wrote {output} for rows of the kind {kind}; now{':' if local else f': trainer job pin {output}'}")
+    for line in local_commands(output, data) if local else ():
+        print_line(line)
+
+
+def _pin_new(text: str, job: Path, model: str, progress: TerminalProgress) -> str:
+    """Returns the text of a job spec that is not written yet, with revision and digests."""
+    from trainer.deployment import pin_model, read_chat_template_path
+
+    with _open_listing(job, model, None, None, None) as listing:
+        return pin_model(text, _hash_files(listing, read_chat_template_path(text), progress))
+
+
+def _write_public(path: Path, data: bytes) -> None:
+    from trainer.provider import write_private_file
+
+    write_private_file(path, data)  # never over another file
+    path.chmod(0o644)
 
 
 def _detect_row_kind(path: Path) -> str:

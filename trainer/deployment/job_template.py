@@ -38,7 +38,7 @@ train:
   save_steps: 100 # a restarted job goes on from the newest checkpoint
 
 exchange:
-  host: 0.0.0.0
+  host: {host}
   port: 8443
   max_upload_bytes: 17179869184 # 16 GiB
   dataset_timeout_seconds: 86400 # how long the job waits for the dataset
@@ -84,13 +84,20 @@ _KTO: Final = _DPO.replace("method: dpo", "method: kto").replace("# pairs", "# a
 _PREFERENCE_TRAINING: Final = {"preference": _DPO, "unpaired_preference": _KTO}
 
 
-def render_job_template(model: str, row_kind: str, chat_template: str | None = None) -> str:
+def render_job_template(
+    model: str,
+    row_kind: str,
+    chat_template: str | None = None,
+    *,
+    host: str = "0.0.0.0",  # noqa: S104
+) -> str:
     """Returns the text of a job.yaml, which parses, and whose digests are zeros.
 
     Args:
         model: hub id, or a directory that begins with `./`, `../` or `/`.
         row_kind: value of `data.format`: the kind of the dataset's rows.
         chat_template: Jinja text that replaces the model's own template; None keeps that.
+        host: address that the job listens on; all of the VM's by default.
     """
     is_local = model.startswith(("./", "../", "/"))
     revision = "" if is_local else f'  model_revision: "{_ZERO_REVISION}" # FILL IN: the commit\n'
@@ -103,4 +110,4 @@ def render_job_template(model: str, row_kind: str, chat_template: str | None = N
         block = yaml.safe_dump(section, default_style="|" if plain else '"', allow_unicode=plain, width=1 << 20)
         data += block.partition("\n")[2].replace('"chat_template"', "chat_template", 1).removesuffix("...\n")
     train = _PREFERENCE_TRAINING.get(row_kind, _SUPERVISED)
-    return _TEMPLATE.format(model=model, revision=revision, zero=_ZERO_DIGEST, data=data, train=train)
+    return _TEMPLATE.format(model=model, revision=revision, zero=_ZERO_DIGEST, data=data, train=train, host=host)
