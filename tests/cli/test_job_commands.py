@@ -153,6 +153,24 @@ def test_init_overwrites_nothing_and_refuses_names_that_no_spec_may_have(tmp_pat
     assert output.read_text() == "mine"
 
 
+def test_init_for_this_machine_pins_the_model_and_writes_what_is_measured(
+    tmp_path: Path, model_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my rows.jsonl").write_text(json.dumps(ROWS["messages"]) + "\n")
+    command = ["job", "init", "./model", "my rows.jsonl", "--local"]
+    assert run_command_line(command) == 0
+    spec = read_job_spec(Path("job.yaml"))
+    assert dict(spec.model.model_file_sha256) == LOADED
+    assert spec.exchange.host == "127.0.0.1"
+    compose = json.loads(Path("app-compose.json").read_bytes())["docker_compose_file"]
+    assert read_embedded_job(compose) == Path("job.yaml").read_text()
+    assert "trainer submit 'my rows.jsonl' --job-url exchange" in capsys.readouterr().out
+    Path("job.yaml").unlink()
+    assert run_command_line(command) == ExitCode.USAGE, "app-compose.json is never overwritten"
+    assert not Path("job.yaml").exists()
+
+
 # pin
 
 

@@ -24,10 +24,10 @@ from trainer.receipt.statement_writer import StatementInputs, make_statement
 
 def validate(payload: bytes) -> tuple[Any, Any]:
     """Returns statement and predicate as messages of the schemas."""
-    statement: Any = Parse(payload, StatementMessage())  # type: ignore[no-untyped-call]
+    statement: Any = Parse(payload, StatementMessage())
     Statement.copy_from_pb(statement).validate()
     predicate = json.dumps(json.loads(payload)["predicate"])
-    return statement, Parse(predicate, Provenance())  # type: ignore[no-untyped-call]
+    return statement, Parse(predicate, Provenance())
 
 
 @pytest.mark.parametrize("public", [False, True])
