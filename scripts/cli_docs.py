@@ -15,6 +15,7 @@ from typing import Any, Final
 import typer
 
 from trainer.cli.app import app
+from trainer.cli.exit_codes import EXIT_CODES
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "cli.md"
 WIDTH: Final = 100
@@ -22,6 +23,17 @@ INTRODUCTION: Final = """\
 # Commands
 
 Written by `scripts/cli_docs.py` from the commands' own help; `scripts/check` compares them.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+{codes}
+
+## Shell completion
+
+`trainer --install-completion` installs completion of commands and options for the shell that it is called from
+(bash, zsh, fish, PowerShell), in the shell's start-up file; `trainer --show-completion` prints the script instead.
 """
 
 
@@ -29,7 +41,8 @@ def render() -> str:
     """Return the text of the page."""
     command = typer.main.get_command(app)
     sections = (f"## {name}\n\n```text\n{text}\n```\n" for name, text in helps(command, "trainer"))
-    return "\n".join([INTRODUCTION, *sections])
+    codes = "\n".join(f"| {int(code)} | {meaning} |" for code, meaning in EXIT_CODES.items())
+    return "\n".join([INTRODUCTION.format(codes=codes), *sections])
 
 
 def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:

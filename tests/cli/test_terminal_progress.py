@@ -16,18 +16,18 @@ STEPS = 40
 
 
 def events() -> list[Status | PrivateMetrics]:
-    training = {"phase": Phase.TRAINING}
+    training = Status(phase=Phase.TRAINING)
     return [
         Status(phase=Phase.OPENING),
-        Status(**training, activity=Activity.TOKENIZING, percent=10, eta_seconds=300),
-        Status(**training, activity=Activity.TOKENIZING, percent=90, eta_seconds=30),
-        Status(**training, activity=Activity.LOADING),
+        training.model_copy(update={"activity": Activity.TOKENIZING, "percent": 10, "eta_seconds": 300}),
+        training.model_copy(update={"activity": Activity.TOKENIZING, "percent": 90, "eta_seconds": 30}),
+        training.model_copy(update={"activity": Activity.LOADING}),
         PrivateMetrics({"step": 0, "eval_loss": 4.5}),
         *(
             event
             for step in range(1, STEPS + 1)
             for event in (
-                Status(**training, step=step, total_steps=STEPS, eta_seconds=60 * (STEPS - step)),
+                Status(phase=Phase.TRAINING, step=step, total_steps=STEPS, eta_seconds=60 * (STEPS - step)),
                 PrivateMetrics({"step": step, "loss": 5.0 - step / 10, "learning_rate": 1e-4}),
             )
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from typer.exceptions import TyperException
 from trainer import __version__
 from trainer.cli.audit_command import audit_compose_file
 from trainer.cli.console import print_bug, print_error, print_line, print_usage_error, wants_json
+from trainer.cli.exit_codes import INTERRUPTED, as_trainer_error, exit_code_of
 from trainer.cli.job_commands import job_app
 from trainer.cli.operator_commands import run_job_spec, simulate_guest_agent
 from trainer.cli.policy_command import policy_app
@@ -28,10 +28,7 @@ from trainer.cli.result_commands import open_result, submit_dataset
 from trainer.cli.try_command import try_adapter
 from trainer.cli.validate_command import validate_dataset
 from trainer.cli.verify_command import verify_job
-from trainer.errors import ErrorCode, ExitCode, TrainerError, UnavailableError, UsageError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
+from trainer.errors import ExitCode, TrainerError
 
 app = typer.Typer(
     name="trainer",
@@ -39,7 +36,6 @@ app = typer.Typer(
     "pull the checked LoRA adapter.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -85,30 +81,24 @@ def run_command_line(arguments: Sequence[str]) -> int:
     as_json = wants_json(arguments)
     try:
         code = app(args=list(arguments), prog_name="trainer", standalone_mode=False)
-    except TrainerError as error:
-        print_error(error, as_json=as_json)
-        return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except TyperException as error:
-        print_usage_error(error, as_json=as_json)
-        return int(ExitCode.USAGE)
-    except BrokenPipeError:
+    except Exception as error:  # noqa: BLE001 -- the interpreter would print the message of a bug as it is
+        _print_failure(error, as_json=as_json)
+        return exit_code_of(error)
+    return code if isinstance(code, int) else int(ExitCode.DONE)
+
+
+def _print_failure(error: Exception, *, as_json: bool) -> None:
+    """Prints what ended a command."""
+    if isinstance(error, BrokenPipeError):
         # The reader of stdout is gone. Without this, flushing at interpreter exit would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return int(ExitCode.UNAVAILABLE)
-    except OSError as error:
-        # A file on the user's machine that cannot be read or written.
-        problem: TrainerError
-        if error.errno == errno.ENOSPC:
-            hint = "make room and repeat the command"
-            problem = UnavailableError(ErrorCode.STORAGE_FULL, str(error), hint=hint)
-        else:
-            hint = "check that the path exists and may be written"
-            problem = UsageError(ErrorCode.USAGE, str(error), hint=hint)
-        print_error(problem, as_json=as_json)
-        return int(problem.exit_code)
-    except Exception as error:  # noqa: BLE001 -- the interpreter would print its message as it is
+    elif isinstance(error, OSError):
+        print_error(as_trainer_error(error), as_json=as_json)
+    elif isinstance(error, TrainerError):
+        print_error(error, as_json=as_json)
+    elif isinstance(error, TyperException):
+        print_usage_error(error, as_json=as_json)
+    else:
         print_bug(error)
-        return int(ExitCode.BUG)
-    return code if isinstance(code, int) else int(ExitCode.DONE)

@@ -15,7 +15,7 @@ from trainer.cli.console import print_exactly, print_json, print_line
 from trainer.cli.local_job import local_commands, local_compose, render_local_compose
 from trainer.cli.options import Json, Quiet
 from trainer.cli.terminal_progress import TerminalProgress
-from trainer.errors import DataError, ErrorCode, UsageError
+from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from trainer.deployment import ModelPins
@@ -212,7 +212,7 @@ def render_job(
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option("--check", metavar="FILE", help="Compare with this file; exit code 1 if it differs."),
+        typer.Option("--check", metavar="FILE", help="Compare with this file; exit code 4 if it differs."),
     ] = None,
     profile: Annotated[
         Literal["sealed", "kms"],
@@ -251,7 +251,7 @@ def render_job(
         if read_text_file(check, "app-compose file").encode() != data:
             hint = f"write it with -o {check}"
             print_line(f"{check} is not what its job spec and compose file render to; hint: {hint}", err=True)
-            raise typer.Exit(1)
+            raise typer.Exit(int(ExitCode.VERIFICATION))
         return
     if write_compose:
         compose.write_text(rendered, encoding="utf-8")

@@ -86,6 +86,14 @@ SharedWith = Annotated[
         help="For a joint job: age recipient of another provider, who gets the result too; the same list for all.",
     ),
 ]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        "--notify",
+        metavar="URL|COMMAND",
+        help="Announce the end: a POST to this URL, or this command, run without a shell, with a sentence added.",
+    ),
+]
 GrantFile = Annotated[
     Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
 ]

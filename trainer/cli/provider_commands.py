@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.cli.console import print_json, print_line, print_summary
+from trainer.cli.notify_option import notify_at_end
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
     AcceptedProviders,
@@ -20,6 +21,7 @@ from trainer.cli.options import (
     MaxBytes,
     MaxDelta,
     MaxEpsilon,
+    Notify,
     PolicyFile,
     Quiet,
     RecordFile,
@@ -171,6 +173,7 @@ def watch_training(
     imported: ImportedRecord = None,
     identity: Annotated[Path | None, typer.Option("--identity", "-i", help="To read private metrics.")] = None,
     grant: GrantFile = None,
+    notify: Notify = None,
     as_json: Json = False,
 ) -> None:
     """Follow a job until its result, or a report, can be pulled. With your identity and grant, also its losses."""
@@ -181,7 +184,7 @@ def watch_training(
     identities = load_identity(identity).identities if identity else ()
     kept = provider.read_grant_record(grant) if grant else None
     token = kept.events_token if kept and identity else None
-    with TerminalProgress(quiet=as_json, on_stdout=True) as progress:
+    with notify_at_end(notify, "watch"), TerminalProgress(quiet=as_json, on_stdout=True) as progress:
         display = provider.EventDisplay(progress)
         for event in provider.watch_job(client, identities, token, number=kept.number if kept else None):
             display.show(event)

@@ -10,6 +10,7 @@ import typer
 
 from trainer.cli.check_output import print_checks, print_development_banner
 from trainer.cli.console import print_line, print_summary
+from trainer.cli.notify_option import notify_at_end
 from trainer.cli.options import (
     DEFAULT_MAX_RESULT_BYTES,
     AcceptedProviders,
@@ -23,6 +24,7 @@ from trainer.cli.options import (
     MaxBytes,
     MaxDelta,
     MaxEpsilon,
+    Notify,
     PolicyFile,
     Quiet,
     RecordFile,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from trainer.attestation.checks import Check
+    from trainer.provider import Submission
     from trainer.provider.result_check import OpenedResult
 
 _SHOWN_FIELDS = ("loss", "adapter_dir", "report", "record", "next", "privacy", "task")
@@ -131,6 +134,7 @@ def submit_dataset(
             help="How long to wait for a job that does not answer or was interrupted, until it goes on.",
         ),
     ] = 900.0,
+    notify: Notify = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -156,8 +160,15 @@ def submit_dataset(
         accepts=accept or (),
         shared_with=share_with or (),
     )
+    with notify_at_end(notify, "submit"):
+        _run_submission(submission, quiet=quiet, as_json=as_json)
+
+
+def _run_submission(submission: Submission, *, quiet: bool, as_json: bool) -> None:
+    from trainer.provider import run_submission
+
     with TerminalProgress(quiet=quiet) as progress:
-        submitted = provider.run_submission(submission, progress)
+        submitted = run_submission(submission, progress)
     result = submitted.result
     if not as_json and not quiet:
         checks = {"the job's evidence": submitted.evidence.checks, "the result's receipt": result.checks}
