@@ -81,7 +81,6 @@ class ErrorCode(StrEnum):
     GRANT_UNSIGNED = "grant-unsigned"
     GRANT_SIGNER_UNKNOWN = "grant-signer-unknown"
     GRANT_SIGNATURE_INVALID = "grant-signature-invalid"
-    GRANT_WITHDRAWN = "grant-withdrawn"
     GRANTS_DIFFER = "grants-differ"
     DATASET_DUPLICATE = "dataset-duplicate"
     RESULT_DIGEST_MISMATCH = "result-digest-mismatch"
