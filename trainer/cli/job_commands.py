@@ -14,10 +14,10 @@ import typer
 from trainer.cli.console import print_exactly, print_json, print_line
 from trainer.cli.local_job import local_commands, local_compose, render_local_compose
 from trainer.cli.options import Json, Quiet
-from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import DataError, ErrorCode, ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.deployment import ModelPins
     from trainer.fetch.model_listing import ModelListing
 
@@ -53,6 +53,7 @@ def init_job(
     as_json: Json = False,
 ) -> None:
     """Write a commented job.yaml for a model and a dataset. `job pin` then fills in the digests."""
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.deployment import render_job_template
     from trainer.provider import read_text_file, require_absent
     from trainer.spec import parse_job_spec
@@ -140,6 +141,7 @@ def pin_job(
 
     Digests of large files come from the hub's metadata; small files are downloaded and hashed.
     """
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.deployment import pin_model, read_chat_template_path, read_model_name
     from trainer.provider import read_text_file
     from trainer.spec import parse_job_spec

@@ -32,7 +32,6 @@ from trainer.cli.options import (
     load_identity,
     require_absent,
 )
-from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import ErrorCode, UnavailableError, UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -102,6 +101,7 @@ def seal_data(
     With the --grant of an earlier sealing, a job that was restarted continues from its checkpoints.
     """
     from trainer import provider
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.sealing.joint_terms import make_joint_terms
 
     record = load_attestation(attestation, imported, policy)
@@ -148,6 +148,7 @@ def upload_dataset(
 ) -> None:
     """Send a sealed dataset. Continues an upload that was interrupted."""
     from trainer import provider
+    from trainer.cli.terminal_progress import TerminalProgress
 
     record = load_attestation(attestation, imported, policy)
     client = _connect(job_url, record)
@@ -178,6 +179,7 @@ def watch_training(
 ) -> None:
     """Follow a job until its result, or a report, can be pulled. With your identity and grant, also its losses."""
     from trainer import provider
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.models import Status
 
     client = _connect(source, load_attestation(attestation, imported, policy))
@@ -216,6 +218,7 @@ def pull_result(
     The job's verified statement of what it destroyed is kept in OUTPUT.deletion.json.
     """
     from trainer import provider
+    from trainer.cli.terminal_progress import TerminalProgress
 
     record = load_attestation(attestation, imported, policy)
     grant_record = provider.read_grant_record(grant) if grant else None

@@ -36,7 +36,6 @@ from trainer.cli.options import (
     nonces_file,
     require_absent,
 )
-from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
@@ -165,6 +164,7 @@ def submit_dataset(
 
 
 def _run_submission(submission: Submission, *, quiet: bool, as_json: bool) -> None:
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.provider import run_submission
 
     with TerminalProgress(quiet=quiet) as progress:

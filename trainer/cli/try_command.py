@@ -11,10 +11,10 @@ import typer
 
 from trainer.cli.console import SafeConsole, print_json
 from trainer.cli.options import Json, Quiet
-from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import DataError, ErrorCode, JobError, UsageError
 
 if TYPE_CHECKING:
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.data.examples.task_rows import NotJudged
     from trainer.provider.adapter_trial import AdapterTrial, TrialPrompt
     from trainer.spec import JobSpec
@@ -54,6 +54,7 @@ def try_adapter(
     The chat template is the one that was trained with. A base model with another digest than the adapter names is
     refused. Answers are the likeliest ones (greedy decoding).
     """
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.provider.adapter_trial import find_adapter, prompts_of_file, prompts_of_texts
 
     if not prompts and file is None:

@@ -20,7 +20,6 @@ from trainer.cli.options import (
     load_attestation,
     require_absent,
 )
-from trainer.cli.terminal_progress import TerminalProgress
 from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +65,7 @@ def validate_dataset(
 ) -> None:
     """Read and tokenise every row as the job will: on this machine, without a GPU, before anything is sent."""
     from trainer.cli import validation_output as output
+    from trainer.cli.terminal_progress import TerminalProgress
     from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
     from trainer.provider import find_data_files, write_private_file
     from trainer.validation.row_reports import as_local_refusal
