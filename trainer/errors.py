@@ -104,6 +104,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     WORKER_DIED = "worker-died"
     FRONT_DIED = "front-died"
+    COURIER_DIED = "courier-died"
     WORKSPACE_UNSAFE = "workspace-unsafe"
     WORKSPACE_FULL = "workspace-full"
     SANDBOX_INCOMPLETE = "sandbox-incomplete"
@@ -112,7 +113,13 @@ class ErrorCode(StrEnum):
 
 
 RESUMABLE: Final = frozenset(
-    {ErrorCode.INTERRUPTED, ErrorCode.WORKER_DIED, ErrorCode.FRONT_DIED, ErrorCode.STORAGE_FULL}
+    {
+        ErrorCode.INTERRUPTED,
+        ErrorCode.WORKER_DIED,
+        ErrorCode.FRONT_DIED,
+        ErrorCode.COURIER_DIED,
+        ErrorCode.STORAGE_FULL,
+    }
 )
 """Failures of a job that say nothing against its dataset or spec: the next start of the job goes on."""
 

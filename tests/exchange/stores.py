@@ -67,6 +67,7 @@ class SeaweedServer:
     """A running SeaweedFS with an S3 gateway, on ports of the loopback interface."""
 
     endpoint: str
+    folder: Path
     process: subprocess.Popen[bytes]
 
     @property
@@ -101,7 +102,7 @@ def run_seaweed(folder: Path, *, volumes: int = 16) -> Iterator[SeaweedServer]:
         )
     try:
         _wait_until_it_serves(endpoint, process)
-        yield SeaweedServer(endpoint, process)
+        yield SeaweedServer(endpoint, folder, process)
     finally:
         process.kill()
         process.wait()

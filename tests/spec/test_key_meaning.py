@@ -45,6 +45,7 @@ class Key:
 
 NOTHING: Sections = {}
 EVALUATED = (NOTHING, BY_FILES)
+STORE: Sections = {"exchange": {"store": "s3://bucket/prefix"}}
 STEPS = train(eval_steps=5)
 TASK: Sections = {"evaluation": {"metrics": ["exact_match"]}}
 CHOICES: Sections = {"evaluation": {"metrics": ["choice_accuracy"]}}
@@ -119,6 +120,8 @@ KEYS = {
     "evaluation.max_new_tokens": Key(5, (TASK,), (NOTHING, CHOICES)),
     "output.samples": Key(2, EVALUATED, (UNHELD,)),
     "output.sample_max_new_tokens": Key(8, EVALUATED, (UNHELD, {"output": {"samples": 0}})),
+    "exchange.host": Key("127.0.0.1", (NOTHING,), (STORE,)),
+    "exchange.port": Key(0, (NOTHING,), (STORE,)),
     "privacy.max_grad_norm": Key(0.5, (PRIVATE,), (NOTHING, {"privacy": {"audit": True}})),
     "privacy.accountant": Key("rdp", (PRIVATE,), (NOTHING,)),
     "privacy.audit": Key(True, EVALUATED, (UNHELD,)),
@@ -141,7 +144,7 @@ ALWAYS = """
     train.torch_compile train.optim train.bf16 train.logging_steps train.save_steps
     output.include_logs output.merged_16bit
     privacy.target_epsilon privacy.target_delta privacy.noise_multiplier privacy.canaries
-    exchange.host exchange.port exchange.max_upload_bytes exchange.dataset_timeout_seconds exchange.dataset_tries
+    exchange.store exchange.max_upload_bytes exchange.dataset_timeout_seconds exchange.dataset_tries
     exchange.linger_seconds exchange.joint exchange.providers
     tee.evidence_lifetime_seconds tee.sandbox
 """

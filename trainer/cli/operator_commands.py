@@ -70,6 +70,7 @@ def run_job_spec(
         from trainer.job.hub_token import take_hub_token
         from trainer.job.job_options import JobOptions
         from trainer.job.restarts import run_with_restarts
+        from trainer.job.store_variables import take_store_variables
         from trainer.job.supervisor import run_job
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -78,8 +79,11 @@ def run_job_spec(
             hint="the job needs more than the provider's tool: install confidential-trainer[job]",
         ) from error
 
-    options = JobOptions(job, guest_agent, spool, ciphertext, workspace, take_hub_token(os.environ))
-    options.read_spec(os.environ)  # what is wrong with the spec is said once, before anything is started
+    token, store = take_hub_token(os.environ), take_store_variables(os.environ)
+    options = JobOptions(job, guest_agent, spool, ciphertext, workspace, token, store)
+    options.read_store(
+        options.read_spec(os.environ)[0]
+    )  # what is wrong with the spec is said once, before anything is started
     code = run_with_restarts(partial(run_job, options), restarts) if restarts else run_job(options).code
     raise typer.Exit(int(code))
 

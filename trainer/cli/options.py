@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only results and errors.")]
-JOB_LOCATION: Final = "https:// URL of the job, or its spool directory."
+JOB_LOCATION: Final = "https:// URL of the job, its object store (s3://BUCKET/PREFIX), or its spool directory."
 """Where a job is reached: a location of one of the carriers in `provider/transport/carrier_registry.py`."""
 
 Source = Annotated[str, typer.Argument(metavar="URL", help=JOB_LOCATION)]
-JobUrl = Annotated[str, typer.Option("--job-url", help=JOB_LOCATION)]
+JobUrl = Annotated[str, typer.Option("--job-url", "--via", help=JOB_LOCATION)]
 PolicyFile = Annotated[Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")]
 IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")]
 SigningIdentity = Annotated[

@@ -165,6 +165,17 @@ def download_parts(
         os.close(descriptor)
 
 
+def is_complete(path: Path, index: PartIndex) -> bool:
+    """Returns whether a file is there and is the one that an index describes."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != index.size:
+                return False
+            return all(sha256_hex(file.read(PART_BYTES)) == digest for digest in index.parts)
+    except FileNotFoundError:
+        return False
+
+
 def delete_parts(store: ObjectStore, name: str) -> None:
     """Removes a file in parts: its index first."""
     index = read_index(store, name)

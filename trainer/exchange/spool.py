@@ -12,20 +12,22 @@ file that exists is complete.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, TypeVar
+from typing import Annotated, BinaryIO, Final, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
 
 from trainer.encoding import sha256_hex
+from trainer.errors import ErrorCode, SealingError, UnavailableError
 from trainer.exchange.limits import MAX_SEALED_EVENT_BYTES, MAX_STATUS_BYTES
 from trainer.models import MAX_PROVIDERS, ProviderPublicKey, Sha256Hex, Strict
 
@@ -91,6 +93,16 @@ class SpoolResult(Strict):
     sha256: Sha256Hex
     final: bool = True
 
+    def require(self, digest: str) -> None:
+        """Requires that a sealed result has this digest; raises SealingError (`result-digest-mismatch`)."""
+        if digest != self.sha256:
+            raise SealingError(
+                ErrorCode.RESULT_DIGEST_MISMATCH,
+                "the result is not what the job announced",
+                expected=self.sha256,
+                found=digest,
+            )
+
 
 class SpoolEvent(Strict):
     """One line of `events.jsonl`: a private event as base64 of an age file; ids grow."""
@@ -100,6 +112,48 @@ class SpoolEvent(Strict):
 
 
 Document = TypeVar("Document", bound=Strict)
+
+Progress = Callable[[int], None]
+"""Receives the bytes transferred so far, cumulative; the count falls when part of a transfer is repeated."""
+
+_COPY_BLOCK_BYTES: Final = 1 << 20
+
+
+class SpoolFiles(Protocol):
+    """The files of a spool as the provider's end uses them, wherever they lie."""
+
+    @property
+    def where(self) -> str:
+        """Says where they lie, for messages."""
+
+    def has(self, name: str) -> bool:
+        """Returns whether there is a file `name`."""
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        """Returns the content of a small file; None without one of at most `limit` bytes."""
+
+    def load(self, name: str, model: type[Document]) -> Document | None:
+        """Returns a JSON file as `model`; None if `read` finds none or it does not validate."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Places a small file; replaces an existing one."""
+
+    def send_file(self, name: str, source: Path, state: Path | None, progress: Progress | None) -> None:
+        """Places a copy of `source` under a name.
+
+        Args:
+            name: in the spool.
+            source: the file.
+            state: file in which an interrupted transfer may keep what it needs to go on; it holds no secret.
+            progress: receives the bytes copied.
+        """
+
+    def receive_file(self, name: str, target: Path, result: SpoolResult, progress: Progress | None) -> None:
+        """Copies the file `name` to `target`, which appears complete.
+
+        Raises:
+            SealingError: `result-digest-mismatch`: it is not what `result` states.
+        """
 
 
 @dataclass(frozen=True)
@@ -111,6 +165,15 @@ class SpoolDirectory:
     """
 
     path: Path
+
+    @property
+    def where(self) -> str:
+        """The path, for messages."""
+        return str(self.path)
+
+    def has(self, name: str) -> bool:
+        """Returns whether there is a file `name`."""
+        return self.file(name).exists()
 
     def file(self, name: str) -> Path:
         """Returns the path of the file `name`."""
@@ -200,3 +263,40 @@ class SpoolDirectory:
             partial.replace(self.file(name))
         finally:
             partial.unlink(missing_ok=True)
+
+    def send_file(self, name: str, source: Path, state: Path | None, progress: Progress | None) -> None:  # noqa: ARG002
+        """Places a copy of `source` under a name. An interrupted copy starts again, so `state` is not used."""
+        with source.open("rb") as file, self.placing(name) as target:
+            _copy_and_hash(file, target, progress, limit=os.fstat(file.fileno()).st_size)
+
+    def receive_file(self, name: str, target: Path, result: SpoolResult, progress: Progress | None) -> None:
+        """Copies the regular file `name` to `target`, atomically.
+
+        Raises:
+            OSError: the target cannot be written.
+            SealingError: `result-digest-mismatch`.
+            UnavailableError: there is no regular file of that name.
+        """
+        try:
+            source = self.open_file(name)
+        except OSError as error:
+            where, found = f"{name} in the spool", error.strerror
+            raise UnavailableError(
+                ErrorCode.JOB_UNREACHABLE, where, expected="a regular file", found=found
+            ) from error
+        with source, SpoolDirectory(target.parent).placing(target.name) as file:
+            # One byte more than announced changes the digest; whatever follows is not read.
+            result.require(_copy_and_hash(source, file, progress, limit=result.size + 1))
+
+
+def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None, *, limit: int) -> str:
+    """Copies at most `limit` bytes of `source` to `target` in blocks and returns their SHA-256 in hex."""
+    digest = hashlib.sha256()
+    copied = 0
+    while block := source.read(min(_COPY_BLOCK_BYTES, limit - copied)):
+        target.write(block)
+        digest.update(block)
+        copied += len(block)
+        if progress is not None:
+            progress(copied)
+    return digest.hexdigest()

@@ -118,6 +118,12 @@ class FrontProcess:
             self._missing_acknowledgements = set(result.acknowledgement_sha256)
         self._channel.send(result)
 
+    def report_end(self, code: ErrorCode) -> None:
+        """Counts the front as ended: a process that it depends on has died."""
+        with self._changed:
+            self._ended = self._ended or code
+            self._changed.notify_all()
+
     @property
     def has_acknowledgement(self) -> bool:
         """Whether every provider has acknowledged the result that was offered last."""

@@ -1,8 +1,4 @@
-"""The operator's access token for a model hub: out of the environment first, then to the fetch process alone.
-
-Any process of the same user can read the environment that a process was started with, as long as it runs
-(/proc/PID/environ, proc(5)); changing the environment from inside does not change that file. So `trainer run` with
-a token starts itself again without it, before it imports anything, and the token waits in a pipe.
+"""The operator's access token for a model hub: through a pipe, to the fetch process alone.
 
 The token can change neither what is trained nor who gets it: the job spec pins every file by its digest.
 """
@@ -11,11 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-import sys
 from collections.abc import MutableMapping
-from contextlib import suppress
 from typing import Final
+
+from trainer.job.secret_pipe import is_job, read_pipe, start_again_with
 
 HUB_TOKEN_VARIABLE: Final = "HF_TOKEN"  # noqa: S105 -- a name
 HUB_TOKEN_PIPE_VARIABLE: Final = "TRAINER_HUB_TOKEN_PIPE"  # noqa: S105 -- a name
@@ -28,15 +23,9 @@ _TOKEN: Final = re.compile(rf"[!-~]{{1,{MAX_HUB_TOKEN}}}")
 
 def hide_hub_token() -> None:
     """Starts this program again without the token, if it runs a job and has one; returns otherwise."""
-    if not os.environ.get(HUB_TOKEN_VARIABLE) or "run" not in sys.argv[1:]:
-        return
-    token = os.environb.pop(HUB_TOKEN_VARIABLE.encode())
-    reading, writing = os.pipe()
-    os.write(writing, token[: MAX_HUB_TOKEN + 1])  # far less than a pipe holds; one more is refused as too long
-    os.close(writing)
-    os.set_inheritable(reading, True)
-    os.environ[HUB_TOKEN_PIPE_VARIABLE] = str(reading)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 -- no shell is wanted
+    if os.environ.get(HUB_TOKEN_VARIABLE) and is_job():
+        token = os.environb.pop(HUB_TOKEN_VARIABLE.encode())
+        start_again_with(token[: MAX_HUB_TOKEN + 1], HUB_TOKEN_PIPE_VARIABLE)  # one more is refused as too long
 
 
 def take_hub_token(environment: MutableMapping[str, str]) -> str | None:
@@ -47,14 +36,9 @@ def take_hub_token(environment: MutableMapping[str, str]) -> str | None:
     """
     from trainer.errors import ErrorCode, UsageError  # noqa: PLC0415 -- not before this program started again
 
-    number = environment.pop(HUB_TOKEN_PIPE_VARIABLE, "")
-    if not re.fullmatch("[0-9]{1,4}", number):
+    token = read_pipe(environment, HUB_TOKEN_PIPE_VARIABLE, MAX_HUB_TOKEN + 1)
+    if token is None:
         return None
-    token = b""
-    with suppress(OSError):  # the operator can set the variable: then it may name anything
-        if stat.S_ISFIFO(os.fstat(int(number)).st_mode):
-            with open(int(number), "rb") as pipe:  # noqa: PTH123 -- a descriptor
-                token = pipe.read(MAX_HUB_TOKEN + 1)
     # It becomes part of an HTTP header: a line break, for one, would add another header.
     if not _TOKEN.fullmatch(text := token.decode("latin-1")):
         raise UsageError(

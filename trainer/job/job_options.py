@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.errors import ErrorCode, UsageError
+from trainer.exchange.object_store import read_store_variables
 from trainer.spec import JOB_VARIABLE, JobSpec, read_job_spec, read_job_variable
 
 
@@ -22,6 +23,7 @@ class JobOptions:
             directory, which another start of the job will not find.
         workspace: a directory on tmpfs; None looks for one.
         hub_token: access to models at the hub, for the fetch process alone.
+        store_variables: how an object store is reached, for the courier alone.
     """
 
     spec: Path | None
@@ -30,6 +32,7 @@ class JobOptions:
     ciphertext: Path | None = None
     workspace: Path | None = None
     hub_token: str | None = field(default=None, repr=False)
+    store_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def read_spec(self, environment: Mapping[str, str]) -> tuple[JobSpec, Path]:
         """Returns the job spec, and the directory that a relative path of a base model in it is relative to.
@@ -49,3 +52,20 @@ class JobOptions:
                 hint=f"leave the path out, or unset {JOB_VARIABLE}",
             )
         return read_job_spec(self.spec), self.spec.parent
+
+    def read_store(self, spec: JobSpec) -> Mapping[str, str]:
+        """Returns the variables for the store that a job spec names; empty if it names none.
+
+        Raises:
+            UsageError: the job has a spool as well; a variable is missing, or has not its form (`store-refused`).
+        """
+        if spec.exchange.store is None:
+            return {}
+        if self.spool is not None:
+            raise UsageError(
+                ErrorCode.USAGE,
+                "the exchange is given twice",
+                expected="--spool or exchange.store in the job spec",
+                found=f"{self.spool} and {spec.exchange.store}",
+            )
+        return read_store_variables(self.store_variables)

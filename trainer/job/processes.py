@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc.front_messages import Ready
+from trainer.job.courier_process import courier_process
 from trainer.job.fetch_process import FetchProcess, start_fetch
 from trainer.job.front_process import FrontProcess, front_process
 from trainer.job.sandbox_plans import JobPaths, make_plans
@@ -70,7 +73,13 @@ class JobProcesses:
 
 
 @contextmanager
-def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = None) -> Iterator[JobProcesses]:
+def start_processes(
+    spec: JobSpec,
+    paths: JobPaths,
+    *,
+    hub_token: str | None = None,
+    store_variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[JobProcesses]:
     """Starts the children, confines this process, and collects what each measured; ends them with the context.
 
     Raises:
@@ -85,6 +94,16 @@ def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = N
             running.enter_context(standby_worker(workspace.of_try(number), plan, spec))
             for number, plan in enumerate(plans.standby, 2)
         ]
+        # Before the front, and so ended after it: the last files of the front have to reach the store.
+        courier = running.enter_context(
+            courier_process(
+                spec.exchange,
+                store_variables,
+                spool=paths.ciphertext,
+                log=workspace.private_log,
+                plan=plans.courier,
+            )
+        )
         front = running.enter_context(
             front_process(
                 spec.exchange,
@@ -99,6 +118,9 @@ def start_processes(spec: JobSpec, paths: JobPaths, *, hub_token: str | None = N
         supervisor_sandbox = confine(plans.supervisor)
         fetch.begin()
         front.start_listening()
+        if courier is not None:
+            courier.begin(partial(front.report_end, ErrorCode.COURIER_DIED))
+            courier.wait_ready()
         from trainer.tee.guest_agent import GuestAgent  # noqa: PLC0415 -- takes as long as the front to come up
 
         ready = front.wait_ready()

@@ -75,6 +75,7 @@ class SandboxPlans:
     worker: SandboxPlan
     standby: tuple[SandboxPlan, ...]
     fetch: SandboxPlan
+    courier: SandboxPlan
     separate_users: bool
 
 
@@ -119,6 +120,12 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
         worker=workers[0],
         standby=tuple(workers[1:]),
         fetch=_fetch_plan(spec, places, separate=separate),
+        # The sandbox of a process that connects out, and the front's user: both see ciphertext in one directory.
+        courier=SandboxPlan(
+            role=Role.FETCH,
+            account=FRONT if separate else None,
+            writable=(ciphertext,),
+        ),
         separate_users=separate,
     )
 

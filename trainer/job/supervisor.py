@@ -111,14 +111,17 @@ class _Job:
         self.status = Status(phase=Phase.STARTING)
         self.sandbox: SandboxReport = {}
         self.can_go_on = False
+        self.by_files = options.spool is not None or spec.exchange.store is not None
 
     def run(self) -> ExitCode:
         """Runs every stage in order; returns the exit code."""
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
-        by_files = self.options.spool is not None
-        paths = JobPaths(self.workspace, self.ciphertext.folder, self.spec_folder, by_files=by_files)
-        with start_processes(self.spec, paths, hub_token=self.options.hub_token) as processes:
+        paths = JobPaths(self.workspace, self.ciphertext.folder, self.spec_folder, by_files=self.by_files)
+        store = self.options.read_store(self.spec)
+        with start_processes(
+            self.spec, paths, hub_token=self.options.hub_token, store_variables=store
+        ) as processes:
             self.sandbox = processes.sandbox
             self.public(logs.Listening(processes.ready.port, processes.ready.tls_spki_sha256))
             # All processes are confined by now. Without a demanded property the job ends here, before it has keys.
@@ -201,7 +204,7 @@ class _Job:
     ) -> DatasetTries:
         enter = partial(self._enter, processes.front)
         # A sealed dataset from before a restart opens again with the derived key. A spool's front reports it.
-        left_over = self.ciphertext.dataset_bytes() if self.options.spool is None else None
+        left_over = self.ciphertext.dataset_bytes() if not self.by_files else None
         reception = Reception(
             processes.front, keys, self.spec, self.ciphertext, enter, self.public, left_over=left_over
         )

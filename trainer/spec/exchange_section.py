@@ -17,6 +17,9 @@ MAX_DATASET_TRIES: Final = 10
 STORE_LOCATION: Final = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,8}"
 """A bucket, and below it a prefix of plain names."""
 
+MAX_STORED_BYTES: Final = 1 << 40
+"""The largest file in an object store: its index names each part."""
+
 
 class ExchangeSection(Strict):
     """Limits of the untrusted carrier, and who may submit. Times in seconds, sizes in bytes.
@@ -36,8 +39,11 @@ class ExchangeSection(Strict):
     providers: Annotated[tuple[ProviderPublicKey, ...], Field(max_length=MAX_PROVIDERS)] = ()
     """Provider keys of those who may submit a dataset; empty: whoever reaches the job."""
 
+    store: Annotated[str, Field(pattern=f"^{STORE_LOCATION}$")] | None = None
+    """An object store that the exchange goes through in place of HTTP; None: none."""
+
     @model_validator(mode="after")
-    def _check_joint(self) -> Self:
+    def _check_combinations(self) -> Self:
         if len(set(self.providers)) != len(self.providers):
             raise ValueError("providers: expected each provider key once")
         if self.joint and len(self.providers) < MIN_JOINT_PROVIDERS:
@@ -45,6 +51,10 @@ class ExchangeSection(Strict):
                 f"joint: expected at least {MIN_JOINT_PROVIDERS} provider keys in exchange.providers, "
                 f"got {len(self.providers)}"
             )
+        if self.store is not None and self.joint:
+            raise ValueError("joint: several providers exchange over HTTP or a spool, not through a store")
+        if self.store is not None and self.max_upload_bytes > MAX_STORED_BYTES:
+            raise ValueError(f"max_upload_bytes: at most {MAX_STORED_BYTES} with a store")
         return self
 
     @property

@@ -95,6 +95,8 @@ _CANARIES: Final = Meaning(lambda spec: spec.privacy.canaries > 0, "without priv
 _AUDIT: Final = Meaning(lambda spec: spec.privacy.audit, "without privacy.audit: true")
 _DP: Final = Meaning(lambda spec: spec.privacy.differential, "without target_epsilon or noise_multiplier")
 
+_HTTP: Final = Meaning(lambda spec: spec.exchange.store is None, "beside exchange.store: there is no HTTP then")
+
 _MEANS_ALWAYS: Final = (
     "model.model_name_or_path model.model_file_sha256 model.dtype model.load_in_4bit model.load_in_8bit "
     "model.trust_remote_code model.license "
@@ -108,7 +110,7 @@ _MEANS_ALWAYS: Final = (
     "train.torch_compile train.optim train.bf16 train.logging_steps train.save_steps "
     "output.include_logs output.merged_16bit "
     "privacy.target_epsilon privacy.target_delta privacy.noise_multiplier privacy.canaries "
-    "exchange.host exchange.port exchange.max_upload_bytes exchange.dataset_timeout_seconds "
+    "exchange.store exchange.max_upload_bytes exchange.dataset_timeout_seconds "
     "exchange.dataset_tries exchange.linger_seconds exchange.joint exchange.providers "
     "tee.evidence_lifetime_seconds tee.sandbox"
 )
@@ -204,6 +206,8 @@ MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
         Meaning(lambda spec: spec.output.samples > 0, "without output.samples"),
         _EVALUATION,
     ),
+    "exchange.host": (_HTTP,),
+    "exchange.port": (_HTTP,),
     "privacy.max_grad_norm": (_DP,),
     "privacy.accountant": (_DP,),
     "privacy.audit": (_EVALUATION,),

@@ -14,6 +14,7 @@ import pytest
 
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, TrainerError, UnavailableError, UsageError
+from trainer.exchange.spool import SpoolDirectory
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import require_result_size
 from trainer.provider.transport.downloading import ResultDownloader
@@ -178,7 +179,7 @@ def spooled(spool: Path, content: bytes, **announced: object) -> SpoolClient:
     (spool / "result.tar.age").write_bytes(content)
     info = {"size": len(content), "sha256": sha256_hex(content), **announced}
     (spool / "result.json").write_text(json.dumps(info))
-    return SpoolClient(spool, timeout=0, sleep=lambda _: None)
+    return SpoolClient(SpoolDirectory(spool), timeout=0, sleep=lambda _: None)
 
 
 def test_a_spooled_result_arrives(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from trainer.errors import ErrorCode, UsageError
 from trainer.provider.transport.carrier import Carrier, CarrierKind
 from trainer.provider.transport.http_carrier import HTTP_CARRIER
 from trainer.provider.transport.spool_carrier import SPOOL_CARRIER
+from trainer.provider.transport.store_carrier import STORE_CARRIER
 
-CARRIERS: Final[tuple[CarrierKind, ...]] = (HTTP_CARRIER, SPOOL_CARRIER)
+CARRIERS: Final[tuple[CarrierKind, ...]] = (HTTP_CARRIER, STORE_CARRIER, SPOOL_CARRIER)
 """Every carrier; the first that serves a location is used."""
 
 
@@ -17,7 +18,7 @@ def connect_to_job(location: str, *, pinned_spki_sha256: str | None = None) -> C
     """Returns the carrier client for a job.
 
     Args:
-        location: an https:// URL, or the path of a spool directory.
+        location: an https:// URL, an object store, or the path of a spool directory.
         pinned_spki_sha256: SHA-256 of the only acceptable TLS key in hex, from an appraisal of the job.
 
     Raises:

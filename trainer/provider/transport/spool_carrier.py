@@ -6,18 +6,17 @@ checked elsewhere: evidence by appraisal, the sealed files by age and the receip
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
 from trainer.encoding import parse_json
-from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
+from trainer.errors import ErrorCode, JobError, UnavailableError, UsageError
 from trainer.exchange.limits import MAX_DELETION_BYTES, MAX_EVIDENCE_ANSWER_BYTES
 from trainer.exchange.spool import (
     DATASET_NAME,
@@ -32,6 +31,7 @@ from trainer.exchange.spool import (
     TERMS_NAME,
     SpoolDirectory,
     SpoolEvent,
+    SpoolFiles,
     SpoolResult,
     SpoolTerms,
     authorization_name,
@@ -47,7 +47,6 @@ from trainer.provider.transport.carrier import (
     result_too_large,
 )
 
-_COPY_BLOCK_BYTES: Final = 1 << 20
 _DELETION_SECONDS: Final = 10.0
 """Longest wait for the deletion statement after an acknowledgement."""
 
@@ -56,33 +55,28 @@ Answer = TypeVar("Answer")
 
 
 class SpoolClient:
-    """A `Carrier` for one job, by its spool directory.
+    """A `Carrier` for one job, by its spool.
 
     Args:
-        directory: the job's `--spool` directory, or a copy that is kept in sync with it.
+        spool: the job's `--spool` directory, a copy that is kept in sync with it, or a store.
         timeout: longest wait for an answer of the job, in seconds.
         pause: seconds between two looks at the directory.
         sleep: waits for some seconds; an argument for tests.
-
-    Raises:
-        UsageError: `directory` is not a directory.
     """
 
     def __init__(
         self,
-        directory: Path,
+        spool: SpoolFiles,
         *,
         timeout: float = 600.0,
         pause: float = 0.2,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._spool = SpoolDirectory(directory)
+        self._spool = spool
         self._dataset_name = DATASET_NAME
         self._timeout = timeout
         self._pause = pause
         self._sleep = sleep
-        if not directory.is_dir():
-            raise UsageError(ErrorCode.FILE_NOT_FOUND, f"{directory} is not a directory")
 
     @property
     def peer_spki_sha256(self) -> None:
@@ -115,10 +109,10 @@ class SpoolClient:
         path: Path,
         *,
         progress: Progress | None = None,
-        state: Path | None = None,  # noqa: ARG002
+        state: Path | None = None,
         authorize: Authorize | None = None,
     ) -> None:
-        """Copies a sealed dataset into the directory. An interrupted copy starts again, so `state` is not used.
+        """Copies a sealed dataset into the spool.
 
         Raises:
             UsageError: the file cannot be read, or the directory cannot be written; the job accepts the datasets
@@ -141,8 +135,7 @@ class SpoolClient:
                 self._dataset_name = terms.dataset_name(source)
                 if authorize is not None:  # first: the job reads it once the dataset is there
                     self._spool.put(authorization_name(self._dataset_name), authorize(size, None).encode() + b"\n")
-                with self._spool.placing(self._dataset_name) as target:
-                    _copy_and_hash(source, target, progress, limit=size)
+            self._spool.send_file(self._dataset_name, path, state, progress)
         except OSError as error:
             raise UsageError(ErrorCode.USAGE, f"cannot copy {path} to the spool: {error.strerror}") from error
 
@@ -156,7 +149,7 @@ class SpoolClient:
             UnavailableError: no readable status in time.
         """
         status = self._poll(lambda: self._spool.load(STATUS_NAME, Status), "no status")
-        not_taken = status.phase is Phase.AWAITING_DATASET and self._spool.file(self._dataset_name).exists()
+        not_taken = status.phase is Phase.AWAITING_DATASET and self._spool.has(self._dataset_name)
         return status.without_refusal() if not_taken else status
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
@@ -212,25 +205,10 @@ class SpoolClient:
         if announced.size > limit:
             raise result_too_large(limit, announced.size)
         try:
-            with self._open_result() as source, SpoolDirectory(target.parent).placing(target.name) as file:
-                # One byte more than announced changes the digest; whatever follows is not read.
-                digest = _copy_and_hash(source, file, progress, limit=announced.size + 1)
-                if digest != announced.sha256:
-                    raise SealingError(
-                        ErrorCode.RESULT_DIGEST_MISMATCH,
-                        "the result is not what the job announced",
-                        expected=announced.sha256,
-                        found=digest,
-                    )
+            self._spool.receive_file(RESULT_NAME, target, announced, progress)
         except OSError as error:
             raise UsageError(ErrorCode.USAGE, f"cannot copy the result to {target}: {error.strerror}") from error
-        return digest
-
-    def _open_result(self) -> BinaryIO:
-        try:
-            return self._spool.open_file(RESULT_NAME)
-        except OSError as error:
-            raise _unusable(RESULT_NAME, "a regular file", error) from error
+        return announced.sha256
 
     def deletion_statement(self) -> bytes | None:
         """Returns the deletion statement from beside the result, unverified; None without one."""
@@ -285,34 +263,25 @@ class SpoolClient:
             if waited >= timeout:
                 raise UnavailableError(
                     ErrorCode.TIMEOUT,
-                    f"{self._spool.path}: {failure} in {timeout:.0f} s",
-                    hint="does a job run with this spool directory?",
+                    f"{self._spool.where}: {failure} in {timeout:.0f} s",
+                    hint="does a job run with this spool?",
                 )
             self._sleep(self._pause)
             waited += self._pause
         return answer
 
 
+def _directory(location: str) -> Path:
+    return Path(location.removeprefix("file://"))
+
+
 SPOOL_CARRIER: Final = CarrierKind(
     location="a spool directory",
-    serves=lambda location: Path(location).is_dir(),
-    connect=lambda location, _pin: SpoolClient(Path(location)),
+    serves=lambda location: _directory(location).is_dir(),
+    connect=lambda location, _pin: SpoolClient(SpoolDirectory(_directory(location))),
 )
 
 
 def _unusable(name: str, expected: str, error: OSError) -> UnavailableError:
     where, found = f"{name} in the spool", error.strerror
     return UnavailableError(ErrorCode.JOB_UNREACHABLE, where, expected=expected, found=found)
-
-
-def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None, *, limit: int) -> str:
-    """Copies at most `limit` bytes of `source` to `target` in blocks and returns their SHA-256 in hex."""
-    digest = hashlib.sha256()
-    copied = 0
-    while block := source.read(min(_COPY_BLOCK_BYTES, limit - copied)):
-        target.write(block)
-        digest.update(block)
-        copied += len(block)
-        if progress is not None:
-            progress(copied)
-    return digest.hexdigest()
