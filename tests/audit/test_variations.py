@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.audit import EMBEDDED, VARIATIONS, Severity, audit_compose
+from trainer.deployment import OPERATOR_VARIABLES, operator_reference
 from trainer.simulator.compose_files import JOB
 from trainer.spec import MAX_VARIABLE_BYTES, parse_job_spec
 
@@ -44,10 +45,13 @@ VALUES: dict[str, tuple[list[object], list[object]]] = {
         ["/var/lib/trainer/ca.pem", "/run/trainer/ca.pem", "/tmp/ca.pem", "/etc/../var/lib/trainer/ca.pem",
          "ca.pem", "/etc", "", None],
     ),
-    f"{ENVIRONMENT}.HF_TOKEN": (
-        ["${HF_TOKEN:-}", ABSENT],
-        ["${HF_TOKEN}", "$HF_TOKEN", "${HF_TOKEN:-x}", "${OTHER:-}", "hf_x", "", None],
-    ),
+    **{
+        f"{ENVIRONMENT}.{name}": (
+            [f"${{{name}:-}}", ABSENT],
+            [f"${{{name}}}", f"${name}", f"${{{name}:-x}}", "${OTHER:-}", "hf_x", "", None],
+        )
+        for name in OPERATOR_VARIABLES
+    },
     f"{SERVICE}.ports[0]": (
         ["8443:8443", "443:8443", "127.0.0.1:9443:8443"],
         ["8443", "8443:443", "8443:8443/udp", "8443-8450:8443", "0:8443", "65536:8443", "8090:8443",
@@ -104,8 +108,9 @@ def review(render: Render, place: str, value: object) -> Any:
         inside = place.removeprefix(f"{EMBEDDED}.")
         put(app if inside == place else compose, inside, value)
         # The two belong together, as `trainer job render` makes them.
-        if place.endswith("HF_TOKEN") and value is not ABSENT:
-            app["allowed_envs"] = ["HF_TOKEN"] if value == "${HF_TOKEN:-}" else []
+        name = place.removeprefix(f"{ENVIRONMENT}.")
+        if name in OPERATOR_VARIABLES and value is not ABSENT:
+            app["allowed_envs"] = [name] if value == operator_reference(name) else []
 
     if place == EMBEDDED and value is ABSENT:
         return audit_compose(render(lambda app, compose: app.update(docker_compose_file=None)))

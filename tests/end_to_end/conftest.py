@@ -50,7 +50,7 @@ class Ran:
 
 def environment(**extra: str) -> dict[str, str]:
     """A terminal's environment without what only this machine has set."""
-    return {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", **extra}
+    return {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **extra}
 
 
 @pytest.fixture(scope="session")
