@@ -1,8 +1,9 @@
 """Measure the duration of the provider's commands: complete processes, alternating, medians.
 
-    python benchmarks/startup.py [--rounds 7] [--json]
+    python benchmarks/startup.py [--rounds 7] [--result DIR] [--json]
 
 `verify` reads evidence from a file and collateral from the policy, so that no network time is included.
+`--result` names an opened result with its record beside it, for `receipt verify`.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def prepare(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--result", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -104,8 +106,12 @@ def main() -> None:
             ),
             "verify bundle": ("verify", folder / "attestation.json", "--json"),
         }  # fmt: skip
+        if options.result:
+            commands["receipt verify"] = ("receipt", "verify", options.result, "--json")
         seconds: dict[str, list[float]] = {command: [] for command in commands}
         for _ in range(options.rounds):
+            for output in folder.glob("attestation.*"):  # which no command overwrites
+                output.unlink()
             for command, arguments in commands.items():
                 seconds[command].append(trainer(folder, *arguments))
     medians = {command: round(statistics.median(values), 3) for command, values in seconds.items()}
