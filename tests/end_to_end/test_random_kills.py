@@ -1,137 +1,84 @@
-"""Any process of a job is killed at any moment: no plaintext is left, and what can go on ends in the same bits.
+"""Whatever is killed, cut or full: the same command finishes, in the same bits, and no plaintext is left.
 
-A few kills here; `scripts/soak kills` makes hundreds, of processes that start as in a container, and sets the
-environment variables below.
+A few runs here; `scripts/soak kills` makes hundreds, and sets the environment variables below. Each has a seed of
+its own: `scripts/soak kills --seed S --runs 1` repeats one.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.end_to_end.conftest import CANARY
-from tests.end_to_end.test_interruptions import children, free_port, wait_until
+from tests.end_to_end.conftest import Provider
+from tests.end_to_end.kill_plans import Plan, draw_plan
+from tests.end_to_end.kill_runs import KillRun
+from tests.end_to_end.test_interruptions import free_port
 
 if TYPE_CHECKING:
-    from tests.end_to_end.conftest import Job, Provider, StartJob, Trainer, WriteSpec
+    from tests.end_to_end.conftest import StartJob, WriteSpec
+    from tests.fork_server import ForkServer
 
-KILLS = int(os.environ.get("SOAK_KILLS", "2"))
+RUNS = int(os.environ.get("SOAK_RUNS", "5"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
-"""No further kill is begun after this time."""
+"""No further run is begun after this time."""
 
-MOMENTS = ("listening", "phase", "dataset-received", "progress", "checkpoint-sealed")
-"""Public events after which a process is killed; each comes in every job."""
-VICTIMS = ("submit", "supervisor", "trainer.front", "trainer.worker")
-SUBMIT_CODES = {0, 3, 6, -signal.SIGKILL}
-END_SECONDS = 120.0
-
-
-def adapter_in(result: Path) -> bytes:
-    return (result / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def submit(provider: Provider, data: Path, url: str, result: Path) -> subprocess.Popen[bytes]:
-    policy = provider.folder / "policy.yaml"
-    command = [
-        "submit", str(data), "--job-url", url, "--policy", str(policy), "-i", str(provider.identity),
-        "-o", str(result),
-    ]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-
-def nothing_readable(job: Job) -> None:
-    """Asserts that no row of the dataset is in what the job printed or keeps on the operator's disk."""
-    places = [job.out, job.err, *(path for path in job.ciphertext.rglob("*") if path.is_file())]
-    assert [path for path in places if CANARY.encode() in path.read_bytes()] == []
-
-
-def kill_once(
-    victim: str, moment: str, delay: float, *, job: Job, submitting: subprocess.Popen[bytes]
-) -> dict[str, int]:
-    """Kill `victim` at `delay` seconds after an event; returns the process ids of the job at that time."""
-    wait_until(
-        lambda: job.process.poll() is not None or any(event["event"] == moment for event in job.events),
-        END_SECONDS,
-    )
-    time.sleep(delay)  # any moment is a good one: nothing waits for this time
-    running = children(job.process.pid) if job.process.poll() is None else {}
-    pids = {**running, "supervisor": job.process.pid, "submit": submitting.pid}
-    with suppress(ProcessLookupError, KeyError):
-        if victim != "submit" or submitting.poll() is None:
-            os.kill(pids[victim], signal.SIGKILL)
-    return running
+UNDISTURBED = Plan(
+    seed=0, profile="sealed", by_files=False, restarts=0, cut_every=None, job_kib=None, provider_kib=None,
+    incidents=(),
+)  # fmt: skip
 
 
 @pytest.mark.timeout(SECONDS + 1200)
-def test_killed_at_random(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+def test_the_same_command_finishes_in_the_same_bits(
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    kms_provider: Provider,
+    fork_server: ForkServer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
-    rng, port = Random(SEED), free_port()
+    port = free_port()
     spec = write_spec(
         tmp_path / "job.yaml",
-        train={"max_steps": 30, "save_steps": 5},
+        lora={"lora_dropout": 0.1},
+        train={"max_steps": 12, "save_steps": 2},
         output={"samples": 0},
-        exchange={"port": port, "linger_seconds": 5},
+        exchange={"port": port, "linger_seconds": 30},
     )
-    start = partial(start_job, started_anew="SOAK_KILLS" in os.environ)
-    url = f"https://127.0.0.1:{port}"
-    provider.keygen()
+    providers = {"sealed": provider, "kms": kms_provider}
+    for each in providers.values():
+        each.keygen()
     provider.policy(spec)
+    kms_provider.policy(spec, "--recipient", "derived")
 
-    def whole(job: Job, result: Path) -> bytes:
-        """The adapter of a submission that ends well."""
-        job.wait_event(event="phase", phase="awaiting-dataset")
-        with submit(provider, data, url, result) as submitting:
-            assert submitting.wait(END_SECONDS) == 0
-        assert job.wait() == 0
-        assert list(job.workspace.iterdir()) == []
-        return adapter_in(result)
+    def carry_out(plan: Plan) -> bytes:
+        """Returns the adapter."""
+        folder = tmp_path / f"run{plan.seed}"
+        folder.mkdir()
+        run = KillRun(plan, folder, spec, port, data, providers[plan.profile], start_job, fork_server)
+        begun = time.monotonic()
+        try:
+            return run.carry_out()
+        finally:
+            counts = f"{len(run.starts)} starts, {run.commands} commands"
+            print(f"{time.monotonic() - begun:5.1f} s  {plan}  [{counts}]", flush=True)
 
-    expected = whole(start(spec), tmp_path / "whole")
-    begun, outcomes = time.monotonic(), []
-    for number in range(KILLS):
+    expected, begun, failures, made = carry_out(UNDISTURBED), time.monotonic(), [], 0
+    for seed in range(SEED, SEED + RUNS):
         if time.monotonic() - begun > SECONDS:
             break
-        victim = VICTIMS[number % len(VICTIMS)] if number < len(VICTIMS) else rng.choice(VICTIMS)
-        moment, delay, result = rng.choice(MOMENTS), rng.random(), tmp_path / f"result{number}"
-        job: Job = start(spec)
-        job.wait_event(event="listening")
-        with submit(provider, data, url, result) as submitting:
-            running = kill_once(victim, moment, delay, job=job, submitting=submitting)
-            if victim != "submit":
-                job.wait(END_SECONDS)
-                wait_until(
-                    lambda running=running: not any(Path(f"/proc/{pid}").exists() for pid in running.values())
-                )
-            code = submitting.wait(END_SECONDS)
-        assert code in SUBMIT_CODES, (victim, moment, delay)
-        nothing_readable(job)
-        if code == 0:
-            assert adapter_in(result) == expected
-        elif victim == "submit":
-            assert whole(job, result) == expected
-        elif victim == "supervisor":
-            again: Job = start(spec, "--ciphertext-dir", job.ciphertext)
-            assert whole(again, result) == expected
-        else:  # the job says that it failed, and keeps nothing
-            assert job.wait() == 6, (victim, moment, delay)
-            assert list(job.workspace.iterdir()) == []
-        if job.process.poll() is None:
-            job.process.kill()
-            job.process.wait(20)
-        outcomes.append((victim, moment, code))
-    print(f"kills: {len(outcomes)} of {KILLS}, seed {SEED}")
-    assert outcomes
+        made += 1
+        try:
+            assert carry_out(draw_plan(seed)) == expected, "another adapter"
+        except (AssertionError, OSError) as error:
+            failures.append(f"seed {seed}: {error!r}")
+            print(f"FAILED {failures[-1]}", flush=True)
+    print(f"runs: {made} of {RUNS}, seeds {SEED} to {SEED + made - 1}; failed: {len(failures)}")
+    assert made
+    assert failures == []

@@ -1,5 +1,6 @@
 """Both ways with implementations that share no code with ours: the age command, npm's age-encryption, pyrage."""
 
+import fcntl
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -42,23 +43,30 @@ def npm_age(pytestconfig: pytest.Config) -> Run:
         pytest.skip("npm is not installed")
     folder = pytestconfig.rootpath / ".cache" / "age-interop"
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # tests run in two processes, and npm begins by removing what is there
+        _install(npm, folder)
+    return lambda *arguments: _run(node, folder / "age.mjs", *arguments)
+
+
+def _install(npm: str, folder: Path) -> None:
     for script in SCRIPTS.iterdir():
         shutil.copy(script, folder)
     lock = (folder / "package-lock.json").read_bytes()
     installed = folder / "installed-package-lock.json"
-    if not installed.exists() or installed.read_bytes() != lock:
-        done = subprocess.run(
-            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-            cwd=folder,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        if done.returncode:
-            pytest.skip(f"npm could not install age-encryption: exit code {done.returncode}")
-        installed.write_bytes(lock)
-    return lambda *arguments: _run(node, folder / "age.mjs", *arguments)
+    if installed.exists() and installed.read_bytes() == lock:
+        return
+    done = subprocess.run(
+        [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    if done.returncode:
+        pytest.skip(f"npm could not install age-encryption: exit code {done.returncode}")
+    installed.write_bytes(lock)
 
 
 @pytest.fixture(params=SIZES)

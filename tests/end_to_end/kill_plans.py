@@ -1,0 +1,109 @@
+"""What is to happen to one job and its provider: drawn by a seed, so that a run can be repeated."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+CLIENT, LINK = "client", "link"
+"""The provider's command; the network between it and the job. All other victims are processes of the job."""
+
+VICTIMS: Final = (CLIENT, CLIENT, "supervisor", "front", "worker", "fetch", LINK)
+SIGNALS: Final = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+
+JOB_MOMENTS: Final = (
+    "spec", "listening", "preparing", "awaiting-dataset", "dataset-received", "opening", "training", "progress",
+    "checkpoint-sealed", "sealing", "awaiting-pull",
+)  # fmt: skip
+"""Public events, or phases that one announces."""
+FILE_MOMENTS: Final = (
+    "submission.json",
+    "attestation.json",
+    "dataset.age",
+    "upload-begun",
+    "uploaded",
+    "result.tar.age",
+)
+"""Files of the submission that begin to exist."""
+LATE_MOMENTS: Final = {"sealing", "awaiting-pull", "result.tar.age"}
+"""After these there is no worker."""
+EARLY_MOMENTS: Final = ("spec", "listening", "preparing")
+"""Until these there is a fetch process."""
+
+CUT_BYTES: Final = 100_000
+SCARCE_KIB: Final = (4, 32, 96, 256)
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A signal to a process, or a cut of all connections, some seconds after a moment came for the first time."""
+
+    moment: str
+    delay: float
+    victim: str
+    number: signal.Signals
+
+    def __str__(self) -> str:
+        what = "cut" if self.victim == LINK else f"{self.number.name} to {self.victim}"
+        return f"{what} {self.delay:.3f} s after {self.moment}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run.
+
+    Attributes:
+        profile: `kms`: the dataset is sealed to a key that a restarted job derives again; `sealed`: it is not.
+        by_files: the exchange goes through a directory, not over a network.
+        restarts: how often the job's own parent starts it again.
+        cut_every: bytes after which each connection is cut; None: none is.
+        job_kib: free space of the job's ciphertext directory, in KiB, until its operator makes room; None: enough.
+        provider_kib: the same of the provider's disk.
+        incidents: in no order.
+    """
+
+    seed: int
+    profile: str
+    by_files: bool
+    restarts: int
+    cut_every: int | None
+    job_kib: int | None
+    provider_kib: int | None
+    incidents: tuple[Incident, ...]
+
+    def __str__(self) -> str:
+        words = [f"seed {self.seed}", self.profile, "files" if self.by_files else "http"]
+        words += [f"restarts {self.restarts}"] if self.restarts else []
+        words += [f"cut every {self.cut_every} bytes"] if self.cut_every else []
+        words += [f"job's disk {self.job_kib} KiB"] if self.job_kib is not None else []
+        words += [f"provider's disk {self.provider_kib} KiB"] if self.provider_kib is not None else []
+        return ", ".join((*words, *map(str, self.incidents)))
+
+
+def draw_plan(seed: int) -> Plan:
+    """Returns the run of this seed."""
+    rng = Random(seed)
+    by_files = rng.random() < 0.15
+    disk = rng.choice((None, None, None, "job", "provider"))
+    return Plan(
+        seed=seed,
+        profile=rng.choice(("kms", "sealed")),
+        by_files=by_files,
+        restarts=rng.choice((0, 2)),
+        cut_every=None if by_files else rng.choice((None, None, CUT_BYTES)),
+        job_kib=rng.choice(SCARCE_KIB) if disk == "job" else None,
+        provider_kib=rng.choice(SCARCE_KIB) if disk == "provider" else None,
+        incidents=tuple(_draw_incident(rng, by_files=by_files) for _ in range(rng.choice((1, 1, 2, 3)))),
+    )
+
+
+def _draw_incident(rng: Random, *, by_files: bool) -> Incident:
+    victim = rng.choice(VICTIMS[:-1] if by_files else VICTIMS)
+    moments = EARLY_MOMENTS if victim == "fetch" else (*JOB_MOMENTS, *(FILE_MOMENTS if victim == CLIENT else ()))
+    if victim == "worker":
+        moments = tuple(moment for moment in moments if moment not in LATE_MOMENTS)
+    # Most of what takes long is an import: short delays see more of the steps after a moment.
+    delay = rng.random() ** 3 * (0.1 if victim == "fetch" else 0.6)
+    return Incident(rng.choice(moments), delay, victim, rng.choice(SIGNALS))
