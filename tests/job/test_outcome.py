@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from trainer.errors import ErrorCode, JobError
-from trainer.job.outcome import MAX_LOG_BYTES, _gather_tree, with_checked_output
+from trainer.job.outcome import MAX_LOG_BYTES, _gather_tree, _without_rows, with_checked_output
 from trainer.job.result_statements import JobOutcome
 from trainer.job.tree_removal import remove_tree
 from trainer.job.workspace import Workspace, filesystem_type, open_workspace
@@ -131,6 +134,34 @@ def test_logs_are_sealed_as_text(workspace: Workspace) -> None:
     assert "logs/job.log" in tree_of(workspace, ErrorCode.INTERNAL)
     (log,) = workspace.root.rglob("logs/job.log")
     assert log.read_text("utf-8") == "a \\u001b[31mred\\xff line\nnext\n"
+
+
+JOINT_SPEC = SPEC.model_copy(
+    update={
+        "exchange": SPEC.exchange.model_copy(update={"joint": True}),
+        "output": SPEC.output.model_copy(update={"include_logs": False}),
+    }
+)
+FAILED = JobOutcome(1, 2, {}, JobError(ErrorCode.INTERNAL, "a row of the first says: secret", found="secret"))
+
+
+@pytest.mark.parametrize("at_fault", [None, 1])
+def test_no_log_of_a_joint_job_is_sealed(workspace: Workspace, at_fault: int | None) -> None:
+    """It names files and rows of all providers, also where the report is for one of them."""
+    workspace.private_log.write_bytes(b"secret")
+    tree = _gather_tree(replace(FAILED, at_fault=at_fault), workspace, JOINT_SPEC)
+    assert not (tree / "logs").exists()
+
+
+def test_what_several_providers_are_told_of_a_failure_quotes_none_of_them() -> None:
+    grant = SimpleNamespace(recipients=("age1a",), joint=None)
+    several = cast("Any", SimpleNamespace(grants=(grant, grant)))
+    shown = _without_rows(FAILED, several).failure
+    assert shown is not None
+    assert shown.code is ErrorCode.INTERNAL
+    assert "secret" not in f"{shown} {shown.found} {shown.expected} {shown.hint}"
+    one = cast("Any", SimpleNamespace(grants=(grant,)))
+    assert _without_rows(FAILED, one) == FAILED
 
 
 def test_a_log_that_grew_without_end_is_cut(workspace: Workspace) -> None:

@@ -55,12 +55,16 @@ def gather_result(
 
 
 def _without_rows(outcome: JobOutcome, dataset: ReceivedDataset) -> JobOutcome:
-    """Returns the outcome without what the failure says of rows, where it goes to several providers."""
+    """Returns the outcome with nothing but the code of a failure that goes to several providers.
+
+    Its text comes from the worker, which has the rows of all of them.
+    """
     failure = outcome.failure
-    if failure is None or failure.code not in DATASET_FAULTS or len(outcome.addressees(dataset).grants) == 1:
+    if failure is None or len(outcome.addressees(dataset).grants) == 1:
         return outcome
-    shared = JobError(failure.code, "the datasets cannot be trained on together", hint="ask the others as well")
-    return replace(outcome, failure=shared)
+    together = "the datasets cannot be trained on together"
+    message = together if failure.code in DATASET_FAULTS else "the job of all providers failed"
+    return replace(outcome, failure=JobError(failure.code, message, hint="ask the others as well"))
 
 
 def with_checked_output(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> JobOutcome:
@@ -109,7 +113,7 @@ def _unfit_output(found: str) -> JobError:
 
 
 def _gather_tree(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> Path:
-    """Returns the tree to seal: adapter/, merged/ and report/ on success, else report/failure.json, and logs/.
+    """Returns the tree to seal: adapter/, merged/ and report/ on success, else report/failure.json; and logs/.
 
     With a failure, the directory that `RELEASED_ON_FAILURE` names is added.
     """
@@ -127,7 +131,8 @@ def _gather_tree(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> Pa
         report = FailureReport.of(outcome.failure).model_copy(update={"checkpoint_step": outcome.checkpoint})
         (tree / "report").mkdir(mode=0o700, exist_ok=True)
         (tree / "report" / "failure.json").write_bytes(report.canonical())
-    if spec.output.include_logs or outcome.failure is not None:
+    # A log of a joint job speaks of the rows of all providers, whomever the report is for.
+    if spec.output.include_logs or (outcome.failure is not None and not spec.exchange.joint):
         (tree / "logs").mkdir(mode=0o700)
         for log in (workspace.private_log, workspace.front_log):
             if log.exists():
