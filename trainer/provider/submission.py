@@ -202,8 +202,11 @@ class _SubmissionRun:
         directory = self._directory
         if directory.uploaded.exists():
             return
-        has_begun = directory.upload_begun.exists()
-        if has_begun and (grant.is_in(status := client.status()) or status.phase not in PHASES_BEFORE_UPLOAD):
+        has_begun, is_joint = directory.upload_begun.exists(), grant.number is not None
+        status = client.status() if has_begun or is_joint else None
+        if is_joint and status is not None and status.phase is Phase.OPENING:
+            raise UnavailableError(ErrorCode.JOB_BUSY, "the job opens the dataset of one of its providers")
+        if has_begun and status is not None and (grant.is_in(status) or status.phase not in PHASES_BEFORE_UPLOAD):
             # The upload was complete when an earlier call was interrupted: the job has taken it.
             directory.uploaded.touch()
             return
@@ -218,8 +221,8 @@ class _SubmissionRun:
                 authorize=make_authorizer(self._submission.key, record.result),
             )
         except UnavailableError as error:
-            if has_begun and error.code is ErrorCode.WRONG_PHASE:
-                # A restarted job opens what it kept; its phase was asked for a moment too early.
+            if (has_begun or is_joint) and error.code is ErrorCode.WRONG_PHASE:
+                # It opens what it kept, or another provider's; its phase was asked for a moment too early.
                 error.code = ErrorCode.JOB_BUSY
             raise
         directory.uploaded.touch()
