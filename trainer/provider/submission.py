@@ -59,7 +59,7 @@ class _SubmissionRun:
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
-        self._is_restarted = self._has_answered = self._is_refused = False
+        self._is_restarted = self._has_answered = self._is_refused = self._has_uploaded = False
         self._job_wait = JobWait(submission.wait_seconds, report)
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
@@ -68,11 +68,10 @@ class _SubmissionRun:
             for path in result_paths(output):
                 require_absent(path)
         self._files = find_data_files(submission.data, submission.adapter)
-        self._recipients = submission.recipients
 
     def run(self) -> SubmissionResult:
         """Runs the steps, again and again with a job that was restarted or interrupted, within `wait_seconds`."""
-        description = submission_identity(self._submission, self._policy, self._files, self._recipients)
+        description = submission_identity(self._submission, self._policy, self._files, self._submission.recipients)
         if self._directory.open_for(description):
             self._report.line(f"going on with the submission in {self._directory.path}")
         while True:
@@ -83,15 +82,13 @@ class _SubmissionRun:
                 if (result := self._run_steps()) is not None:
                     return result
                 hint = "once its operator has started it again, repeat this command"
-                self._job_wait.wait_after(
-                    UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job was interrupted", hint=hint)
-                )
+                error = UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job was interrupted", hint=hint)
+                self._job_wait.wait_after(error)
             except VerificationError as error:
                 # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
                 if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
                     raise
-                # Whoever is between here and the job can answer with another key each time, without end.
-                self._job_wait.wait_after(error)
+                self._job_wait.wait_after(error)  # whoever is in between can answer with another key each time
                 self._is_restarted = True
             except UnavailableError as error:
                 # A job that never answered may not exist; one that ended while it was preparing does.
@@ -186,7 +183,7 @@ class _SubmissionRun:
         grant = seal_dataset(
             self._files,
             record.result,
-            self._recipients,
+            self._submission.recipients,
             self._directory.sealed_dataset,
             progress=lambda done, total: self._report.bytes_done("sealing", done, total),
             spec=attested_job_spec(record, self._submission.job),
@@ -203,10 +200,10 @@ class _SubmissionRun:
         if directory.uploaded.exists():
             return
         has_begun, is_joint = directory.upload_begun.exists(), grant.number is not None
-        status = client.status() if has_begun or is_joint else None
-        if is_joint and status is not None and status.phase is Phase.OPENING:
+        status = client.status() if has_begun or is_joint else Status(phase=Phase.AWAITING_DATASET)
+        if is_joint and status.phase is Phase.OPENING:
             raise UnavailableError(ErrorCode.JOB_BUSY, "the job opens the dataset of one of its providers")
-        if has_begun and status is not None and (grant.is_in(status) or status.phase not in PHASES_BEFORE_UPLOAD):
+        if has_begun and (grant.is_in(status) or status.phase not in PHASES_BEFORE_UPLOAD):
             # The upload was complete when an earlier call was interrupted: the job has taken it.
             directory.uploaded.touch()
             return
@@ -226,6 +223,7 @@ class _SubmissionRun:
                 error.code = ErrorCode.JOB_BUSY
             raise
         directory.uploaded.touch()
+        self._has_uploaded = True  # in this call: the status may be about the dataset before for a moment
 
     def _watch(self, client: Carrier, grant: GrantRecord) -> None:
         self._report.step("wait for the training")
@@ -281,9 +279,12 @@ class _SubmissionRun:
                 grant=grant,
                 restarted=self._directory.load_restarted(),
             )
-        except (SealingError, VerificationError):
+        except (SealingError, VerificationError) as error:
             # Whoever stores the result chose these bytes: they must not replace the real ones.
             self._directory.refuse_result()
+            if self._is_refused and self._has_uploaded:
+                self._has_uploaded = False  # once
+                raise UnavailableError(ErrorCode.JOB_BUSY, "the job still shows an earlier report") from error
             raise
         placed = self._directory.place_opened(opened, self._submission.output, sealed_sha256)
         if (failure := placed.failure) is not None:
@@ -305,8 +306,8 @@ class _SubmissionRun:
             statement = receiver.acknowledge(grant)
         except (UnavailableError, UsageError, VerificationError) as error:
             # The result is here and was checked; the job ends by itself, later. Others can answer in a spool.
-            is_answered = error.code in STATEMENT_ERRORS
-            reason = "no valid answer to the acknowledgement" if is_answered else "the result was not acknowledged"
+            is_answer = error.code in STATEMENT_ERRORS
+            reason = "no valid answer to the acknowledgement" if is_answer else "the result was not acknowledged"
             self._report.line(f"{reason}: {error.message}")
         if statement is None and kept.exists():
             statement = receiver.verify(kept.read_bytes())  # the one from beside the result
