@@ -104,7 +104,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     WORKER_DIED = "worker-died"
     FRONT_DIED = "front-died"
-    COURIER_DIED = "courier-died"
+    STORE_SYNC_DIED = "store-sync-died"
     WORKSPACE_UNSAFE = "workspace-unsafe"
     WORKSPACE_FULL = "workspace-full"
     SANDBOX_INCOMPLETE = "sandbox-incomplete"
@@ -117,7 +117,7 @@ RESUMABLE: Final = frozenset(
         ErrorCode.INTERRUPTED,
         ErrorCode.WORKER_DIED,
         ErrorCode.FRONT_DIED,
-        ErrorCode.COURIER_DIED,
+        ErrorCode.STORE_SYNC_DIED,
         ErrorCode.STORAGE_FULL,
     }
 )

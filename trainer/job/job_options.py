@@ -23,7 +23,7 @@ class JobOptions:
             directory, which another start of the job will not find.
         workspace: a directory on tmpfs; None looks for one.
         hub_token: access to models at the hub, for the fetch process alone.
-        store_variables: how an object store is reached, for the courier alone.
+        store_variables: how an object store is reached, for the sync process alone.
     """
 
     spec: Path | None

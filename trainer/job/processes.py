@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import ErrorCode, JobError
 from trainer.ipc.front_messages import Ready
-from trainer.job.courier_process import courier_process
 from trainer.job.fetch_process import FetchProcess, start_fetch
 from trainer.job.front_process import FrontProcess, front_process
 from trainer.job.sandbox_plans import JobPaths, make_plans
+from trainer.job.store_sync_process import store_sync_process
 from trainer.job.worker_process import StandbyWorker, WorkerProcess, standby_worker, worker_process
 from trainer.job.workspace import is_memory, is_swap_off
 from trainer.sandbox.confine import confine
@@ -95,13 +95,13 @@ def start_processes(
             for number, plan in enumerate(plans.standby, 2)
         ]
         # Before the front, and so ended after it: the last files of the front have to reach the store.
-        courier = running.enter_context(
-            courier_process(
+        sync = running.enter_context(
+            store_sync_process(
                 spec.exchange,
                 store_variables,
                 spool=paths.ciphertext,
                 log=workspace.private_log,
-                plan=plans.courier,
+                plan=plans.store_sync,
             )
         )
         front = running.enter_context(
@@ -118,9 +118,9 @@ def start_processes(
         supervisor_sandbox = confine(plans.supervisor)
         fetch.begin()
         front.start_listening()
-        if courier is not None:
-            courier.begin(partial(front.report_end, ErrorCode.COURIER_DIED))
-            courier.wait_ready()
+        if sync is not None:
+            sync.begin(partial(front.report_end, ErrorCode.STORE_SYNC_DIED))
+            sync.wait_ready()
         from trainer.tee.guest_agent import GuestAgent  # noqa: PLC0415 -- takes as long as the front to come up
 
         ready = front.wait_ready()

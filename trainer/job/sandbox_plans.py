@@ -75,7 +75,7 @@ class SandboxPlans:
     worker: SandboxPlan
     standby: tuple[SandboxPlan, ...]
     fetch: SandboxPlan
-    courier: SandboxPlan
+    store_sync: SandboxPlan
     separate_users: bool
 
 
@@ -121,7 +121,7 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
         standby=tuple(workers[1:]),
         fetch=_fetch_plan(spec, places, separate=separate),
         # The sandbox of a process that connects out, and the front's user: both see ciphertext in one directory.
-        courier=SandboxPlan(
+        store_sync=SandboxPlan(
             role=Role.FETCH,
             account=FRONT if separate else None,
             writable=(ciphertext,),

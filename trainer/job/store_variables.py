@@ -1,4 +1,4 @@
-"""How the operator's object store is reached: a closed list of variables, through a pipe, to the courier alone.
+"""How the operator's object store is reached: a closed list of variables, for the sync process alone.
 
 None of them can change what is trained or who gets it: nobody trusts the store, which carries ciphertext and
 public documents.

@@ -1,4 +1,4 @@
-"""Entry point of the courier, `python -m trainer.courier`: one order on stdin, one report on stdout.
+"""Entry point of the sync process, `python -m trainer.store_sync`: one order on stdin, one report on stdout.
 
 It confines itself before it connects, carries until stdin closes, and then sends what is left.
 """
@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from trainer.courier.mirror import Mirror, is_refusal
 from trainer.errors import TrainerError
 from trainer.exchange.spool import SpoolDirectory
 from trainer.exchange.store_registry import open_store
 from trainer.ipc.channel import STDIN, Channel
-from trainer.ipc.courier_messages import FROM_COURIER, TO_COURIER, CourierFailed, CourierOrder, CourierReady
+from trainer.ipc.store_sync_messages import FROM_SYNC, TO_SYNC, SyncFailed, SyncOrder, SyncReady
 from trainer.logs import limited_handler, log_error, private
 from trainer.sandbox.confine import confine
+from trainer.store_sync.mirror import Mirror, is_refusal
 
 _LOOK_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
@@ -28,7 +28,7 @@ def main() -> int:
     """Carries out the order that comes on stdin; returns the exit status."""
     private.addHandler(limited_handler(sys.stderr))
     sys.stdout.flush()
-    channel = Channel(STDIN, os.dup(1), incoming=TO_COURIER, outgoing=FROM_COURIER)
+    channel = Channel(STDIN, os.dup(1), incoming=TO_SYNC, outgoing=FROM_SYNC)
     os.dup2(2, 1)
     if (order := channel.receive()) is None:
         return 1  # the supervisor ended before it sent an order
@@ -37,14 +37,14 @@ def main() -> int:
     try:
         mirror = _begin(order)
     except TrainerError as error:
-        channel.send(CourierFailed.of(error))
+        channel.send(SyncFailed.of(error))
         return 1
-    channel.send(CourierReady())
+    channel.send(SyncReady())
     _carry(mirror)
     return 0
 
 
-def _begin(order: CourierOrder) -> Mirror:
+def _begin(order: SyncOrder) -> Mirror:
     """Returns the mirror, once the store has answered; waits for one that does not answer."""
     store = open_store(order.store, order.variables)
     mirror = Mirror(store, SpoolDirectory(Path(order.spool)), order.max_upload_bytes)

@@ -1,4 +1,4 @@
-"""The supervisor's side of the courier: a child with network access that carries a spool to an object store."""
+"""The supervisor's side of the sync process: a child with network access that keeps spool and store in step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from trainer.errors import ErrorCode, JobError, TrainerError
 from trainer.ipc.channel import Channel
-from trainer.ipc.courier_messages import FROM_COURIER, TO_COURIER, CourierFailed, CourierOrder, CourierReport
+from trainer.ipc.store_sync_messages import FROM_SYNC, TO_SYNC, SyncFailed, SyncOrder, SyncReport
 from trainer.job import child_process as children
 from trainer.logs import private
 from trainer.sandbox.plan import SandboxPlan
@@ -25,8 +25,8 @@ _LAST_SECONDS: Final = 120.0
 """Time for the last files of the job to reach the store."""
 
 
-class CourierProcess:
-    """A running courier.
+class StoreSyncProcess:
+    """A running sync process.
 
     Args:
         process: the child.
@@ -37,8 +37,8 @@ class CourierProcess:
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        channel: Channel[CourierReport, CourierOrder],
-        order: CourierOrder,
+        channel: Channel[SyncReport, SyncOrder],
+        order: SyncOrder,
     ) -> None:
         self._process = process
         self._channel = channel
@@ -57,13 +57,13 @@ class CourierProcess:
             self._process.wait()
             died()
 
-        threading.Thread(target=watch, name="courier-watch", daemon=True).start()
+        threading.Thread(target=watch, name="store-sync-watch", daemon=True).start()
 
     def wait_ready(self) -> None:
         """Waits until the store has answered.
 
         Raises:
-            JobError: the courier died, or the store refuses or does not answer (`store-refused`,
+            JobError: the sync process died, or the store refuses or does not answer (`store-refused`,
                 `store-unavailable`).
         """
         try:
@@ -71,12 +71,12 @@ class CourierProcess:
         except TrainerError as error:
             raise JobError(ErrorCode.STORE_UNAVAILABLE, "the object store does not answer") from error
         if report is None:
-            raise JobError(ErrorCode.COURIER_DIED, "the courier did not come up", hint="see the private log")
-        if isinstance(report, CourierFailed):
+            raise JobError(ErrorCode.STORE_SYNC_DIED, "the sync process died", hint="see the private log")
+        if isinstance(report, SyncFailed):
             raise report.as_error()
 
     def end(self) -> None:
-        """Lets the courier send what is left, and ends it by force if that takes too long."""
+        """Lets the sync process send what is left, and ends it by force if that takes too long."""
         self._channel.close_sending()
         try:
             self._process.wait(_LAST_SECONDS)
@@ -87,22 +87,22 @@ class CourierProcess:
 
 
 @contextmanager
-def courier_process(
+def store_sync_process(
     exchange: ExchangeSection, variables: Mapping[str, str], *, spool: Path, log: Path, plan: SandboxPlan
-) -> Iterator[CourierProcess | None]:
-    """Runs a courier for the time of the context, if the job has a store; yields None otherwise.
+) -> Iterator[StoreSyncProcess | None]:
+    """Runs a sync process for the time of the context, if the job has a store; yields None otherwise.
 
     Args:
         exchange: section `exchange` of the job spec.
         variables: how the store is reached. They go through the pipe: an environment could be read in /proc.
         spool: the spool directory.
         log: a private log.
-        plan: what the courier confines itself to.
+        plan: what the sync process confines itself to.
     """
     if exchange.store is None:
         yield None
         return
-    order = CourierOrder(
+    order = SyncOrder(
         store=exchange.store,
         variables=variables,
         spool=str(spool),
@@ -111,13 +111,11 @@ def courier_process(
     )
     reading, theirs_out = os.pipe()
     theirs_in, writing = os.pipe()
-    channel: Channel[CourierReport, CourierOrder] = Channel(
-        reading, writing, incoming=FROM_COURIER, outgoing=TO_COURIER
-    )
+    channel: Channel[SyncReport, SyncOrder] = Channel(reading, writing, incoming=FROM_SYNC, outgoing=TO_SYNC)
     try:
         with log.open("ab") as stream:
             process = children.start_module(
-                "trainer.courier",
+                "trainer.store_sync",
                 [],
                 environment=children.clean_environment(spool),
                 log=stream,
@@ -130,8 +128,8 @@ def courier_process(
     finally:
         os.close(theirs_in)
         os.close(theirs_out)
-    courier = CourierProcess(process, channel, order)
+    sync = StoreSyncProcess(process, channel, order)
     try:
-        yield courier
+        yield sync
     finally:
-        courier.end()
+        sync.end()

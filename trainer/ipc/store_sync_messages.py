@@ -1,4 +1,4 @@
-"""The messages between supervisor and courier: one order, then one report on whether the store answers."""
+"""The messages between supervisor and sync: one order, then one report on whether the store answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.ipc.channel import ChannelMessage, MessageFormat
 from trainer.sandbox.plan import SandboxPlan
 
 
-class CourierOrder(ChannelMessage):
+class SyncOrder(ChannelMessage):
     """The order to keep a spool and a store in step, until the channel closes.
 
     Attributes:
@@ -24,7 +24,7 @@ class CourierOrder(ChannelMessage):
         plan: what the process confines itself to before it connects; None (tests) for nothing.
     """
 
-    kind: Literal["courier-order"] = "courier-order"
+    kind: Literal["sync-order"] = "sync-order"
     store: Annotated[str, Field(max_length=2048)]
     variables: Annotated[Mapping[str, str], Field(repr=False)]
     spool: Annotated[str, Field(max_length=4096)]
@@ -32,28 +32,28 @@ class CourierOrder(ChannelMessage):
     plan: SandboxPlan | None = None
 
 
-class CourierReady(ChannelMessage):
+class SyncReady(ChannelMessage):
     """The store answers, and nothing of an earlier start is left in it."""
 
-    kind: Literal["courier-ready"] = "courier-ready"
+    kind: Literal["sync-ready"] = "sync-ready"
 
 
-class CourierFailed(ErrorDocument, ChannelMessage):
+class SyncFailed(ErrorDocument, ChannelMessage):
     """The store refuses. The texts hold no credentials."""
 
-    kind: Literal["courier-failed"] = "courier-failed"
+    kind: Literal["sync-failed"] = "sync-failed"
 
 
-CourierReport = CourierReady | CourierFailed
+SyncReport = SyncReady | SyncFailed
 
-TO_COURIER: Final[MessageFormat[CourierOrder]] = MessageFormat(
-    TypeAdapter(CourierOrder), 1 << 20, "the supervisor", JobError, ErrorCode.COURIER_DIED
+TO_SYNC: Final[MessageFormat[SyncOrder]] = MessageFormat(
+    TypeAdapter(SyncOrder), 1 << 20, "the supervisor", JobError, ErrorCode.STORE_SYNC_DIED
 )
 # It has talked to strangers on the network, so the supervisor reads no more than an `ErrorDocument` needs.
-FROM_COURIER: Final[MessageFormat[CourierReport]] = MessageFormat(
-    TypeAdapter(Annotated[CourierReport, Field(discriminator="kind")]),
+FROM_SYNC: Final[MessageFormat[SyncReport]] = MessageFormat(
+    TypeAdapter(Annotated[SyncReport, Field(discriminator="kind")]),
     64 << 10,
-    "the courier",
+    "the sync process",
     JobError,
-    ErrorCode.COURIER_DIED,
+    ErrorCode.STORE_SYNC_DIED,
 )

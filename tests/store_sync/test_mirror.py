@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.exchange.stores import MemoryStore
-from trainer.courier.mirror import SENT, Mirror
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError
 from trainer.exchange import parted_file
 from trainer.exchange.spool import SpoolDirectory, SpoolResult, SpoolTerms
 from trainer.models import Phase, Status
 from trainer.provider.transport.spool_carrier import SpoolClient
 from trainer.provider.transport.store_carrier import StoreSpool
+from trainer.store_sync.mirror import SENT, Mirror
 
 LIMIT = 1 << 20
 
