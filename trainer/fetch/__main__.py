@@ -12,17 +12,14 @@ from pathlib import Path
 
 from trainer.errors import TrainerError
 from trainer.fetch.base_model import HUB_VARIABLES, STAGING, fetch_model
-from trainer.ipc.channel import STDIN, Channel
+from trainer.ipc.channel import stdio_channel
 from trainer.ipc.fetch_messages import FROM_FETCH, TO_FETCH, Fetched, FetchFailed
 from trainer.sandbox.confine import confine
 
 
 def main() -> int:
     """Carries out the order that comes on stdin; returns the exit status."""
-    # The channel gets the real stdout; from here on, whatever libraries print goes to the private log.
-    sys.stdout.flush()
-    channel = Channel(STDIN, os.dup(1), incoming=TO_FETCH, outgoing=FROM_FETCH)
-    os.dup2(2, 1)
+    channel = stdio_channel(TO_FETCH, FROM_FETCH)
     if (order := channel.receive()) is None:
         return 1  # the supervisor ended before it sent an order
     # Before the first connection: what the hub answers is hostile input.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -272,6 +273,16 @@ class Channel(Generic[Incoming, Outgoing]):
         for descriptor in {reading, writing}:
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def stdio_channel(
+    incoming: MessageFormat[Incoming], outgoing: MessageFormat[Outgoing]
+) -> Channel[Incoming, Outgoing]:
+    """Returns a channel on stdin and stdout. What libraries print on stdout goes to stderr from now on."""
+    sys.stdout.flush()
+    channel = Channel(STDIN, os.dup(1), incoming=incoming, outgoing=outgoing)
+    os.dup2(2, 1)
+    return channel
 
 
 def _deadline(seconds: float | None) -> float | None:

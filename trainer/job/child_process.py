@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from trainer.ipc.channel import Channel, Incoming, MessageFormat, Outgoing
 from trainer.sandbox.child_environment import INHERITED_VARIABLES
 
 TERMINATE_SECONDS: Final = 10.0
@@ -75,6 +76,39 @@ def start_module(
         start_new_session=True,  # a terminal's SIGINT reaches the supervisor only
         cwd="/",  # no relative path depends on a directory that the operator chose
     )
+
+
+def start_on_channel(
+    module: str,
+    incoming: MessageFormat[Incoming],
+    outgoing: MessageFormat[Outgoing],
+    *,
+    environment: Mapping[str, str],
+    log: IO[bytes],
+) -> tuple[subprocess.Popen[bytes], Channel[Incoming, Outgoing]]:
+    """Starts `python -m module` with a channel on its stdin and stdout, see `stdio_channel`.
+
+    Args:
+        module: name of the module.
+        incoming: the messages that the child sends.
+        outgoing: the messages that it gets.
+        environment: all variables of the child.
+        log: the private log.
+    """
+    stdin_reading, stdin_writing = os.pipe()
+    stdout_reading, stdout_writing = os.pipe()
+    channel = Channel(stdout_reading, stdin_writing, incoming=incoming, outgoing=outgoing)
+    try:
+        process = start_module(
+            module, [], environment=environment, log=log, stdin=stdin_reading, stdout=stdout_writing
+        )
+    except BaseException:
+        channel.close()
+        raise
+    finally:
+        os.close(stdin_reading)
+        os.close(stdout_writing)
+    return process, channel
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from trainer.errors import ErrorCode, UnavailableError
-from trainer.ipc.channel import Channel
-from trainer.ipc.fetch_messages import FROM_FETCH, TO_FETCH, FetchFailed, FetchOrder, FetchReport
+from trainer.ipc.fetch_messages import FROM_FETCH, TO_FETCH, FetchFailed, FetchOrder
 from trainer.job import child_process as children
 from trainer.job.workspace import Workspace
 from trainer.sandbox.plan import SandboxPlan
@@ -42,27 +41,10 @@ class FetchProcess:
     """
 
     def __init__(self, order: FetchOrder, *, environment: Mapping[str, str], log: IO[bytes]) -> None:
-        stdin_reading, stdin_writing = os.pipe()
-        stdout_reading, stdout_writing = os.pipe()
         self._order: FetchOrder | None = order
-        self._channel: Channel[FetchReport, FetchOrder] = Channel(
-            stdout_reading, stdin_writing, incoming=FROM_FETCH, outgoing=TO_FETCH
+        self._process, self._channel = children.start_on_channel(
+            "trainer.fetch", FROM_FETCH, TO_FETCH, environment=environment, log=log
         )
-        try:
-            self._process = children.start_module(
-                "trainer.fetch",
-                [],
-                environment=environment,
-                log=log,
-                stdin=stdin_reading,
-                stdout=stdout_writing,
-            )
-        except BaseException:
-            self._channel.close()
-            raise
-        finally:
-            os.close(stdin_reading)
-            os.close(stdout_writing)
 
     def begin(self) -> None:
         """Sends the order. Further calls do nothing."""

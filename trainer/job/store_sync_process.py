@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -109,25 +108,14 @@ def store_sync_process(
         max_upload_bytes=exchange.max_upload_bytes,
         plan=plan,
     )
-    reading, theirs_out = os.pipe()
-    theirs_in, writing = os.pipe()
-    channel: Channel[SyncReport, SyncOrder] = Channel(reading, writing, incoming=FROM_SYNC, outgoing=TO_SYNC)
-    try:
-        with log.open("ab") as stream:
-            process = children.start_module(
-                "trainer.store_sync",
-                [],
-                environment=children.clean_environment(spool),
-                log=stream,
-                stdin=theirs_in,
-                stdout=theirs_out,
-            )
-    except BaseException:
-        channel.close()
-        raise
-    finally:
-        os.close(theirs_in)
-        os.close(theirs_out)
+    with log.open("ab") as stream:
+        process, channel = children.start_on_channel(
+            "trainer.store_sync",
+            FROM_SYNC,
+            TO_SYNC,
+            environment=children.clean_environment(spool),
+            log=stream,
+        )
     sync = StoreSyncProcess(process, channel, order)
     try:
         yield sync

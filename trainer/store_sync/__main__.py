@@ -5,16 +5,16 @@ It confines itself before it connects, carries until stdin closes, and then send
 
 from __future__ import annotations
 
-import os
 import select
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
 from trainer.errors import TrainerError
 from trainer.exchange.spool import SpoolDirectory
 from trainer.exchange.store_registry import open_store
-from trainer.ipc.channel import STDIN, Channel
+from trainer.ipc.channel import STDIN, stdio_channel
 from trainer.ipc.store_sync_messages import FROM_SYNC, TO_SYNC, SyncFailed, SyncOrder, SyncReady
 from trainer.logs import limited_handler, log_error, private
 from trainer.sandbox.confine import confine
@@ -27,9 +27,7 @@ _LONGEST_PAUSE_SECONDS: Final = 30.0
 def main() -> int:
     """Carries out the order that comes on stdin; returns the exit status."""
     private.addHandler(limited_handler(sys.stderr))
-    sys.stdout.flush()
-    channel = Channel(STDIN, os.dup(1), incoming=TO_SYNC, outgoing=FROM_SYNC)
-    os.dup2(2, 1)
+    channel = stdio_channel(TO_SYNC, FROM_SYNC)
     if (order := channel.receive()) is None:
         return 1  # the supervisor ended before it sent an order
     if order.plan is not None:
@@ -70,6 +68,8 @@ def _carry(mirror: Mirror) -> None:
         except (TrainerError, OSError) as error:
             log_error("the object store and the spool are not in step; trying again", error)
             carried, pause = True, min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            if is_ending:  # the closed channel is readable: it makes no pause
+                time.sleep(pause)
         if is_ending and not carried:
             return
         is_ending = is_ending or _is_shutdown(pause)
