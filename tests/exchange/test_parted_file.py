@@ -69,6 +69,16 @@ def test_an_upload_sends_each_part_once_however_often_the_store_dies(
     assert fetch(store, tmp_path / "target") == source.read_bytes()
 
 
+def test_a_file_that_was_complete_is_sent_again(source: Path, tmp_path: Path) -> None:
+    """The reader has removed it since, or another file has replaced its parts."""
+    store, state = MemoryStore(), tmp_path / "state"
+    upload_parts(store, "file", source, ConfirmedParts(state))
+    store.objects.clear()
+    upload_parts(store, "file", source, ConfirmedParts(state))
+    assert fetch(store, tmp_path / "target") == source.read_bytes()
+    assert not state.exists()
+
+
 def test_what_was_confirmed_of_another_file_is_sent(source: Path, tmp_path: Path) -> None:
     store, confirmed = MemoryStore(), ConfirmedParts()
     upload_parts(store, "file", source, confirmed)

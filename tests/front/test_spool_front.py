@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+
+import pytest
 
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.exchange.spool import SpoolDirectory
@@ -13,9 +16,12 @@ from trainer.ipc.front_messages import (
     EvidenceReply,
     EvidenceRequest,
     FrontMessage,
+    OpenUpload,
     Shutdown,
+    StatusUpdate,
     SupervisorMessage,
 )
+from trainer.models import Phase, Status
 
 
 class BusySupervisor:
@@ -52,3 +58,28 @@ def test_a_nonce_that_came_too_early_is_answered_later(tmp_path: Path) -> None:
     first, second, third = supervisor.asked  # not again once it was answered
     assert 2 <= second - first <= 3
     assert 2 <= third - second <= 3
+
+
+def test_a_taken_dataset_of_a_joint_job_is_not_judged_by_an_earlier_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its provider looks at the status as soon as its file is gone, perhaps before the supervisor does."""
+    dataset, seen = tmp_path / f"dataset-{'ab' * 8}.age", list[Status]()
+    replace: Callable[[Path, Path], Path] = Path.replace
+
+    def replaced(path: Path, target: Path) -> Path:
+        if path == dataset:
+            seen.append(Status.model_validate_json((tmp_path / "status.json").read_bytes()))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    dataset.write_bytes(b"sealed")
+    supervisor = BusySupervisor()
+    front = SpoolFront(SpoolDirectory(tmp_path), cast("Any", supervisor), 10, UploadGate((), None), joint=True)
+    refusal = Status(phase=Phase.AWAITING_DATASET, error="dataset-overlong", result_bytes=7, received=(1,))
+    front._take(StatusUpdate(status=refusal))
+    front._take(OpenUpload(accept=True))
+    front._look_for_files()
+    assert (tmp_path / "dataset.age").read_bytes() == b"sealed"
+    assert [status.announces_refusal for status in seen] == [False]
+    assert seen[0].received == (1,)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from trainer.exchange.object_store import STORE_VARIABLES
-from trainer.job.store_variables import STORE_PIPE_VARIABLE, STORE_VARIABLE_NAMES, take_store_variables
+from trainer.job.store_variables import STORE_PIPE_VARIABLE, take_store_variables
 
 STARTED = """
 import sys
@@ -39,13 +39,9 @@ def test_the_initial_environment_does_not_hold_them() -> None:
     assert out.count("canary") == 3
 
 
-def test_the_list_is_that_of_the_store() -> None:
-    assert tuple(STORE_VARIABLES) == STORE_VARIABLE_NAMES
-
-
 def test_more_than_a_pipe_holds() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"a\0" * 20_000)
     os.close(writing)
     taken = take_store_variables({STORE_PIPE_VARIABLE: str(reading)})
-    assert taken == dict.fromkeys(STORE_VARIABLE_NAMES, "a")
+    assert taken == dict.fromkeys(STORE_VARIABLES, "a")

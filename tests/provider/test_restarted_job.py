@@ -60,15 +60,16 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], An
     return begin
 
 
+@pytest.mark.parametrize("code", [ErrorCode.JOB_UNREACHABLE, ErrorCode.STORE_UNAVAILABLE])
 @pytest.mark.parametrize(("peer", "known"), [(None, False), ("ab" * 32, True)])
 def test_a_job_that_ended_while_it_prepared_is_waited_for(
-    peer: str | None, known: bool, begin: Callable[[Job], Any], monkeypatch: pytest.MonkeyPatch
+    peer: str | None, known: bool, code: ErrorCode, begin: Callable[[Job], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(Job(Phase.PREPARING, peer=peer))
     waits: list[str] = []
 
     def unreachable(*_: object, **__: object) -> None:
-        raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "gone")
+        raise UnavailableError(code, "gone")
 
     monkeypatch.setattr(steps, "appraise_job", unreachable)
     monkeypatch.setattr(steps, "submission_identity", lambda *_: b'{"a":"test"}')

@@ -300,22 +300,6 @@ def test_a_result_that_does_not_open_is_pulled_again(submit: Callable[..., Submi
     assert (job.uploads, job.pulls) == (1, 2)
 
 
-@pytest.mark.parametrize("is_honest", [True, False])
-def test_a_report_on_an_earlier_dataset_that_is_still_announced_is_not_the_end(
-    submit: Callable[..., SubmissionResult], *, is_honest: bool
-) -> None:
-    """The job has the new dataset, and its status is a moment late. Asked again once, and no more."""
-    stale = ErrorCode.PAYLOAD_INVALID
-    job = Job([stale, ErrorCode.DATASET_ROW_INVALID] if is_honest else [stale])
-    job.answers = Status(phase=Phase.AWAITING_DATASET, error="dataset-row-invalid", result_bytes=6)
-    if is_honest:
-        assert submit(job).result.failure is not None
-    else:
-        with pytest.raises(SealingError):
-            submit(job)
-    assert (job.uploads, job.pulls) == (1, 2)
-
-
 @pytest.mark.parametrize("statement", [b"honest", None])
 def test_a_forged_answer_to_the_acknowledgement_costs_neither_result_nor_statement(
     submit: Callable[..., SubmissionResult],

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from trainer.exchange.object_store import STORE_VARIABLES
 from trainer.strict_yaml import YamlError, load_yaml_tree
 
-_STORE: Final = "the object store that the job spec names carries ciphertext and public documents"
+_STORE: Final = "how the object store of the job spec is reached, which carries ciphertext and public documents"
 
 OPERATOR_VARIABLES: Final[Mapping[str, str]] = {
     "HF_TOKEN": "access to models at the hub; digests in the job spec decide what is loaded",
-    "AWS_ACCESS_KEY_ID": f"access to it; {_STORE}",
-    "AWS_SECRET_ACCESS_KEY": f"access to it; {_STORE}",
-    "AWS_SESSION_TOKEN": f"access to it; {_STORE}",
-    "AWS_REGION": f"where it is; {_STORE}",
-    "AWS_ENDPOINT_URL": f"where it is; {_STORE}",
+    **dict.fromkeys(STORE_VARIABLES, _STORE),
 }
 """Environment variables that `allowed_envs` may list, each with what its value can change."""
 

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, SealingError
 from trainer.exchange.object_store import ObjectStore
+from trainer.exchange.spool import Progress
 from trainer.models import Sha256Hex, Strict
 
 PART_BYTES: Final = 8 << 20
@@ -36,9 +37,6 @@ _PARALLEL: Final = 4
 
 _ATTEMPTS: Final = 7
 """How often a part is asked for while it is missing or wrong, after 1, 2, 4 … seconds: about a minute in all."""
-
-Progress = Callable[[int], None]
-"""Receives the bytes transferred so far."""
 
 Result = TypeVar("Result")
 
@@ -83,6 +81,12 @@ class ConfirmedParts:
                 with self.path.open("a", encoding="ascii") as file:
                     file.write(line + "\n")
 
+    def forget(self) -> None:
+        """Forgets all parts: the upload is complete, and the store may lose or replace them from now on."""
+        self._known.clear()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
 
 def part_name(name: str, number: int) -> str:
     """Returns the name of the object with a part of the file `name`."""
@@ -116,6 +120,7 @@ def upload_parts(
     finally:
         os.close(descriptor)
     store.put(name, canonical_json({"parts": parts, "size": size}))
+    confirmed.forget()
 
 
 def read_index(store: ObjectStore, name: str) -> PartIndex | None:

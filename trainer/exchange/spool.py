@@ -114,7 +114,7 @@ class SpoolEvent(Strict):
 Document = TypeVar("Document", bound=Strict)
 
 Progress = Callable[[int], None]
-"""Receives the bytes transferred so far, cumulative; the count falls when part of a transfer is repeated."""
+"""Receives the bytes so far that the other side has; the number falls when part of a transfer is repeated."""
 
 _COPY_BLOCK_BYTES: Final = 1 << 20
 
@@ -154,6 +154,14 @@ class SpoolFiles(Protocol):
         Raises:
             SealingError: `result-digest-mismatch`: it is not what `result` states.
         """
+
+
+def parse_document(data: bytes | None, model: type[Document]) -> Document | None:
+    """Returns the JSON of a file as `model`; None without a file, or if it does not validate."""
+    try:
+        return None if data is None else model.model_validate_json(data)
+    except ValidationError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -230,11 +238,7 @@ class SpoolDirectory:
 
     def load(self, name: str, model: type[Document], limit: int = MAX_STATUS_BYTES) -> Document | None:
         """Returns a JSON file as `model`; None if `read` finds none or it does not validate."""
-        data = self.read(name, limit)
-        try:
-            return None if data is None else model.model_validate_json(data)
-        except ValidationError:
-            return None
+        return parse_document(self.read(name, limit), model)
 
     def put(self, name: str, data: bytes) -> None:
         """Places a small file by a rename; replaces an existing file of that name."""

@@ -194,6 +194,8 @@ class SpoolFront:
             self._refuse_dataset(name, ErrorCode.UNAUTHORIZED)
             return
         if name != DATASET_NAME:
+            # First: once the file has another name, its provider takes what the status says for its verdict.
+            self._put(STATUS_NAME, self._status.without_refusal().model_dump_json().encode())
             self.spool.clear(DATASET_NAME)
             path.replace(self.spool.file(DATASET_NAME))
             self.spool.clear(authorization_name(name))

@@ -13,12 +13,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Final
 
 import httpx
 
 from trainer.errors import ErrorCode, UsageError
 
-LIMIT_SECONDS = 15.0
+LIMIT_SECONDS: Final = 15.0
 """Longest time that a notification takes."""
 
 

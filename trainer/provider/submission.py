@@ -38,7 +38,9 @@ from trainer.receipt.deletion import DeletionStatement
 
 StepResult = TypeVar("StepResult")
 
-_NO_ANSWER: Final = frozenset({ErrorCode.JOB_UNREACHABLE, ErrorCode.JOB_BUSY, ErrorCode.TIMEOUT})
+_NO_ANSWER: Final = frozenset(
+    {ErrorCode.JOB_UNREACHABLE, ErrorCode.STORE_UNAVAILABLE, ErrorCode.JOB_BUSY, ErrorCode.TIMEOUT}
+)
 
 
 def run_submission(submission: Submission, report: ProgressReporter) -> SubmissionResult:
@@ -59,7 +61,7 @@ class _SubmissionRun:
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
-        self._is_restarted = self._has_answered = self._is_refused = self._has_uploaded = False
+        self._is_restarted = self._has_answered = self._is_refused = False
         self._job_wait = JobWait(submission.wait_seconds, report)
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
@@ -223,7 +225,6 @@ class _SubmissionRun:
                 error.code = ErrorCode.JOB_BUSY
             raise
         directory.uploaded.touch()
-        self._has_uploaded = True  # in this call: the status may be about the dataset before for a moment
 
     def _watch(self, client: Carrier, grant: GrantRecord) -> None:
         self._report.step("wait for the training")
@@ -279,12 +280,9 @@ class _SubmissionRun:
                 grant=grant,
                 restarted=self._directory.load_restarted(),
             )
-        except (SealingError, VerificationError) as error:
+        except (SealingError, VerificationError):
             # Whoever stores the result chose these bytes: they must not replace the real ones.
             self._directory.refuse_result()
-            if self._is_refused and self._has_uploaded:
-                self._has_uploaded = False  # once
-                raise UnavailableError(ErrorCode.JOB_BUSY, "the job still shows an earlier report") from error
             raise
         placed = self._directory.place_opened(opened, self._submission.output, sealed_sha256)
         if (failure := placed.failure) is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ErrorCode, JobError
+from trainer.model_files.adapter_base import ADAPTER_WEIGHTS
 from trainer.model_files.safetensors_header import add_metadata
 from trainer.model_files.start_adapter import base_metadata
 from trainer.spec import LoraSection, ModelSection
@@ -127,5 +128,5 @@ def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Pa
         save_embedding_layers=False,
         path_initial_model_for_weight_conversion=None if initial is None else str(initial),
     )
-    add_metadata(target / "adapter_model.safetensors", base_metadata(section))
+    add_metadata(target / ADAPTER_WEIGHTS, base_metadata(section))
     (target / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own model card replaces it

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from trainer.errors import ErrorCode, UsageError
+from trainer.exchange.spool import Progress
 from trainer.models import Phase, Status
-
-Progress = Callable[[int], None]
-"""Receives the bytes so far that the other side has: those that a job confirmed, or those that are stored here."""
 
 Authorize = Callable[[int, str | None], str]
 """Size of an upload in bytes, digest of the job's TLS key (None without TLS) → the token that authorises it."""

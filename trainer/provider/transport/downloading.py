@@ -12,7 +12,8 @@ import httpx
 
 from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, SealingError, TrainerError, UnavailableError, UsageError
-from trainer.provider.transport.carrier import Progress, result_too_large
+from trainer.exchange.spool import Progress
+from trainer.provider.transport.carrier import result_too_large
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _ETAG_PATTERN: Final = re.compile(r'"([0-9a-f]{64})"')

@@ -17,8 +17,9 @@ from trainer.exchange.limits import (
     MAX_EVIDENCE_ANSWER_BYTES,
     MAX_STATUS_BYTES,
 )
+from trainer.exchange.spool import Progress
 from trainer.models import Status
-from trainer.provider.transport.carrier import Authorize, CarrierKind, JobEvent, Progress
+from trainer.provider.transport.carrier import Authorize, CarrierKind, JobEvent
 from trainer.provider.transport.downloading import ResultDownloader
 from trainer.provider.transport.event_stream import EventStreamReader
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy

@@ -29,6 +29,7 @@ from trainer.exchange.spool import (
     RESULT_NAME,
     STATUS_NAME,
     TERMS_NAME,
+    Progress,
     SpoolDirectory,
     SpoolEvent,
     SpoolFiles,
@@ -42,7 +43,6 @@ from trainer.provider.transport.carrier import (
     Authorize,
     CarrierKind,
     JobEvent,
-    Progress,
     SealedEvent,
     result_too_large,
 )

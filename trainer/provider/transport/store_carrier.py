@@ -12,14 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
-
 from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, SealingError
 from trainer.exchange.limits import MAX_STATUS_BYTES
 from trainer.exchange.object_store import ObjectStore
 from trainer.exchange.parted_file import ConfirmedParts, PartIndex, download_parts, read_index, upload_parts
-from trainer.exchange.spool import Document, Progress, SpoolResult
+from trainer.exchange.spool import Document, Progress, SpoolResult, parse_document
 from trainer.exchange.store_registry import is_store_location, open_store
 from trainer.provider.transport.carrier import CarrierKind
 from trainer.provider.transport.spool_carrier import SpoolClient
@@ -72,11 +70,7 @@ class StoreSpool:
 
     def load(self, name: str, model: type[Document]) -> Document | None:
         """Returns a JSON file as `model`; None if `read` finds none or it does not validate."""
-        data = self.read(name, MAX_STATUS_BYTES)
-        try:
-            return None if data is None else model.model_validate_json(data)
-        except ValidationError:
-            return None
+        return parse_document(self.read(name, MAX_STATUS_BYTES), model)
 
     def put(self, name: str, data: bytes) -> None:
         """Places a small file; raises UnavailableError or UsageError if the store does not take it."""

@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError
 
 from trainer.atomic_files import PRIVATE_MODE, replace_atomically
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError, UsageError
+from trainer.exchange.spool import Progress
 from trainer.models import One, Sha256Hex, Strict
-from trainer.provider.transport.carrier import Authorize, Progress
+from trainer.provider.transport.carrier import Authorize
 from trainer.provider.transport.pinned_http import PinnedHttpClient, RetryPolicy
 
 _TUS_HEADERS: Final = {"Tus-Resumable": "1.0.0"}
