@@ -21,7 +21,8 @@ from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEven
 from trainer.training.report.charts import Curve, nice_ticks, render_line_chart, trailing_mean
 from trainer.training.report.html_report import MetricsRecorder, render_page, write_report
 from trainer.training.report.samples import Sample
-from trainer.training.report.summary import Summary
+from trainer.training.report.summary import Summary, shared_by_providers
+from trainer.training.task_summary import TaskSummary
 
 METRICS = [
     MetricsMeasured(step=0, values={"eval_loss": 3.5}),
@@ -198,3 +199,16 @@ def test_samples_are_kept_as_data(tmp_path: Path, summary: Summary, make_spec: C
     write_report(tmp_path, summary, METRICS, make_spec(), (Sample("ü?", "a", "b", "c"),))
     kept = json.loads((tmp_path / "samples.json").read_text(encoding="utf-8"))
     assert kept == [{"prompt": "ü?", "reference": "a", "before": "b", "after": "c"}]
+
+
+def test_what_providers_share_of_a_summary_is_listed(summary: Summary) -> None:
+    """One that is added later stays out; one that cannot be left empty ends the job."""
+    mixed = summary.model_copy(update={"mix": {"a": {"rows": 90}}})
+    shared = shared_by_providers(mixed)
+    assert "90" not in shared.model_dump_json()
+    assert "99" not in shared.model_dump_json()
+    kept = {name for name in Summary.model_fields if getattr(shared, name) == getattr(mixed, name)}
+    assert kept.isdisjoint({"rows", "mix", "tokens", "seconds", "warnings"})
+    assert shared.eval_loss_after == summary.eval_loss_after
+    with pytest.raises(ValueError, match="Field required"):
+        shared_by_providers(summary.model_copy(update={"task": TaskSummary.model_construct()}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Final
 
 import peft
 import torch
@@ -64,12 +65,30 @@ class Summary(Strict):
     task: TaskSummary | None = None
 
 
+_SHARED: Final = frozenset(
+    {
+        "adapter",
+        "environment",
+        "eval_loss_after",
+        "eval_loss_before",
+        "input_tokens",
+        "pairs",
+        "resumed_at",
+        "steps",
+        "train_loss",
+        "trained_tokens",
+    }
+)
+"""What every provider of a joint job may read: it follows from the steps, whose number the job spec states."""
+
+
 def shared_by_providers(summary: Summary) -> Summary:
     """Returns the summary of a joint job without what tells how many rows there are, or how long they are.
 
     Warnings count rows, and the seconds of the preparation grow with them.
     """
-    return summary.model_copy(update={"rows": {}, "mix": {}, "tokens": {}, "seconds": {}, "warnings": ()})
+    hidden = Summary.model_fields.keys() - _SHARED
+    return summary.model_copy(update={name: type(getattr(summary, name))() for name in hidden})
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
