@@ -101,19 +101,24 @@ def test_a_restarted_job_that_is_about_to_offer_its_result_keeps_its_dataset(
     assert adopted == [True]
 
 
+def refusal_of_upload(run: Any, job: Job, grant: object, *, begun: bool) -> ErrorCode:
+    """The code with which a submission goes on after a job has refused to take its dataset."""
+    job.refusal = ErrorCode.WRONG_PHASE
+    run._directory.sealed_dataset.write_bytes(b"sealed")
+    if begun:
+        run._directory.upload_begun.touch()
+    with pytest.raises(UnavailableError) as caught:
+        run._upload(job, RECORD, grant)
+    return caught.value.code
+
+
 @pytest.mark.parametrize(("begun", "code"), [(True, ErrorCode.JOB_BUSY), (False, ErrorCode.WRONG_PHASE)])
 def test_a_job_that_opens_what_it_kept_is_asked_again(
     begun: bool, code: ErrorCode, begin: Callable[[Job], Any]
 ) -> None:
     job = Job(Phase.PREPARING)
-    job.refusal = ErrorCode.WRONG_PHASE
     run = begin(job)
-    run._directory.sealed_dataset.write_bytes(b"sealed")
-    if begun:
-        run._directory.upload_begun.touch()
-    with pytest.raises(UnavailableError) as caught:
-        run._upload(job, RECORD, GRANT)
-    assert caught.value.code is code
+    assert refusal_of_upload(run, job, GRANT, begun=begun) is code
     job.phases = [Phase.OPENING]
     run._upload(job, RECORD, GRANT)
     assert run._directory.uploaded.exists()
@@ -126,14 +131,8 @@ def test_a_joint_job_that_opens_the_dataset_of_another_provider_is_asked_again(
 ) -> None:
     """It takes none in that moment; nor does it have this one because it has one."""
     job = Job(Phase.AWAITING_DATASET if asked_early else Phase.OPENING)
-    job.refusal = ErrorCode.WRONG_PHASE
     run = begin(job)
-    run._directory.sealed_dataset.write_bytes(b"sealed")
-    if begun:
-        run._directory.upload_begun.touch()
-    with pytest.raises(UnavailableError) as caught:
-        run._upload(job, RECORD, JOINT_GRANT)
-    assert caught.value.code is ErrorCode.JOB_BUSY
+    assert refusal_of_upload(run, job, JOINT_GRANT, begun=begun) is ErrorCode.JOB_BUSY
     assert not run._directory.uploaded.exists()
     job.phases, job.refusal = [Phase.AWAITING_DATASET], None
     run._upload(job, RECORD, JOINT_GRANT)
