@@ -201,7 +201,7 @@ def test_lost_processes_cost_time_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     """Each of the three in turn: `--restarts`, and data sealed to the derived key. The job needs nobody."""
-    saving = {"max_steps": 240, "save_steps": 5}
+    saving = {"max_steps": 1000, "save_steps": 5}  # seven seconds of training on a fast machine
     spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
     provider = kms_provider
     job: Job = start_job(spec, "--restarts", "3", guest_agent=provider.agent.socket, started_anew=True)
