@@ -33,13 +33,19 @@ from trainer.simulator.nvattest import SimulatedGpu, nvattest_result
 def world(gpus: int) -> World:
     """Make honest evidence of a VM with `gpus` GPUs, each with boot claims and a fresh report under its own
     key."""
-    boot = nvattest_result([SimulatedGpu(ueid=str(10**40 + n)) for n in range(gpus)], "5b" * 32) if gpus else ""
+    boot = (
+        nvattest_result([SimulatedGpu(ueid=str(10**40 + n)) for n in range(gpus)], "5b" * 32)
+        if gpus
+        else ""
+    )
     options = VmOptions(gpu_attestation=boot, gpu_count=gpus, image="dstack-0.6.0")
     fresh = tuple(
         gpu_answer(replace(GPU_LEAF, scalar=3000 + n), replace(GPU_CA, scalar=4000 + n), GPU_ROOT)
         for n in range(gpus)
     )
-    honest = world_of(SimulatedVm(APP_COMPOSE, SEED, options=options), GpuEvidence(boot=boot, fresh=fresh))
+    honest = world_of(
+        SimulatedVm(APP_COMPOSE, SEED, options=options), GpuEvidence(boot=boot, fresh=fresh)
+    )
     if gpus:
         return honest.demanding("gpu", count=gpus)
     return honest.without_reports().demanding("gpu", required=False, devtools="any")
@@ -117,7 +123,9 @@ def measure(gpus: int, rounds: int) -> Row:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gpus", type=int, nargs="+", default=[0, 1, 8, 16])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", action="store_true")
@@ -126,9 +134,13 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(f"{'GPUs':>5} {'KiB':>7} {'first ms':>16} {'again ms':>16} {'parse ms':>14}   fastest / median")
+    print(
+        f"{'GPUs':>5} {'KiB':>7} {'first ms':>16} {'again ms':>16} {'parse ms':>14}   fastest / median"
+    )
     for row in rows:
-        print(f"{row.gpus:>5} {row.kilobytes:>7} {row.first!s:>16} {row.again!s:>16} {row.parse!s:>14}")
+        print(
+            f"{row.gpus:>5} {row.kilobytes:>7} {row.first!s:>16} {row.again!s:>16} {row.parse!s:>14}"
+        )
 
 
 if __name__ == "__main__":

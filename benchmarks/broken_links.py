@@ -135,17 +135,23 @@ def measure(direction: str, link: str, mib: int, next_cut: Callable[[], int | No
             JobClient(
                 f"https://127.0.0.1:{relay.port}",
                 pinned_spki_sha256=front.ready.tls_spki_sha256,
-                sleep=lambda seconds: time.sleep(seconds / 10),  # the front needs some, to see a connection end
+                sleep=lambda seconds: time.sleep(
+                    seconds / 10
+                ),  # the front needs some, to see a connection end
             ) as client,
         ):
             (upload if direction == "upload" else pull)(front, client, source, folder)
         sent = relay.sent_up if direction == "upload" else relay.sent_down
-        return Transfer(direction, link, mib, relay.connections, relay.cuts, round(sent / (mib * MIB), 4))
+        return Transfer(
+            direction, link, mib, relay.connections, relay.cuts, round(sent / (mib * MIB), 4)
+        )
 
 
 def main() -> None:
     """Prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--cuts", type=int, default=50)
     parser.add_argument("--every", type=int, default=100_000)

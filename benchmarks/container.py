@@ -46,7 +46,9 @@ GOALS: Final = {
 
 def run(*command: object, folder: Path | None = None) -> str:
     """Run a command to its end; returns its standard output."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=folder)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, cwd=folder
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr.strip()[-1500:]}")
     return done.stdout
@@ -79,7 +81,12 @@ class Job:
                 "dtype": "float32",
             },
             "data": {"max_length": 256, "test_split_size": 0.0},
-            "train": {"max_steps": steps, "save_steps": steps // 3, "bf16": False, "learning_rate": 1e-3},
+            "train": {
+                "max_steps": steps,
+                "save_steps": steps // 3,
+                "bf16": False,
+                "learning_rate": 1e-3,
+            },
             "output": {"samples": 0},
             "exchange": {"host": "0.0.0.0", "port": 8443, "linger_seconds": 300},
         }
@@ -87,13 +94,25 @@ class Job:
         compose = (ROOT / "configs" / "docker-compose-cpu.yaml").read_text("utf-8")
         for old, new in (
             (f"confidential-trainer@sha256:{'0' * 64}", image),
-            ("- /var/run/dstack.sock:", f"- {folder}/model:{folder}/model:ro\n      - {folder}/agent.sock:"),
+            (
+                "- /var/run/dstack.sock:",
+                f"- {folder}/model:{folder}/model:ro\n      - {folder}/agent.sock:",
+            ),
             ("size=6g", "size=1g"),
         ):
             compose = compose.replace(old, new)
         (folder / "docker-compose.yaml").write_text(compose)
         kms = ("--profile", "kms", "--key-provider-id", "ab" * 32)
-        self.trainer("job", "render", "job.yaml", "docker-compose.yaml", "--write-compose", *kms, "-o", "app.json")
+        self.trainer(
+            "job",
+            "render",
+            "job.yaml",
+            "docker-compose.yaml",
+            "--write-compose",
+            *kms,
+            "-o",
+            "app.json",
+        )
 
     def trainer(self, *arguments: object) -> str:
         """Run a command of the operator or the provider."""
@@ -131,7 +150,16 @@ class Job:
     def submit(self) -> subprocess.Popen[bytes]:
         """Start the provider's command; its result goes into a directory of its own."""
         result = Path(tempfile.mkdtemp(dir=self.folder)) / "result"
-        command = ["submit", "rows.jsonl", "--job-url", URL, "--policy", "policy.yaml", "-i", "provider.key"]
+        command = [
+            "submit",
+            "rows.jsonl",
+            "--job-url",
+            URL,
+            "--policy",
+            "policy.yaml",
+            "-i",
+            "provider.key",
+        ]
         return subprocess.Popen(
             [sys.executable, "-m", "trainer", *command, "-o", str(result), "--quiet"],
             cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -167,7 +195,9 @@ class Container:
         for line in run("docker", "logs", "--timestamps", self.id).splitlines():
             stamp, _, event = line.partition(" ")
             whole, _, fraction = stamp.rstrip("Z").partition(".")
-            seconds = time.mktime(time.strptime(whole + "UTC", "%Y-%m-%dT%H:%M:%S%Z")) - time.timezone
+            seconds = (
+                time.mktime(time.strptime(whole + "UTC", "%Y-%m-%dT%H:%M:%S%Z")) - time.timezone
+            )
             seconds += float(f"0.{fraction or 0}")
             if seconds >= self.began:
                 found.append((seconds, json.loads(event)))
@@ -256,7 +286,9 @@ def job_outside(job: Job) -> dict[str, float]:
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if provider.returncode or process.returncode:
-            raise SystemExit(f"submit ended with {provider.returncode}, the job with {process.returncode}")
+            raise SystemExit(
+                f"submit ended with {provider.returncode}, the job with {process.returncode}"
+            )
     return {"processor time outside, s": used.ru_utime + used.ru_stime}
 
 
@@ -283,7 +315,9 @@ def measure(image: Path, steps: int, rounds: int) -> dict[str, float]:
 
 def image_name(digest: str) -> str:
     """Return the name under which the engine has the image of a digest."""
-    for line in run("docker", "images", "--digests", "--format", "{{.Repository}}@{{.Digest}}").splitlines():
+    for line in run(
+        "docker", "images", "--digests", "--format", "{{.Repository}}@{{.Digest}}"
+    ).splitlines():
         if line.endswith(digest):
             return line
     raise SystemExit(f"the engine has no image {digest}: push it to a registry and pull it")
@@ -291,7 +325,9 @@ def image_name(digest: str) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("image", type=Path, metavar="OUTPUT")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=1)

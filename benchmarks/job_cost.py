@@ -86,7 +86,9 @@ def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """Return the medians of each side, and the ratios of the job to the other sides."""
     summary: dict[str, Any] = {"sides": {name: side_summary(found) for name, found in runs.items()}}
     jobs = runs["job"]
-    summary["job_against"] = {name: against(jobs, found) for name, found in runs.items() if name != "job"}
+    summary["job_against"] = {
+        name: against(jobs, found) for name, found in runs.items() if name != "job"
+    }
     if "before" in runs and "plain" in runs:
         summary["before_against_plain"] = against(runs["before"], runs["plain"])
     return summary
@@ -116,8 +118,12 @@ def against(jobs: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
         for mine, theirs in zip(paces(job, job), paces(job, other), strict=True)
     )
     step_cpu = median(job.step_seconds_cpu / other.step_seconds_cpu for job, other in pairs)
-    cpu, their_cpu = (median(run.cpu_seconds - run.train_cpu for run in side) for side in (jobs, others))
-    beside, their_beside = (median(run.whole - run.train_seconds for run in side) for side in (jobs, others))
+    cpu, their_cpu = (
+        median(run.cpu_seconds - run.train_cpu for run in side) for side in (jobs, others)
+    )
+    beside, their_beside = (
+        median(run.whole - run.train_seconds for run in side) for side in (jobs, others)
+    )
     return {
         "whole": median(job.whole / other.whole for job, other in pairs),
         "cpu": median(job.cpu_seconds / other.cpu_seconds for job, other in pairs),
@@ -178,18 +184,26 @@ def show(summary: Mapping[str, Any]) -> Iterator[str]:
 def show_times(sides: Mapping[str, Any]) -> Iterator[str]:
     confidential_sides = [name for name in ("before", "job") if name in sides]
     yield ""
-    yield f"{'a job, seconds from its start':34}" + "".join(f"{name:>9}" for name in confidential_sides)
+    yield f"{'a job, seconds from its start':34}" + "".join(
+        f"{name:>9}" for name in confidential_sides
+    )
     for mark in MARKS:
         times = [sides[name]["marks"].get(mark) for name in confidential_sides]
         yield f"  {mark:32}" + "".join("        -" if at is None else f"{at:9.2f}" for at in times)
-    steps = [name for name in sides[confidential_sides[-1]]["marks"] if name.startswith("provider: ")]
+    steps = [
+        name for name in sides[confidential_sides[-1]]["marks"] if name.startswith("provider: ")
+    ]
     for mark in steps:
-        yield f"  {mark:32}" + "".join(f"{sides[name]['marks'][mark]:9.2f}" for name in confidential_sides)
+        yield f"  {mark:32}" + "".join(
+            f"{sides[name]['marks'][mark]:9.2f}" for name in confidential_sides
+        )
     own = [name for name in (*confidential_sides, "plain") if name in sides]
     yield ""
     yield f"{'the worker by its own watch':34}" + "".join(f"{name:>9}" for name in own)
     for part in PARTS:
-        yield f"  {part:32}" + "".join(f"{sides[name]['parts'].get(part, 0.0):9.2f}" for name in own)
+        yield f"  {part:32}" + "".join(
+            f"{sides[name]['parts'].get(part, 0.0):9.2f}" for name in own
+        )
 
 
 def sides_of(options: argparse.Namespace, setting: Setting, job: Confidential) -> dict[str, Side]:
@@ -202,19 +216,29 @@ def sides_of(options: argparse.Namespace, setting: Setting, job: Confidential) -
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="directory that scripts/prepare_demo.py filled")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="directory that scripts/prepare_demo.py filled"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=240, help="optimizer steps of 4 rows (240: some minutes)")
+    parser.add_argument(
+        "--steps", type=int, default=240, help="optimizer steps of 4 rows (240: some minutes)"
+    )
     parser.add_argument(
         "--sides", type=lambda text: text.split(","), default=["plain", "stock"],
         help="sides to compare the job with: plain, stock, or both (default)",
     )  # fmt: skip
     parser.add_argument(
-        "--before", metavar="PYTHON", help="an interpreter that imports an earlier version of the code"
+        "--before",
+        metavar="PYTHON",
+        help="an interpreter that imports an earlier version of the code",
     )
     parser.add_argument(
-        "--lean", action="store_true", help="no held-out rows and no samples, on which both sides spend the same"
+        "--lean",
+        action="store_true",
+        help="no held-out rows and no samples, on which both sides spend the same",
     )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

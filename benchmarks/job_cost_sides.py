@@ -252,11 +252,17 @@ class Confidential:
         home = str(self._folder / "home")
         variables = environment(XDG_CACHE_HOME=home, XDG_STATE_HOME=home)
         return subprocess.Popen(
-            self._command(*arguments), stdout=stdout, stderr=subprocess.DEVNULL, env=variables, cwd=self._folder
+            self._command(*arguments),
+            stdout=stdout,
+            stderr=subprocess.DEVNULL,
+            env=variables,
+            cwd=self._folder,
         )
 
     def _provider(self, *arguments: object) -> None:
-        subprocess.run(self._command(*arguments), check=True, capture_output=True, env=environment())
+        subprocess.run(
+            self._command(*arguments), check=True, capture_output=True, env=environment()
+        )
 
     def run(self, meanwhile: Callable[[Path, int, int], None] | None = None) -> Run:
         """Run one job to its end; the provider's command starts when the job accepts datasets.
@@ -281,7 +287,9 @@ class Confidential:
             )  # fmt: skip
             assert submit.stdout is not None
             if meanwhile is not None:
-                threading.Thread(target=meanwhile, args=(workspace, job.pid, submit.pid), daemon=True).start()
+                threading.Thread(
+                    target=meanwhile, args=(workspace, job.pid, submit.pid), daemon=True
+                ).start()
             said = submit.stdout.read().splitlines()
             code, provider_seconds = wait(submit)
             run.marks["submitted"] = clock()
@@ -297,7 +305,9 @@ class Confidential:
             raise SystemExit(f"the job ended with {job_code}")
         run.cpu_seconds = provider_seconds + job_seconds
         submitted = json.loads(said[-1])
-        run.marks |= {f"provider: {name}": seconds for name, seconds in submitted["seconds"].items()}
+        run.marks |= {
+            f"provider: {name}": seconds for name, seconds in submitted["seconds"].items()
+        }
         _take_summary(run, json.loads((result / "report" / "summary.json").read_bytes()))
         shutil.rmtree(result)
         shutil.rmtree(self._folder / "ciphertext")

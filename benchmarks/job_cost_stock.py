@@ -18,7 +18,13 @@ from typing import Any
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 
 class Steps(TrainerCallback):
@@ -31,13 +37,17 @@ class Steps(TrainerCallback):
         print("step", flush=True)
 
 
-def read_rows(data: Path, tokenizer: Any, share_held_out: float, seed: int) -> list[dict[str, list[int]]]:
+def read_rows(
+    data: Path, tokenizer: Any, share_held_out: float, seed: int
+) -> list[dict[str, list[int]]]:
     """Return token ids and labels of the training rows; only answers have labels."""
     rows = []
     for line in data.read_text("utf-8").splitlines():
         messages = json.loads(line)["messages"]
         prompt, whole = (
-            tokenizer.apply_chat_template(part, tokenize=True, return_dict=False, add_generation_prompt=opens)
+            tokenizer.apply_chat_template(
+                part, tokenize=True, return_dict=False, add_generation_prompt=opens
+            )
             for part, opens in ((messages[:-1], True), (messages, False))
         )
         rows.append({"input_ids": whole, "labels": [-100] * len(prompt) + whole[len(prompt) :]})
@@ -65,12 +75,18 @@ def main(job: Path, model_dir: Path, data: Path, output: Path) -> None:
     train, lora = spec["train"], spec["lora"]
     torch.manual_seed(train["seed"])
     rows = read_rows(
-        data, AutoTokenizer.from_pretrained(model_dir), spec["data"]["test_split_size"], train["seed"]
+        data,
+        AutoTokenizer.from_pretrained(model_dir),
+        spec["data"]["test_split_size"],
+        train["seed"],
     )
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
     model.config.use_cache = False
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora["lora_r"], lora_alpha=lora["lora_alpha"], target_modules="all-linear"
+        task_type="CAUSAL_LM",
+        r=lora["lora_r"],
+        lora_alpha=lora["lora_alpha"],
+        target_modules="all-linear",
     )
     model = get_peft_model(model, config)
     arguments = TrainingArguments(
@@ -80,7 +96,9 @@ def main(job: Path, model_dir: Path, data: Path, output: Path) -> None:
         report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no",
         train_sampling_strategy="group_by_length",
     )  # fmt: skip
-    Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Steps()]).train()
+    Trainer(
+        model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Steps()]
+    ).train()
     model.save_pretrained(output / "adapter")
 
 

@@ -25,7 +25,10 @@ def peer_interpreter(trl: str) -> Path:
         print(f"making {folder}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         # Asked for together with the rest, torch may come as a build for CUDA, with gigabytes of libraries.
-        for packages in ([f"torch=={version('torch').partition('+')[0]}"], [f"trl=={trl}", *map(_pin, SAME)]):
+        for packages in (
+            [f"torch=={version('torch').partition('+')[0]}"],
+            [f"trl=={trl}", *map(_pin, SAME)],
+        ):
             command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages]
             subprocess.run(command, check=True)
         complete.touch()

@@ -102,7 +102,9 @@ def set_adapter(model: Any) -> None:
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "lora_A" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5
+                )
 
 
 def train_ours(order: dict[str, Any]) -> dict[str, Any]:
@@ -122,16 +124,23 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
     model = training_contender.adapted_model(order)
     set_adapter(model)
     bf16 = order["dtype"] == "bf16"
-    precision = Precision(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, autocast=bf16)
+    precision = Precision(
+        torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, autocast=bf16
+    )
     examples = tuple(
         Example(array("i", prompt + answer), bytes(len(prompt)) + b"\1" * len(answer), stops=True)
         for prompt, *answers in order["pairs"]
         for answer in answers
     )
-    loss = CausalLoss(model, precision, pad_id=0, longest=max(example.length for example in examples))
+    loss = CausalLoss(
+        model, precision, pad_id=0, longest=max(example.length for example in examples)
+    )
     if loss.forward_mode != "fused":
         raise SystemExit("the quick way was not taken")
-    data, section = Dataset(examples, (), RowCounts(len(examples) // 2, 0, 0, 0), ()), section_of(order)
+    data, section = (
+        Dataset(examples, (), RowCounts(len(examples) // 2, 0, 0, 0), ()),
+        section_of(order),
+    )
     begun = training_contender.clock(order)
     method = DirectPreferenceOptimization(
         MethodInputs(data, loss, section, precision.device, reference=loss.adapter_disabled)
@@ -146,7 +155,9 @@ def train_ours(order: dict[str, Any]) -> dict[str, Any]:
     policy = PlainStepPolicy(model, method, examples, section)
     units, size = list(range(len(order["pairs"]))), order["batch"]
     policy.plan = InOrder([units[start : start + size] for start in range(0, len(units), size)])  # type: ignore[assignment]
-    loop = Trainer(model, method, policy, section, report=report, clock=lambda: training_contender.clock(order))
+    loop = Trainer(
+        model, method, policy, section, report=report, clock=lambda: training_contender.clock(order)
+    )
     outcome = loop.run()
     return {
         "seconds": outcome.train_seconds, "reference_seconds": reference_seconds,
@@ -228,7 +239,12 @@ def train_trl(order: dict[str, Any]) -> dict[str, Any]:
 
 def run_contender(order: dict[str, Any]) -> dict[str, Any]:
     """Run one contender in a new process, with the same environment for all."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "HF_HOME": order["folder"]}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "HF_HOME": order["folder"],
+    }
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
     interpreter = sys.executable if order["kind"] == "ours" else str(peer_interpreter(training.TRL))
     done = subprocess.run(
@@ -255,7 +271,11 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for _ in range(options.rounds):
         for kind in options.peers:
             results[kind].append(run_contender(order | {"kind": kind}))
-            print(f"{time.strftime('%H:%M:%S')} {kind}: {results[kind][-1]}", file=sys.stderr, flush=True)
+            print(
+                f"{time.strftime('%H:%M:%S')} {kind}: {results[kind][-1]}",
+                file=sys.stderr,
+                flush=True,
+            )
     return summarise(results, order["pairs"])
 
 
@@ -275,7 +295,12 @@ def summarise(results: dict[str, list[dict[str, Any]]], pairs: list[Pair]) -> di
         }
     for row in table.values():
         row["ours_against_it"] = table["ours"]["with_reference"] / row["with_reference"]
-    return {"pairs": len(pairs), "trained_tokens": trained, "input_tokens": read, "contenders": table}
+    return {
+        "pairs": len(pairs),
+        "trained_tokens": trained,
+        "input_tokens": read,
+        "contenders": table,
+    }
 
 
 def show(summary: dict[str, Any]) -> Iterator[str]:
@@ -286,14 +311,20 @@ def show(summary: dict[str, Any]) -> Iterator[str]:
             f"{kind:16}{row['trained_per_second']:10.0f}{row['with_reference']:11.0f}"
             f"{row['ours_against_it']:8.2f}x{row['losses'][-1]:11.4f}{row['margins'][-1]:9.3f}{row['peak_mib']:10.0f}"
         )
-    for step, losses in enumerate(zip(*(row["losses"] for row in summary["contenders"].values()), strict=True), 1):
+    for step, losses in enumerate(
+        zip(*(row["losses"] for row in summary["contenders"].values()), strict=True), 1
+    ):
         yield f"step {step:3}: " + "  ".join(f"{loss:.4f}" for loss in losses)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--data", type=Path, help="questions and answers for --model, in the job's formats")
+    parser.add_argument(
+        "--data", type=Path, help="questions and answers for --model, in the job's formats"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=4, help="pairs per optimizer step")
@@ -301,7 +332,9 @@ def main() -> None:
     parser.add_argument("--loss-type", default="sigmoid")
     parser.add_argument("--dtype", choices=training.DTYPES, default="bf16")
     parser.add_argument("--peers", type=lambda text: text.split(","), default=list(KINDS))
-    parser.add_argument("--cpu-clock", action="store_true", help="one thread, CPU time: for a shared machine")
+    parser.add_argument(
+        "--cpu-clock", action="store_true", help="one thread, CPU time: for a shared machine"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--contender", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

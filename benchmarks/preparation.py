@@ -32,7 +32,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SMALL_FILES = ("chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+SMALL_FILES = (
+    "chat_template.jinja",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 MAX_LENGTH = 2048
 FEW_ROWS = 1000
 
@@ -82,7 +87,9 @@ def write_model(source: Path, folder: Path) -> None:
 
 def spec_of(model: Path) -> dict[str, Any]:
     """Return a job spec for one step with the model."""
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(model.iterdir())}
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(model.iterdir())
+    }
     return {
         "version": 1,
         "model": {"model_name_or_path": "./model", "model_file_sha256": digests, "dtype": "float32"},
@@ -95,7 +102,9 @@ def spec_of(model: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(command: list[str], *, given: bytes = b"", pass_fds: tuple[int, ...] = (), **options: Any) -> Usage:
+def run(
+    command: list[str], *, given: bytes = b"", pass_fds: tuple[int, ...] = (), **options: Any
+) -> Usage:
     """Run a process to its end.
 
     Raises:
@@ -105,19 +114,34 @@ def run(command: list[str], *, given: bytes = b"", pass_fds: tuple[int, ...] = (
         stdin.write(given)
         stdin.seek(0)
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, pass_fds=pass_fds, **options)
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=log, stderr=log, pass_fds=pass_fds, **options
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
             raise RuntimeError(log.read()[-2000:].decode())
-        return Usage(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        return Usage(
+            time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        )
 
 
 def validate(checkout: Path, folder: Path, rows: Path) -> Usage:
     """Run `trainer validate`."""
-    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
-    command = [sys.executable, "-m", "trainer", "validate", str(rows), "--job", str(folder / "job.yaml"), "--json"]
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "validate",
+        str(rows),
+        "--job",
+        str(folder / "job.yaml"),
+        "--json",
+    ]
     return run([*command, "--model", str(folder / "model")], cwd=checkout, env=environment)
 
 
@@ -128,15 +152,21 @@ def prepare(checkout: Path, folder: Path, rows: Path) -> Usage:
             "spec": json.loads((folder / "job.yaml").read_text()), "model_dir": str(folder / "model"),
             "data_files": {"rows.jsonl": str(rows)}, "output_dir": output,
         }  # fmt: skip
-        if (checkout / "trainer" / "ipc").is_dir():  # before it existed, an order had no kind and no key
+        if (
+            checkout / "trainer" / "ipc"
+        ).is_dir():  # before it existed, an order had no kind and no key
             order |= {"kind": "training-order", "split_key": "00" * 32}
         reading, writing = os.pipe()
         messages: list[bytes] = []
-        listener = threading.Thread(target=lambda: messages.extend(os.fdopen(reading, "rb").read().splitlines()))
+        listener = threading.Thread(
+            target=lambda: messages.extend(os.fdopen(reading, "rb").read().splitlines())
+        )
         listener.start()
         command = [sys.executable, "-m", "trainer.worker", "--events-fd", str(writing)]
         try:
-            usage = run(command, given=json.dumps(order).encode() + b"\n", pass_fds=(writing,), cwd=checkout)
+            usage = run(
+                command, given=json.dumps(order).encode() + b"\n", pass_fds=(writing,), cwd=checkout
+            )
         finally:
             os.close(writing)
             listener.join()
@@ -147,13 +177,18 @@ def prepare(checkout: Path, folder: Path, rows: Path) -> Usage:
 MEASURED = {"validate": validate, "prepare": prepare}
 
 
-def measure(checkouts: Mapping[str, Path], folder: Path, rounds: int) -> dict[str, dict[str, Usage]]:
+def measure(
+    checkouts: Mapping[str, Path], folder: Path, rounds: int
+) -> dict[str, dict[str, Usage]]:
     """Run every measurement of every checkout in turn; return the medians, less the runs with few rows."""
-    found: dict[tuple[str, str], list[Usage]] = {(what, name): [] for what in MEASURED for name in checkouts}
+    found: dict[tuple[str, str], list[Usage]] = {
+        (what, name): [] for what in MEASURED for name in checkouts
+    }
     for _ in range(rounds):
         for (what, name), usages in found.items():
             idle, busy = (
-                MEASURED[what](checkouts[name], folder, folder / f"{rows}.jsonl") for rows in ("few", "rows")
+                MEASURED[what](checkouts[name], folder, folder / f"{rows}.jsonl")
+                for rows in ("few", "rows")
             )
             seconds = busy.seconds - (idle.seconds if what == "validate" else 0)
             usages.append(Usage(seconds, busy.processor - idle.processor, busy.megabytes))
@@ -173,7 +208,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    checkouts = {"against": arguments.against.resolve(), "this": Path(__file__).resolve().parents[1]}
+    checkouts = {
+        "against": arguments.against.resolve(),
+        "this": Path(__file__).resolve().parents[1],
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(folder / "rows.jsonl", arguments.megabytes)
@@ -188,12 +226,24 @@ def main() -> None:
         (folder / "job.yaml").write_text(json.dumps(spec_of(folder / "model")))
         medians = measure(checkouts, folder, arguments.rounds)
     if arguments.json:
-        print(json.dumps({what: {name: asdict(one) for name, one in by.items()} for what, by in medians.items()}))
+        print(
+            json.dumps(
+                {
+                    what: {name: asdict(one) for name, one in by.items()}
+                    for what, by in medians.items()
+                }
+            )
+        )
         return
     for what, by in medians.items():
-        ratios = [old / new for old, new in zip(*(asdict(by[name]).values() for name in checkouts), strict=True)]
+        ratios = [
+            old / new
+            for old, new in zip(*(asdict(by[name]).values() for name in checkouts), strict=True)
+        ]
         for name, usage in by.items():
-            print(f"{what:9} {name:8} {usage.seconds:8.1f} s {usage.processor:8.1f} s {usage.megabytes:8.0f} MB")
+            print(
+                f"{what:9} {name:8} {usage.seconds:8.1f} s {usage.processor:8.1f} s {usage.megabytes:8.0f} MB"
+            )
         print(f"{what:9} ratio    {ratios[0]:8.2f}   {ratios[1]:8.2f}   {ratios[2]:8.2f}")
 
 

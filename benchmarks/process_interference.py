@@ -73,15 +73,24 @@ class Alternation:
         found = next(workspace.rglob("metrics.jsonl"), None)
         if found is None or (found.parent / "summary.json").exists():
             return not self.seconds_per_token
-        lines = [json.loads(line) for line in found.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = [
+            json.loads(line)
+            for line in found.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
         self.seconds_per_token = [
-            1 / line["input_tokens_per_second"] for line in lines if "input_tokens_per_second" in line
+            1 / line["input_tokens_per_second"]
+            for line in lines
+            if "input_tokens_per_second" in line
         ]
         return True
 
     def windows(self) -> list[Window]:
         """Return the windows that contain at least one complete step."""
-        spans = ((running, start + 1, end) for (start, running), (end, _) in itertools.pairwise(self.edges))
+        spans = (
+            (running, start + 1, end)
+            for (start, running), (end, _) in itertools.pairwise(self.edges)
+        )
         return [
             (running, statistics.fmean(self.seconds_per_token[start:end]))
             for running, start, end in spans
@@ -125,9 +134,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="directory that scripts/prepare_demo.py filled")
-    parser.add_argument("--steps", type=int, default=240, help="optimizer steps of 4 rows (240: some minutes)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="directory that scripts/prepare_demo.py filled"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=240, help="optimizer steps of 4 rows (240: some minutes)"
+    )
     parser.add_argument("--window", type=float, default=6.0, help="seconds")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

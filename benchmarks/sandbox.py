@@ -75,17 +75,26 @@ class Training:
         self.folder = folder
         self.model = folder / "model"
         self.data = folder / "rows.jsonl"
-        self.data.write_text("".join(json.dumps({"text": text(number)}) + "\n" for number in range(400)))
+        self.data.write_text(
+            "".join(json.dumps({"text": text(number)}) + "\n" for number in range(400))
+        )
         make_model(self.model, [text(number) for number in range(400)])
         self.spec = {
             "version": 1,
             "model": {
                 "model_name_or_path": "/model",
-                "model_file_sha256": {file.name: file_sha256(file) for file in sorted(self.model.iterdir())},
+                "model_file_sha256": {
+                    file.name: file_sha256(file) for file in sorted(self.model.iterdir())
+                },
                 "dtype": "float32",
             },
             "data": {"max_length": 128, "test_split_size": 0.0},
-            "train": {"engine": "transformers", "max_steps": steps, "bf16": False, "learning_rate": 1e-3},
+            "train": {
+                "engine": "transformers",
+                "max_steps": steps,
+                "bf16": False,
+                "learning_rate": 1e-3,
+            },
         }
 
     def seconds(self, *, confined: bool) -> tuple[float, float]:
@@ -143,7 +152,9 @@ def processor_seconds(pid: int) -> float:
 def text(number: int) -> str:
     """Return a row of a hundred words, the same for the same number."""
     chosen = random.Random(number)
-    return " ".join(chosen.choice(["seal", "open", "train", "prove", "check", "send"]) for _ in range(100))
+    return " ".join(
+        chosen.choice(["seal", "open", "train", "prove", "check", "send"]) for _ in range(100)
+    )
 
 
 def make_model(folder: Path, texts: list[str]) -> None:
@@ -158,7 +169,8 @@ def make_model(folder: Path, texts: list[str]) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<s>", "</s>", "<pad>"]
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
     )
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -181,7 +193,9 @@ def make_model(folder: Path, texts: list[str]) -> None:
 
 def measure(rounds: int, steps: int) -> dict[str, list[tuple[float, float]]]:
     """Return the seconds (without, with the sandbox) of each case and round."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("calls", "compute", "worker", "training")}
+    found: dict[str, list[tuple[float, float]]] = {
+        name: [] for name in ("calls", "compute", "worker", "training")
+    }
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         training = Training(Path(folder), steps)
         training.seconds(confined=False)  # warm-up: fills the page cache
@@ -217,7 +231,9 @@ def main() -> None:
         print(json.dumps({**report, "start_s": start}))
         return
     for name, row in report.items():
-        print(f"{name:10} {row['without_s']:8.3f} s  {row['with_s']:8.3f} s  {row['overhead']:+7.2%}")
+        print(
+            f"{name:10} {row['without_s']:8.3f} s  {row['with_s']:8.3f} s  {row['overhead']:+7.2%}"
+        )
     print(f"{'start':10} {start:8.3f} s")
 
 

@@ -169,7 +169,9 @@ def peak_mib(folder: Path, mib: int) -> dict[str, float]:
     }
 
 
-def report(everyone: list[Tool], mib: int, memory: dict[str, dict[str, float]]) -> dict[str, object]:
+def report(
+    everyone: list[Tool], mib: int, memory: dict[str, dict[str, float]]
+) -> dict[str, object]:
     best = everyone[0]
     rows = {}
     for tool in everyone:
@@ -190,15 +192,23 @@ def print_table(result: dict[str, object]) -> None:
     print(f"{'':40}{'seal MB/s':>10}{'open MB/s':>10}{'seal x':>9}{'open x':>9}")
     for name, row in tools_.items():
         speeds = f"{row['seal_mb_per_s']:10}{row['open_mb_per_s']:10}"
-        print(f"{name:40}{speeds}{row['seal_time_over_ours']:9.2f}{row['open_time_over_ours']:9.2f}")
+        print(
+            f"{name:40}{speeds}{row['seal_time_over_ours']:9.2f}{row['open_time_over_ours']:9.2f}"
+        )
     print("\npeak resident memory, MiB:", json.dumps(result["peak_rss_mib"]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mib", type=int, default=512, help="size of the file (default: 512)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each tool that count (default: 5)")
-    parser.add_argument("--directory", type=Path, default=Path("/dev/shm"), help="where to work (default: tmpfs)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of each tool that count (default: 5)"
+    )
+    parser.add_argument(
+        "--directory", type=Path, default=Path("/dev/shm"), help="where to work (default: tmpfs)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     with workspace(arguments.directory) as folder:

@@ -77,7 +77,11 @@ def prepare(folder: Path) -> None:
             expires_at=now + 86400,
         )
         evidence = collect(
-            agent, claims, possession=keys.prove_possession(claims), gpu=GpuEvidence(), key_chain=keys.key_chain
+            agent,
+            claims,
+            possession=keys.prove_possession(claims),
+            gpu=GpuEvidence(),
+            key_chain=keys.key_chain,
         )
     (folder / "evidence.json").write_bytes(evidence.canonical())
     trainer(
@@ -88,7 +92,9 @@ def prepare(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--result", type=Path)
     parser.add_argument("--json", action="store_true")

@@ -83,14 +83,21 @@ def main() -> None:
         chats = write_rows(data, rows=arguments.rows, turns=arguments.turns)
         tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model)
         pairs = [
-            (seconds(lambda: ours(arguments.model, data)), seconds(lambda: theirs(tokenizer, chats)))
+            (
+                seconds(lambda: ours(arguments.model, data)),
+                seconds(lambda: theirs(tokenizer, chats)),
+            )
             for _ in range(arguments.rounds)
         ]
     figures = {
         name: round(arguments.rows / statistics.median(times))
         for name, times in zip(("ours", "theirs"), zip(*pairs, strict=True), strict=True)
     }
-    print(json.dumps(figures) if arguments.json else "\n".join(f"{k}: {v} rows/s" for k, v in figures.items()))
+    print(
+        json.dumps(figures)
+        if arguments.json
+        else "\n".join(f"{k}: {v} rows/s" for k, v in figures.items())
+    )
 
 
 if __name__ == "__main__":

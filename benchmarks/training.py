@@ -142,7 +142,11 @@ def random_model(folder: Path) -> Path:
 def layer_shapes(model: Path) -> tuple[list[tuple[int, int]], int]:
     """Return (outputs, inputs) of each linear layer of the model, and the number of weights of the head."""
     config = json.loads((model / "config.json").read_text())
-    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    width, inner, heads = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_attention_heads"],
+    )
     head_width = config.get("head_dim") or width // heads
     query, key = heads * head_width, config["num_key_value_heads"] * head_width
     layer = [(query, width), (key, width), (key, width), (width, query)]
@@ -166,7 +170,9 @@ def run_contender(order: dict[str, Any]) -> dict[str, float]:
 
     environment = {**os.environ, **QUIET}
     environment |= {"OMP_NUM_THREADS": "1"} if order["cpu_clock"] else {}
-    environment |= allocator_variables() if order["quick_malloc"] or order["kind"].startswith("ours") else {}
+    environment |= (
+        allocator_variables() if order["quick_malloc"] or order["kind"].startswith("ours") else {}
+    )
     kind, _, origin = order["kind"].partition("@")
     root = Path(origin) if origin and kind == "ours" else ROOT
     environment["PYTHONPATH"] = str(root)
@@ -214,12 +220,18 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return summarise(results, model, rows)
 
 
-def summarise(results: dict[str, list[dict[str, float]]], model: Path, rows: list[Row]) -> dict[str, Any]:
+def summarise(
+    results: dict[str, list[dict[str, float]]], model: Path, rows: list[Row]
+) -> dict[str, Any]:
     def middle(name: str, key: str) -> float:
         return statistics.median(result[key] for result in results[name])
 
     read, trained = sum(len(ids) for ids, _ in rows), sum(sum(own) for _, own in rows)
-    rates = {name: max(one["flops"] for one in results[name]) / 1e9 for name in results if name.startswith("gemm")}
+    rates = {
+        name: max(one["flops"] for one in results[name]) / 1e9
+        for name in results
+        if name.startswith("gemm")
+    }
     table: dict[str, Any] = {}
     for name, made in results.items():
         kind, _, dtype = name.rpartition("/")
@@ -236,7 +248,8 @@ def summarise(results: dict[str, list[dict[str, float]]], model: Path, rows: lis
             }
     for name, row in table.items():
         row["ours_against_it"] = (
-            table[f"ours/{name.rpartition('/')[2]}"]["trained_per_second"] / row["trained_per_second"]
+            table[f"ours/{name.rpartition('/')[2]}"]["trained_per_second"]
+            / row["trained_per_second"]
         )
     return {
         "rows": len(rows),
@@ -263,7 +276,9 @@ def show(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", type=Path, help="rows for --model, in the job's formats")
     parser.add_argument("--long", action="store_true", help="rows of one to four thousand tokens")
@@ -273,9 +288,13 @@ def main() -> None:
     parser.add_argument("--peers", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--dtypes", type=lambda text: text.split(","), default=list(DTYPES))
     parser.add_argument(
-        "--cpu-clock", action="store_true", help="one thread, CPU time: for a machine that is shared"
+        "--cpu-clock",
+        action="store_true",
+        help="one thread, CPU time: for a machine that is shared",
     )
-    parser.add_argument("--same-allocator", action="store_true", help="for all the one that ours has")
+    parser.add_argument(
+        "--same-allocator", action="store_true", help="for all the one that ours has"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if (options.model is None) != (options.data is None):

@@ -55,9 +55,13 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     from trainer.training.methods.sft import SupervisedFineTuning
     from trainer.training.step_policy import PlainStepPolicy
 
-    examples = tuple(Example(array("i", ids), bytes(trained), stops=True) for ids, trained in order["rows"])
+    examples = tuple(
+        Example(array("i", ids), bytes(trained), stops=True) for ids, trained in order["rows"]
+    )
     bf16 = order["dtype"] == "bf16"
-    precision = Precision(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, autocast=bf16)
+    precision = Precision(
+        torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, autocast=bf16
+    )
     packs = order["kind"] == "ours-packing"
     section = TrainSection(
         per_device_train_batch_size=order["bins"] if packs else order["batch"], learning_rate=order["rate"],
@@ -66,7 +70,9 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     lengths = [example.length for example in examples]
     compilation = Compilation("default", graphs=False) if order["kind"] == "ours-compiled" else None
     fused = order["kind"] in {"ours", "ours-packing"}
-    loss = CausalLoss(model, precision, pad_id=0, longest=max(lengths), fused=fused, compilation=compilation)
+    loss = CausalLoss(
+        model, precision, pad_id=0, longest=max(lengths), fused=fused, compilation=compilation
+    )
     if (loss.forward_mode == "fused") != fused:
         raise SystemExit("the quick way was not taken")
     compiling = warm_up(model, loss, examples, order) if compilation else 0.0
@@ -74,7 +80,9 @@ def train_ours(model: Any, order: dict[str, Any]) -> dict[str, float]:
     packing = DataSection(packing=packs, max_length=order["bin"] if packs else 1024)
     method = SupervisedFineTuning(MethodInputs(data, loss, section, precision.device, data=packing))
     policy = PlainStepPolicy(model, method, examples, section)
-    training = Trainer(model, method, policy, section, report=lambda _message: None, clock=lambda: clock(order))
+    training = Trainer(
+        model, method, policy, section, report=lambda _message: None, clock=lambda: clock(order)
+    )
     outcome = training.run()
     return {"seconds": outcome.train_seconds, "loss": outcome.train_loss, "compiling": compiling}
 
@@ -147,10 +155,17 @@ def make_hf(model: Any, order: dict[str, Any]) -> Any:
 
         mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
         ids = padded("input_ids", 0)
-        return {"input_ids": ids, "labels": padded("labels", -100), "attention_mask": torch.tensor(mask)}
+        return {
+            "input_ids": ids,
+            "labels": padded("labels", -100),
+            "attention_mask": torch.tensor(mask),
+        }
 
     rows = [
-        {"input_ids": ids, "labels": [id_ if own else -100 for id_, own in zip(ids, trained, strict=True)]}
+        {
+            "input_ids": ids,
+            "labels": [id_ if own else -100 for id_, own in zip(ids, trained, strict=True)],
+        }
         for ids, trained in order["rows"]
     ]
     arguments = common_arguments(order)
@@ -168,16 +183,23 @@ def make_trl(model: Any, order: dict[str, Any]) -> Any:
 
     arguments = common_arguments(order) | {"completion_only_loss": True, "max_length": None}
     if order["kind"] == "trl-packing":
-        arguments |= {"packing": True, "max_length": order["bin"]} | one_at_a_time({"batch": order["bins"]})
+        arguments |= {"packing": True, "max_length": order["bin"]} | one_at_a_time(
+            {"batch": order["bins"]}
+        )
     if order["kind"] == "trl-single":
         arguments |= one_at_a_time(order)
     if order["kind"] == "trl-as-shipped":
         arguments |= {"gradient_checkpointing": True}
     if order["kind"] == "trl-padding-free":
         arguments |= {"padding_free": True}
-    rows = Dataset.from_list([{"input_ids": ids, "completion_mask": own} for ids, own in order["rows"]])
+    rows = Dataset.from_list(
+        [{"input_ids": ids, "completion_mask": own} for ids, own in order["rows"]]
+    )
     return SFTTrainer(
-        model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer(PreTrainedTokenizerFast)
+        model,
+        args=SFTConfig(**arguments),
+        train_dataset=rows,
+        processing_class=tokenizer(PreTrainedTokenizerFast),
     )
 
 
@@ -199,7 +221,9 @@ def held_out_loss(model: Any, order: dict[str, Any]) -> float:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=order["dtype"] == "bf16"):
         for ids, trained in order["held_out"]:
             logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
-            losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+            losses = torch.nn.functional.cross_entropy(
+                logits, torch.tensor(ids[1:]), reduction="none"
+            )
             own = torch.tensor(trained[1:])
             total, count = total + float((losses * own).sum()), count + int(own.sum())
     return total / count

@@ -72,7 +72,10 @@ def make_rows(vocabulary: int, extent: Extent) -> list[tuple[list[int], list[int
     drawn = [int(middle * source.lognormvariate(0, 0.6)) for _ in range(extent.rows)]
     lengths = [min(longest, max(longest // 64, length)) for length in drawn]
     return [
-        ([source.randrange(10, vocabulary) for _ in range(length)], [0] * (length // 2) + [1] * (-(-length // 2)))
+        (
+            [source.randrange(10, vocabulary) for _ in range(length)],
+            [0] * (length // 2) + [1] * (-(-length // 2)),
+        )
         for length in lengths
     ]
 
@@ -89,7 +92,9 @@ def write_model(shape: str, folder: Path, device: str) -> Path:
 
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], dtype="bfloat16", pad_token_id=0))  # type: ignore[no-untyped-call]
+        model: Any = LlamaForCausalLM(
+            LlamaConfig(**SHAPES[shape], dtype="bfloat16", pad_token_id=0)
+        )  # type: ignore[no-untyped-call]
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder / shape)
     tokenizer(PreTrainedTokenizerFast).save_pretrained(folder / shape)
@@ -104,7 +109,9 @@ def load(model: Path, device: str) -> Any:
     from trainer.spec import LoraSection
     from trainer.training.adapter import attach_adapter
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map={"": device})
+    base = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, device_map={"": device}
+    )
     base.config.use_cache = False
     return attach_adapter(base, LoraSection(lora_r=RANK, lora_alpha=ALPHA))
 
@@ -164,7 +171,9 @@ class Observer:
         """Return the measurements of steps that read `tokens_each` tokens."""
         import torch
 
-        copies = sum(event.count for event in self._profiler.key_averages() if event.key.startswith(COPIES))
+        copies = sum(
+            event.count for event in self._profiler.key_averages() if event.key.startswith(COPIES)
+        )
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "tokens_per_second": tokens_each * self._extent.measured / self.seconds,
@@ -194,10 +203,14 @@ def ours(model: Path, rows: list[Any], device: str) -> dict[str, float]:
     extent, place = EXTENTS[device], torch.device(device)
     examples = tuple(Example(array("i", ids), bytes(own), stops=True) for ids, own in rows)
     adapted, observer = load(model, device), Observer(extent, device)
-    loss = CausalLoss(adapted, Precision(place, torch.bfloat16, autocast=True), pad_id=0, longest=extent.capacity)
+    loss = CausalLoss(
+        adapted, Precision(place, torch.bfloat16, autocast=True), pad_id=0, longest=extent.capacity
+    )
     if loss.forward_mode != "fused":
         raise SystemExit("the fused pass was not taken")
-    section = TrainSection(per_device_train_batch_size=BINS, max_steps=extent.steps, logging_steps=1000)
+    section = TrainSection(
+        per_device_train_batch_size=BINS, max_steps=extent.steps, logging_steps=1000
+    )
     data = Dataset(examples, (), RowCounts(len(examples), 0, 0, 0), ())
     packing = DataSection(packing=True, max_length=extent.capacity)
     method = SupervisedFineTuning(MethodInputs(data, loss, section, place, data=packing))
@@ -223,7 +236,9 @@ def unsloth_model(model: Path, extent: Extent) -> Any:
     )
 
 
-def trl_packing(model: Path, rows: list[Any], device: str, *, unsloth: bool = False) -> dict[str, float]:
+def trl_packing(
+    model: Path, rows: list[Any], device: str, *, unsloth: bool = False
+) -> dict[str, float]:
     """Train with TRL's trainer and packing, optionally on unsloth's model."""
     extent = EXTENTS[device]
     adapted = unsloth_model(model, extent) if unsloth else load(model, device)
@@ -252,7 +267,9 @@ def trl_packing(model: Path, rows: list[Any], device: str, *, unsloth: bool = Fa
             processing_class=tokenizer(PreTrainedTokenizerFast),
             callbacks=[Watch()],
         )  # fmt: skip
-        packed = sum(len(ids) for ids in trainer.train_dataset["input_ids"]) / len(trainer.train_dataset)
+        packed = sum(len(ids) for ids in trainer.train_dataset["input_ids"]) / len(
+            trainer.train_dataset
+        )
         trainer.train()
     return observer.figures(BINS * packed)
 
@@ -272,7 +289,9 @@ def work_per_token(shape: str) -> float:
     key = width * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
     layer = [(width, width)] * 2 + [(key, width)] * 2 + [(inner, width)] * 2 + [(width, inner)]
     linear = sum(outputs * inputs for outputs, inputs in layer) * sizes["num_hidden_layers"]
-    adapter = sum(RANK * (outputs + inputs) for outputs, inputs in layer) * sizes["num_hidden_layers"]
+    adapter = (
+        sum(RANK * (outputs + inputs) for outputs, inputs in layer) * sizes["num_hidden_layers"]
+    )
     total: float = 4.0 * linear + 6.0 * adapter + 2.0 * sizes["vocab_size"] * width
     return total
 
@@ -281,23 +300,41 @@ def measured(kind: str, model: Path, shape: str, options: argparse.Namespace) ->
     """Run one contender in a process of its own; one that fails is a result too, and the others go on."""
     if kind != "ours" and importlib.util.find_spec(kind.partition("-")[0]) is None:
         return {"skipped": f"{kind.partition('-')[0]} is not installed"}
-    command = [sys.executable, "-m", "benchmarks.training_gpu", "--contend", kind, str(model), shape]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.training_gpu",
+        "--contend",
+        kind,
+        str(model),
+        shape,
+    ]
     command += ["--device", options.device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"failed": done.stderr[-3000:]}
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    figures["mfu"] = figures["tokens_per_second"] * work_per_token(shape) / options.peak_tflops / 1e12
+    figures["mfu"] = (
+        figures["tokens_per_second"] * work_per_token(shape) / options.peak_tflops / 1e12
+    )
     return figures
 
 
 def main() -> int:
     """Run the command line; returns 1 if a contender failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", type=lambda text: text.split(","), default=["smollm2", "llama-8b"])
-    parser.add_argument("--peers", type=lambda text: text.split(","), default=["ours", "trl-packing", "unsloth"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shapes", type=lambda text: text.split(","), default=["smollm2", "llama-8b"]
+    )
+    parser.add_argument(
+        "--peers", type=lambda text: text.split(","), default=["ours", "trl-packing", "unsloth"]
+    )
     parser.add_argument("--device", choices=EXTENTS, default="cuda")
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="in bfloat16; H100 and H200: 989")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=989.0, help="in bfloat16; H100 and H200: 989"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--contend", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -311,7 +348,11 @@ def main() -> int:
             model = write_model(shape, Path(folder), options.device)
             for kind in options.peers:
                 results[f"{shape} {kind}"] = measured(kind, model, shape, options)
-    print(json.dumps(results) if options.json else "\n".join(f"{name}: {row}" for name, row in results.items()))
+    print(
+        json.dumps(results)
+        if options.json
+        else "\n".join(f"{name}: {row}" for name, row in results.items())
+    )
     return int(any("failed" in row for row in results.values()))
 
 

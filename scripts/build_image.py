@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
         prog="scripts/image", description=description, epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    made.add_argument("variant", choices=("cpu", "cuda"), help="which lock: requirements/image-VARIANT.txt")
+    made.add_argument(
+        "variant", choices=("cpu", "cuda"), help="which lock: requirements/image-VARIANT.txt"
+    )
     made.add_argument(
         "--base", required=True, type=base_image, metavar="BASE",
         help="the base image by digest, or `debian` to make one from Debian's packages with Python 3.11",
@@ -62,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
         help="with --base debian: g++ and Python's headers, for train.torch_compile; always so for cuda",
     )  # fmt: skip
     made.add_argument("--output", type=Path, metavar="DIR", help="default: dist/image-VARIANT")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confidential-trainer"
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confidential-trainer"
+    )
     made.add_argument(
         "--cache", type=Path, metavar="DIR", default=cache,
         help="where wheels and bases stay for the next build (default: ~/.cache/confidential-trainer)",
@@ -71,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
         "--in-memory", action="store_true",
         help="keep the layers in memory while building: 4 GB for cpu, 20 for cuda; quicker where disks are slow",
     )  # fmt: skip
-    made.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    made.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output"
+    )
     return made
 
 

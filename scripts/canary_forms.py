@@ -63,7 +63,9 @@ def needles(canaries: Sequence[str | bytes], tokenize: Tokenize | None = None) -
         for form, content, textual in _forms(canary, tokenize):
             _add(found, Needle(content.lower(), index, form))
             if textual:
-                _add(found, Needle(squeeze(content.lower()), index, f"{form} in pieces", broken=True))
+                _add(
+                    found, Needle(squeeze(content.lower()), index, f"{form} in pieces", broken=True)
+                )
     return list(found.values())
 
 
@@ -82,7 +84,11 @@ def _forms(canary: str | bytes, tokenize: Tokenize | None) -> Iterator[tuple[str
         raw = canary.encode(encoding)
         yield encoding, raw, encoding == "utf-8"
         yield from _encoded(encoding, raw)
-    yield "upper case", canary.upper().encode(), True  # `bytes.lower` in the search folds ASCII letters only
+    yield (
+        "upper case",
+        canary.upper().encode(),
+        True,
+    )  # `bytes.lower` in the search folds ASCII letters only
     yield "reversed", canary[::-1].encode(), False
     yield from _escaped(canary)
     if tokenize is not None:
@@ -132,6 +138,10 @@ def _token_ids(canary: str, tokenize: Tokenize) -> Iterator[tuple[str, bytes, bo
             continue
         for name, layout, limit in _INTEGERS:
             if max(inner) < limit:
-                yield f"token ids as {name}", b"".join(struct.pack(layout, token) for token in inner), False
+                yield (
+                    f"token ids as {name}",
+                    b"".join(struct.pack(layout, token) for token in inner),
+                    False,
+                )
         for separator in (",", " "):
             yield "token ids in decimal", separator.join(map(str, inner)).encode(), True

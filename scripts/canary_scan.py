@@ -116,7 +116,10 @@ def report(findings: Findings, seconds: float) -> int:
     for line in findings.unread:
         print(f"canary-scan: {_printable(line)}", file=sys.stderr)
     rate = findings.searched / 1e6 / max(seconds, 1e-9)
-    print(f"canary-scan: {len(findings.hits)} hits in {findings.searched} bytes, {rate:.0f} MB/s", file=sys.stderr)
+    print(
+        f"canary-scan: {len(findings.hits)} hits in {findings.searched} bytes, {rate:.0f} MB/s",
+        file=sys.stderr,
+    )
     return 1 if findings.hits else 2 if findings.unread else 0
 
 
@@ -127,14 +130,25 @@ def _printable(text: str) -> str:
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     summary, _, rest = str(__doc__).partition("\n")
     parser = argparse.ArgumentParser(
-        prog="canary-scan", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="canary-scan",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--canary", action="append", default=[], help="a planted string; repeatable")
     parser.add_argument(
-        "--canaries-from", type=Path, help="a file of planted strings, one a line: they stay out of `ps`"
+        "--canary", action="append", default=[], help="a planted string; repeatable"
     )
-    parser.add_argument("--tokens", type=Path, metavar="MODEL_DIR", help="also look for their token ids")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="files, directories, or - for standard input")
+    parser.add_argument(
+        "--canaries-from",
+        type=Path,
+        help="a file of planted strings, one a line: they stay out of `ps`",
+    )
+    parser.add_argument(
+        "--tokens", type=Path, metavar="MODEL_DIR", help="also look for their token ids"
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="files, directories, or - for standard input"
+    )
     return parser.parse_args(words)
 
 
@@ -147,7 +161,9 @@ def _search(options: argparse.Namespace) -> Search:
     missing = [path for path in options.paths if path != _STDIN and not os.path.lexists(path)]
     if missing:
         raise ValueError(f"no such file: {missing[0]}")
-    return Search(needles(canaries, None if options.tokens is None else tokenizer_of(options.tokens)))
+    return Search(
+        needles(canaries, None if options.tokens is None else tokenizer_of(options.tokens))
+    )
 
 
 def main(words: Sequence[str]) -> int:

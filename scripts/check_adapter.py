@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 # Set before the libraries read them: this script must not contact a model hub.
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1")
+os.environ.update(
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1"
+)
 
 import torch
 from peft import PeftModel
@@ -47,7 +49,9 @@ class Encoded:
 def held_out(rows: Sequence[Encoded], spec: JobSpec) -> list[int]:
     """Return the indices of the rows that the job did not train on, ascending."""
     if spec.privacy.enabled:
-        raise SystemExit("the job has a section privacy: the rows held out are a secret of the sealed dataset")
+        raise SystemExit(
+            "the job has a section privacy: the rows held out are a secret of the sealed dataset"
+        )
     key = hashlib.sha256(b"confidential-trainer/split-by-seed/v1\0%d" % spec.train.seed).digest()
     limit = int(spec.data.test_split_size * 2**64)
     digests = [hashlib.sha256(array("i", row.ids).tobytes() + b"/").digest() for row in rows]
@@ -57,12 +61,16 @@ def held_out(rows: Sequence[Encoded], spec: JobSpec) -> list[int]:
 
 def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Encoded:
     """Encode one question and one answer, up to the token that ends the answer's turn."""
-    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], tokenize=False, add_generation_prompt=True
+    )
     answer = messages[-1]["content"] + tokenizer.eos_token
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
     if ids[: len(start)] != start:
-        raise SystemExit("a token spans the end of the prompt; this check cannot tell the answer's tokens apart")
+        raise SystemExit(
+            "a token spans the end of the prompt; this check cannot tell the answer's tokens apart"
+        )
     return Encoded(ids, len(start))
 
 
@@ -83,7 +91,9 @@ def mean_loss(model: Any, rows: Sequence[Encoded], context: AbstractContextManag
 
 def load(model_dir: Path, adapter_dir: Path, weights: str) -> Any:
     """Load the base model in the precision that the report names, with the adapter."""
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, weights), local_files_only=True)
+    base = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=getattr(torch, weights), local_files_only=True
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return PeftModel.from_pretrained(base, str(adapter_dir)).to(device).eval()
 
@@ -91,7 +101,11 @@ def load(model_dir: Path, adapter_dir: Path, weights: str) -> Any:
 def check(result: Path, model_dir: Path, data: Path, spec: JobSpec) -> dict[str, Any]:
     """Compute both losses and compare them with those of the report."""
     summary = json.loads((result / "report" / "summary.json").read_bytes())
-    lines = [json.loads(line)["messages"] for line in data.read_text("utf-8").splitlines() if line.strip()]
+    lines = [
+        json.loads(line)["messages"]
+        for line in data.read_text("utf-8").splitlines()
+        if line.strip()
+    ]
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     encoded = [encode(tokenizer, line) for line in lines]
     chosen = held_out(encoded, spec)
@@ -119,17 +133,28 @@ def _context(model: Any, summary: dict[str, Any]) -> AbstractContextManager[Any]
 def compare(found: float, reported: float) -> dict[str, Any]:
     """Compare a loss with the reported one; they may differ by `TOLERANCE`."""
     difference = abs(found - reported) / reported
-    return {"reported": reported, "found": found, "difference": difference, "passed": difference <= TOLERANCE}
+    return {
+        "reported": reported,
+        "found": found,
+        "difference": difference,
+        "passed": difference <= TOLERANCE,
+    }
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; returns 1 if a loss differs."""
-    parser = argparse.ArgumentParser(description="Take the losses of an adapter again, with stock PEFT.")
+    parser = argparse.ArgumentParser(
+        description="Take the losses of an adapter again, with stock PEFT."
+    )
     parser.add_argument("result", type=Path, help="directory with adapter/ and report/")
     parser.add_argument("--model", type=Path, required=True, help="directory of the base model")
-    parser.add_argument("--data", type=Path, required=True, help="the JSONL file that was submitted")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the JSONL file that was submitted"
+    )
     parser.add_argument("--job", type=Path, required=True, help="job.yaml")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on the last line"
+    )
     options = parser.parse_args(arguments)
     found = check(options.result, options.model, options.data, read_job_spec(options.job))
     sys.stdout.write(f"{json.dumps(found)}\n" if options.json else describe(found))
@@ -138,11 +163,15 @@ def main(arguments: list[str]) -> int:
 
 def describe(found: dict[str, Any]) -> str:
     """Return the comparison as text."""
-    lines = [f"held-out rows ({len(found['held_out_rows'])}): {', '.join(map(str, found['held_out_rows']))}"]
+    lines = [
+        f"held-out rows ({len(found['held_out_rows'])}): {', '.join(map(str, found['held_out_rows']))}"
+    ]
     for name in ("eval_loss_before", "eval_loss_after"):
         loss = found[name]
         verdict = "same" if loss["passed"] else "DIFFERENT"
-        lines.append(f"{name}: reported {loss['reported']:.4f}, stock PEFT {loss['found']:.4f}: {verdict}")
+        lines.append(
+            f"{name}: reported {loss['reported']:.4f}, stock PEFT {loss['found']:.4f}: {verdict}"
+        )
     return "\n".join(lines) + "\n"
 
 

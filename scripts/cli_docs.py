@@ -68,7 +68,9 @@ def difference(found: str, expected: str) -> str:
 def main(arguments: list[str]) -> int:
     """Write the page, or compare it under `--check`; returns 1 if it differs."""
     parser = argparse.ArgumentParser(description="Write docs/cli.md from the commands' help.")
-    parser.add_argument("--check", action="store_true", help="compare only; 1 if the page is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="compare only; 1 if the page is out of date"
+    )
     options = parser.parse_args(arguments)
     page = render()
     if not options.check:
@@ -76,7 +78,9 @@ def main(arguments: list[str]) -> int:
         return 0
     found = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     if changes := difference(found, page):
-        sys.stderr.write(f"{changes}docs/cli.md is out of date; hint: .venv/bin/python scripts/cli_docs.py\n")
+        sys.stderr.write(
+            f"{changes}docs/cli.md is out of date; hint: .venv/bin/python scripts/cli_docs.py\n"
+        )
         return 1
     return 0
 

@@ -20,7 +20,9 @@ class NoOtherAgeError(Exception):
     """This machine has no other implementation of age; the message says what was looked for."""
 
 
-def list_with_other_age(run: Processes, sealed: Path, key: Path, cache: Path) -> tuple[str, set[str]]:
+def list_with_other_age(
+    run: Processes, sealed: Path, key: Path, cache: Path
+) -> tuple[str, set[str]]:
     """Decrypt with another implementation and list the files of the tar.
 
     Args:
@@ -36,23 +38,33 @@ def list_with_other_age(run: Processes, sealed: Path, key: Path, cache: Path) ->
         NoOtherAgeError: none is installed that supports this type of key.
         DemoError: one is installed and cannot open the result.
     """
-    identity = next(line for line in key.read_text("utf-8").splitlines() if line.startswith("AGE-SECRET-KEY-"))
+    identity = next(
+        line for line in key.read_text("utf-8").splitlines() if line.startswith("AGE-SECRET-KEY-")
+    )
     hybrid = identity.startswith("AGE-SECRET-KEY-PQ-")
     if shutil.which("age") and (not hybrid or _age_version() >= (1, 3)):
         run.say(f"$ age -d -i {key} {sealed} | tar t")
-        return "age", _list_files(_run_decryption(["age", "--decrypt", "-i", str(key), str(sealed)]))
+        return "age", _list_files(
+            _run_decryption(["age", "--decrypt", "-i", str(key), str(sealed)])
+        )
     if not (shutil.which("node") and shutil.which("npm")):
-        raise NoOtherAgeError("neither an age that knows this kind of key nor node and npm are here")
+        raise NoOtherAgeError(
+            "neither an age that knows this kind of key nor node and npm are here"
+        )
     _install(cache)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "result.tar"
         run.say(f"$ node {cache}/age.mjs decrypt … {sealed} … | tar t")
-        _run_decryption(["node", str(cache / "age.mjs"), "decrypt", identity, str(sealed), str(target)])
+        _run_decryption(
+            ["node", str(cache / "age.mjs"), "decrypt", identity, str(sealed), str(target)]
+        )
         return "npm age-encryption", _list_files(target.read_bytes())
 
 
 def _age_version() -> tuple[int, int]:
-    text = subprocess.run(["age", "--version"], capture_output=True, text=True, check=False, timeout=10).stdout
+    text = subprocess.run(
+        ["age", "--version"], capture_output=True, text=True, check=False, timeout=10
+    ).stdout
     found = re.search(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -78,7 +90,9 @@ def _run_decryption(command: list[str]) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     except subprocess.SubprocessError as error:
-        raise DemoError(f"{command[0]} cannot open the sealed result ({type(error).__name__})") from None
+        raise DemoError(
+            f"{command[0]} cannot open the sealed result ({type(error).__name__})"
+        ) from None
     return done.stdout
 
 

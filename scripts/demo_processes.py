@@ -60,7 +60,10 @@ class Processes:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for process in reversed(self._running):  # clients before the servers that they use
             end(process)
@@ -73,14 +76,19 @@ class Processes:
     def background(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a command in its own session; its output goes to NAME.stdout and NAME.stderr in `logs`."""
         self.say(f"$ {shlex.join(command)} &")
-        with (self._logs / f"{name}.stdout").open("wb") as out, (self._logs / f"{name}.stderr").open("wb") as err:
+        with (
+            (self._logs / f"{name}.stdout").open("wb") as out,
+            (self._logs / f"{name}.stderr").open("wb") as err,
+        ):
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
             )
         self._running.append(process)
         return process
 
-    def foreground(self, *command: str, seconds: float, shown: bool = True, as_json: bool = False) -> list[str]:
+    def foreground(
+        self, *command: str, seconds: float, shown: bool = True, as_json: bool = False
+    ) -> list[str]:
         """Run a command to its end and return the lines that it printed.
 
         Args:
@@ -102,7 +110,11 @@ class Processes:
             code = process.wait()
         self._running.remove(process)
         if code != 0:
-            reason = f"took more than {limit:.0f} s" if ran_out.is_set() else f"ended with exit code {code}"
+            reason = (
+                f"took more than {limit:.0f} s"
+                if ran_out.is_set()
+                else f"ended with exit code {code}"
+            )
             raise DemoError(f"`{shlex.join(command[:2])} …` {reason}")
         return lines
 
@@ -132,7 +144,9 @@ class Processes:
                 return line if text else ""
             if process.poll() is not None:
                 last = f"its last word: {_last_line(found)}" if text else f"see {self._logs}"
-                raise DemoError(f"{what}: its process ended with exit code {process.returncode}; {last}")
+                raise DemoError(
+                    f"{what}: its process ended with exit code {process.returncode}; {last}"
+                )
             time.sleep(0.1)
         raise DemoError(f"{what}: nothing in {seconds:.0f} s; see {self._logs}")
 
@@ -145,7 +159,9 @@ class Processes:
         try:
             return process.wait(self._deadline.bounded(seconds))
         except subprocess.TimeoutExpired:
-            raise DemoError(f"process {process.pid} did not end in {seconds:.0f} s; see {self._logs}") from None
+            raise DemoError(
+                f"process {process.pid} did not end in {seconds:.0f} s; see {self._logs}"
+            ) from None
 
 
 class _Limit:

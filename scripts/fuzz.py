@@ -60,7 +60,9 @@ class Progress:
         left = (self._total - self.done) / rate
         if self._limit is not None:
             left = min(left, self._limit - self.elapsed)
-        sys.stderr.write(f"{name:20} {self.done:>9} of {self._total}, {rate:6.0f}/s, {max(left, 0):5.0f} s left\n")
+        sys.stderr.write(
+            f"{name:20} {self.done:>9} of {self._total}, {rate:6.0f}/s, {max(left, 0):5.0f} s left\n"
+        )
 
 
 class Pool:
@@ -96,7 +98,9 @@ def fuzz(
     progress = Progress(inputs, seconds, quiet=quiet)
     plan = planned(targets, inputs)
     sessions = [Session(target) for target in targets]
-    rngs = [Random(f"{seed}/{target.name}") for target in targets]  # the name: targets do not depend on each other
+    rngs = [
+        Random(f"{seed}/{target.name}") for target in targets
+    ]  # the name: targets do not depend on each other
     pools = [Pool(target, rng) for target, rng in zip(targets, rngs, strict=True)]
     for session, pool in zip(sessions, pools, strict=True):
         for data in pool.inputs[:]:
@@ -104,7 +108,10 @@ def fuzz(
     with suppress(KeyboardInterrupt):  # what was done until then is told
         while any(session.inputs < plan[session.target.name] for session in sessions):
             for session, pool, rng in zip(sessions, pools, rngs, strict=True):
-                wanted = min(plan[session.target.name] - session.inputs, 1 + int(_BATCH * session.target.share))
+                wanted = min(
+                    plan[session.target.name] - session.inputs,
+                    1 + int(_BATCH * session.target.share),
+                )
                 _batch(session, pool, rng, wanted)
                 progress.add(max(wanted, 0), session.target.name)
                 if seconds is not None and progress.elapsed > seconds:
@@ -138,14 +145,25 @@ def _print(sessions: Sequence[Session], *, as_json: bool) -> None:
     rows = summary(sessions)
     if as_json:
         found = [
-            vars(each) | {"data": each.data.hex()} for session in sessions for each in session.findings.values()
+            vars(each) | {"data": each.data.hex()}
+            for session in sessions
+            for each in session.findings.values()
         ]
         print(json.dumps({"targets": rows, "findings": found}, indent=2))
         return
-    print(f"{'target':20} {'inputs':>9} {'accepted':>9} {'seconds':>8} {'slowest':>10} {'findings':>8}")
+    print(
+        f"{'target':20} {'inputs':>9} {'accepted':>9} {'seconds':>8} {'slowest':>10} {'findings':>8}"
+    )
     for row in rows:
-        print("{target:20} {inputs:>9} {accepted:>9} {seconds:>8} {slowest_ms:>7} ms {findings:>8}".format(**row))
-    total, spent = sum(session.inputs for session in sessions), sum(session.seconds for session in sessions)
+        print(
+            "{target:20} {inputs:>9} {accepted:>9} {seconds:>8} {slowest_ms:>7} ms {findings:>8}".format(
+                **row
+            )
+        )
+    total, spent = (
+        sum(session.inputs for session in sessions),
+        sum(session.seconds for session in sessions),
+    )
     print(f"{'all':20} {total:>9} {'':9} {spent:>8.1f}")
     print(report(each for session in sessions for each in session.findings.values()), end="")
 
@@ -169,7 +187,9 @@ def main(arguments: Sequence[str]) -> int:
     chosen = options(arguments)
     targets = [target for target in TARGETS if not chosen.target or target.name in chosen.target]
     arm()
-    sessions = fuzz(targets, chosen.inputs, seconds=chosen.seconds, seed=chosen.seed, quiet=chosen.quiet)
+    sessions = fuzz(
+        targets, chosen.inputs, seconds=chosen.seconds, seed=chosen.seed, quiet=chosen.quiet
+    )
     _print(sessions, as_json=chosen.json)
     return int(any(session.findings for session in sessions))
 

@@ -54,7 +54,9 @@ class Guided:
         if self._session.inputs < self._inputs and time.monotonic() < self._end:
             return
         made = self._session
-        print(f"{made.target.name}: {made.inputs} inputs, {made.accepted} accepted, {len(made.findings)} findings")
+        print(
+            f"{made.target.name}: {made.inputs} inputs, {made.accepted} accepted, {len(made.findings)} findings"
+        )
         print(report(iter(made.findings.values())), end="", flush=True)
         shutil.rmtree(self.corpus)
         os._exit(int(bool(made.findings)))
@@ -62,13 +64,17 @@ class Guided:
 
 def main(arguments: Sequence[str]) -> None:
     """Fuzz one target until inputs or time are spent."""
-    parser = argparse.ArgumentParser(description="Fuzz one parser of hostile input, guided by coverage.")
+    parser = argparse.ArgumentParser(
+        description="Fuzz one parser of hostile input, guided by coverage."
+    )
     parser.add_argument("target", choices=[target.name for target in TARGETS])
     parser.add_argument("--inputs", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
-    guided = Guided(next(each for each in TARGETS if each.name == chosen.target), chosen.inputs, chosen.seconds)
+    guided = Guided(
+        next(each for each in TARGETS if each.name == chosen.target), chosen.inputs, chosen.seconds
+    )
     arm()
     flags = ["-verbosity=0", f"-seed={chosen.seed}", f"-max_len={MAX_BYTES}", "-len_control=0"]
     command = [sys.argv[0], *flags, str(guided.corpus)]

@@ -82,7 +82,10 @@ class Session:
             request = prepared(case)
             aim(request, self._server, self._rng)
             data = wire(request)
-        except (RequestException, UnicodeError):  # a header that no client can send: the wire has no room for it
+        except (
+            RequestException,
+            UnicodeError,
+        ):  # a header that no client can send: the wire has no room for it
             self.outcome.unsent += 1
             return
         try:
@@ -100,7 +103,9 @@ class Session:
         await self._mutate(data)
 
     async def _ask(self, data: bytes, method: str) -> Answer:
-        for _ in range(2):  # a connection that was kept may be gone meanwhile: the second one is new
+        for _ in range(
+            2
+        ):  # a connection that was kept may be gone meanwhile: the second one is new
             fresh = self._streams is None
             reader, writer = self._streams = self._streams or await self._server.connect()
             writer.write(data)
@@ -120,7 +125,9 @@ class Session:
         changed = mutated(data, self._recent, self._rng)
         self.outcome.mutated += 1
         reader, writer = await self._server.connect()
-        method, target = ([part.decode("latin1") for part in changed[:4096].split(b" ")[:2]] + ["", ""])[:2]
+        method, target = (
+            [part.decode("latin1") for part in changed[:4096].split(b" ")[:2]] + ["", ""]
+        )[:2]
         try:
             writer.write(changed)
             answer = await asyncio.wait_for(read_answer(reader, method), _MUTATED_SECONDS)
@@ -132,7 +139,9 @@ class Session:
             self.outcome.count(f"mutated: {answer.status or 'closed'}")
             if answer.status:
                 token = TOKEN.encode() in changed
-                self._note(self._judge.by_words(method, target, answer, token=token), "mutated", changed)
+                self._note(
+                    self._judge.by_words(method, target, answer, token=token), "mutated", changed
+                )
         finally:
             writer.close()
 
@@ -158,7 +167,9 @@ def listening_for_bugs(found: list[str]) -> Iterator[None]:
 
     handler = _Keep()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: found.append(f"event loop: {context.get('message')}"))
+    loop.set_exception_handler(
+        lambda _, context: found.append(f"event loop: {context.get('message')}")
+    )
     private.addHandler(handler)
     silent, private.propagate = private.propagate, False
     try:
@@ -219,7 +230,11 @@ class Run:
 
     def fuzz(self) -> list[Outcome]:
         """Fire at each stage that is not done yet."""
-        stages = [stage for stage in STAGES if not self._options.stage or stage.name in self._options.stage]
+        stages = [
+            stage
+            for stage in STAGES
+            if not self._options.stage or stage.name in self._options.stage
+        ]
         done = {outcome.stage for outcome in self.outcomes}
         each = -(-self._options.requests // len(stages))
         cases = Cases(asyncio.run(document()), self._options.seed)
@@ -230,12 +245,16 @@ class Run:
             if time.monotonic() >= until:
                 break
             options = self._options
-            work = fuzz_stage(stage, each, cases, options.seed, tls=options.tls, tell=self._tell, until=until)
+            work = fuzz_stage(
+                stage, each, cases, options.seed, tls=options.tls, tell=self._tell, until=until
+            )
             self.outcomes.append(asyncio.run(work))
             if (
                 self._options.save is not None and time.monotonic() < until
             ):  # a stage that was cut short is not done
-                self._options.save.write_text(json.dumps([asdict(outcome) for outcome in self.outcomes]))
+                self._options.save.write_text(
+                    json.dumps([asdict(outcome) for outcome in self.outcomes])
+                )
         return self.outcomes
 
     def _tell(self, outcome: Outcome) -> None:
@@ -270,7 +289,9 @@ def _print(outcomes: Sequence[Outcome]) -> None:
         row = f"{each.requests:>8} {each.mutated:>8} {each.seconds:>8.1f} {len(each.findings):>8}"
         print(f"{each.stage:20} {row}")
     whole = summary(outcomes)
-    print(f"{whole['requests']} requests by schemathesis, {whole['mutated']} mutated, in {whole['seconds']} s")
+    print(
+        f"{whole['requests']} requests by schemathesis, {whole['mutated']} mutated, in {whole['seconds']} s"
+    )
     print(" ".join(f"{status}={count}" for status, count in whole["statuses"].items()))
     for each in outcomes:
         for words, request in each.findings.items():
@@ -280,9 +301,13 @@ def _print(outcomes: Sequence[Outcome]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--requests", type=int, default=100_000, help="by schemathesis, over all stages together")
+    parser.add_argument(
+        "--requests", type=int, default=100_000, help="by schemathesis, over all stages together"
+    )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long")
-    parser.add_argument("--stage", action="append", choices=[stage.name for stage in STAGES], help="repeatable")
+    parser.add_argument(
+        "--stage", action="append", choices=[stage.name for stage in STAGES], help="repeatable"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tls", action="store_true", help="over TLS and loopback")
     parser.add_argument("--save", type=Path, help="keep finished stages here, and go on after them")

@@ -14,7 +14,23 @@ from random import Random
 from typing import Any, Final
 
 MAX_BYTES: Final = 1 << 18
-NUMBERS: Final = (0, 1, -1, 2, 7, 127, 128, 255, 256, 32767, 65535, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
+NUMBERS: Final = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    65535,
+    1 << 24,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+)
 _RAW: Final = (
     "NaN",
     "-Infinity",
@@ -95,7 +111,11 @@ def mutate_json(data: bytes, rng: Random, pool: Sequence[bytes]) -> bytes:
     try:
         root = json.loads(data, object_pairs_hook=Pairs)
         return _dump(_changed(root, rng, pool)).encode("utf-8", "surrogatepass")
-    except (ValueError, OverflowError, RecursionError):  # also where a number or the depth is beyond Python's
+    except (
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ):  # also where a number or the depth is beyond Python's
         return mutate_bytes(data, rng, pool)
 
 
@@ -128,11 +148,17 @@ def _node(value: Any, rng: Random, pool: Sequence[bytes]) -> Any:
     if isinstance(value, str) and value and rng.randrange(4):
         return _text(value, rng, pool)
     if isinstance(value, int | float) and not isinstance(value, bool) and rng.randrange(2):
-        return rng.choice((value + 1, value - 1, -value, value * 1000, float(value), str(value), *NUMBERS))
+        return rng.choice(
+            (value + 1, value - 1, -value, value * 1000, float(value), str(value), *NUMBERS)
+        )
     kind = rng.randrange(6)
     if kind == 0:
         depth = rng.choice((2, 30, 70, 300, 3000))
-        return Raw("[" * depth + "]" * depth) if rng.randrange(2) else Raw('{"a":' * depth + "1" + "}" * depth)
+        return (
+            Raw("[" * depth + "]" * depth)
+            if rng.randrange(2)
+            else Raw('{"a":' * depth + "1" + "}" * depth)
+        )
     return Raw(rng.choice(_RAW)) if kind == 1 else rng.choice(_VALUES)
 
 
@@ -150,7 +176,15 @@ def _collection(value: list[Any], rng: Random) -> Any:
         changed = [*value, *[value[at]] * rng.choice((2, 20, 500))]
     elif isinstance(value, Pairs):
         name = rng.choice(
-            ("", "x", value[at][0] + "_", rng.choice(value)[0], "\0", "__class__", "docker_compose_file")
+            (
+                "",
+                "x",
+                value[at][0] + "_",
+                rng.choice(value)[0],
+                "\0",
+                "__class__",
+                "docker_compose_file",
+            )
         )
         changed = [*rest, (name, value[at][1])]
     else:
@@ -163,7 +197,9 @@ def _text(text: str, rng: Random, pool: Sequence[bytes]) -> str:
     if rng.randrange(6) == 0:
         return mutate_bytes(text.encode("utf-8", "surrogatepass"), rng, pool).decode("latin-1")
     if text.lstrip()[:1] in {"{", "["} and len(text) > 2:
-        return mutate_json(text.encode("utf-8", "surrogatepass"), rng, pool).decode("utf-8", "replace")
+        return mutate_json(text.encode("utf-8", "surrogatepass"), rng, pool).decode(
+            "utf-8", "replace"
+        )
     if len(text) % 2 == 0 and re.fullmatch("[0-9a-f]+", text):
         return mutate_bytes(bytes.fromhex(text), rng, pool).hex()
     if "-----BEGIN" in text:
@@ -171,7 +207,9 @@ def _text(text: str, rng: Random, pool: Sequence[bytes]) -> str:
     if len(text) > 40 and re.fullmatch("[A-Za-z0-9+/]+=*", text):
         return base64.b64encode(mutate_bytes(_unbase64(text), rng, pool)).decode()
     if "\n" in text:
-        return mutate_yaml(text.encode("utf-8", "surrogatepass"), rng, pool).decode("utf-8", "replace")
+        return mutate_yaml(text.encode("utf-8", "surrogatepass"), rng, pool).decode(
+            "utf-8", "replace"
+        )
     return mutate_bytes(text.encode("utf-8", "surrogatepass"), rng, pool).decode("latin-1")
 
 
@@ -208,9 +246,14 @@ def mutate_yaml(data: bytes, rng: Random, pool: Sequence[bytes]) -> bytes:
     elif kind == 2:
         lines[at] = line * rng.choice((2, 3, 200))
     elif kind == 3:
-        lines[at] = b" " * rng.randrange(8) + line.lstrip(b" ") if rng.randrange(2) else b"\t" + line
+        lines[at] = (
+            b" " * rng.randrange(8) + line.lstrip(b" ") if rng.randrange(2) else b"\t" + line
+        )
     elif kind == 4:
-        lines.insert(rng.randrange(len(lines)), rng.choice(rng.choice(pool).splitlines(keepends=True) or [b""]))
+        lines.insert(
+            rng.randrange(len(lines)),
+            rng.choice(rng.choice(pool).splitlines(keepends=True) or [b""]),
+        )
     elif kind == 5:
         lines[at] = _nested(line, rng)
     else:

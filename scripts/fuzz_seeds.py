@@ -69,12 +69,18 @@ def evidence() -> list[bytes]:
 
 def event_logs() -> list[bytes]:
     """Texts of event logs."""
-    return [honest_evidence().event_log.encode(), *(answer["event_log"].encode() for answer in _answers())]
+    return [
+        honest_evidence().event_log.encode(),
+        *(answer["event_log"].encode() for answer in _answers()),
+    ]
 
 
 def vm_configs() -> list[bytes]:
     """Texts of VM configurations; only real ones hold an image's measurement."""
-    return [honest_evidence().vm_config.encode(), *(answer["vm_config"].encode() for answer in _answers())]
+    return [
+        honest_evidence().vm_config.encode(),
+        *(answer["vm_config"].encode() for answer in _answers()),
+    ]
 
 
 def quotes() -> list[bytes]:
@@ -90,7 +96,11 @@ def collateral() -> list[bytes]:
 
 def gpu_reports() -> list[bytes]:
     """SPDM requests with their responses."""
-    real = [bytes.fromhex(each.decode()) for each in vector("gpu/hopperAttestationReport.txt") if _is_hex(each)]
+    real = [
+        bytes.fromhex(each.decode())
+        for each in vector("gpu/hopperAttestationReport.txt")
+        if _is_hex(each)
+    ]
     return [bytes.fromhex(honest_evidence().gpu.fresh[0].report), *real]
 
 
@@ -100,7 +110,10 @@ def _is_hex(data: bytes) -> bool:
 
 def gpu_chains() -> list[bytes]:
     """PEM chains of GPUs."""
-    return [honest_evidence().gpu.fresh[0].certificate_chain.encode(), *vector("gpu/hopperCertChain.txt")]
+    return [
+        honest_evidence().gpu.fresh[0].certificate_chain.encode(),
+        *vector("gpu/hopperCertChain.txt"),
+    ]
 
 
 def key_chains() -> list[bytes]:
@@ -111,7 +124,10 @@ def key_chains() -> list[bytes]:
 
 def compose_files() -> list[bytes]:
     """Compose files, bare and wrapped."""
-    shipped = [(ROOT / "configs" / name).read_bytes() for name in ("docker-compose.yaml", "app-compose-kms.json")]
+    shipped = [
+        (ROOT / "configs" / name).read_bytes()
+        for name in ("docker-compose.yaml", "app-compose-kms.json")
+    ]
     merged = (
         b"x-a: &a\n  image: x\n  environment: [A=b, 'C=${D:-e}']\nservices:\n  one:\n"
         b"    <<: *a\n    ports: ['1:2']\n"
@@ -122,7 +138,11 @@ def compose_files() -> list[bytes]:
 
 def job_specs() -> list[bytes]:
     """Job specs."""
-    return [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml")) if "compose" not in path.name]
+    return [
+        path.read_bytes()
+        for path in sorted((ROOT / "configs").glob("*.yaml"))
+        if "compose" not in path.name
+    ]
 
 
 def policies() -> list[bytes]:
@@ -170,7 +190,9 @@ def records() -> list[bytes]:
         now=each.now,
         peer_spki_sha256=each.peer,
     )
-    record = Record(result, evidence=honest_evidence(), collateral=each.collateral, policy=each.policy)
+    record = Record(
+        result, evidence=honest_evidence(), collateral=each.collateral, policy=each.policy
+    )
     return [save_record(record)]
 
 

@@ -59,7 +59,9 @@ class Session:
         if spent > SLOW_SECONDS and is_slow(self.target, data):
             self.findings.setdefault(
                 ("slow", ""),
-                Finding(self.target.name, f"{spent:.1f} s", "", data, "no traceback: it only takes long"),
+                Finding(
+                    self.target.name, f"{spent:.1f} s", "", data, "no traceback: it only takes long"
+                ),
             )
         return outcome.words if outcome else "accepted"
 

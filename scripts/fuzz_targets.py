@@ -33,7 +33,12 @@ from trainer.attestation.dstack.os_image import recompute
 from trainer.attestation.evidence import KeyChain, parse_evidence
 from trainer.attestation.nvidia.boot_claims import parse_boot_result
 from trainer.attestation.nvidia.boot_event import GPU_EVENT, gpu_boot_event
-from trainer.attestation.nvidia.certificate_chain import certified_fwid, different_keys, parse_chain, verify_chain
+from trainer.attestation.nvidia.certificate_chain import (
+    certified_fwid,
+    different_keys,
+    parse_chain,
+    verify_chain,
+)
 from trainer.attestation.nvidia.ocsp import parse_answers, verify_not_revoked
 from trainer.attestation.nvidia.rim import verify_manifest
 from trainer.attestation.nvidia.spdm_report import GpuReport, parse_gpu_report, verify_signature
@@ -130,7 +135,9 @@ def _gpu_chain(data: bytes) -> None:
     for check in (
         lambda: certified_fwid(chain[0]),
         lambda: verify_signature(_honest_report(), chain[0].public_key()),
-        lambda: verify_chain(chain, root_sha256=chain[-1].fingerprint(hashes.SHA256()).hex(), now=NOW),
+        lambda: verify_chain(
+            chain, root_sha256=chain[-1].fingerprint(hashes.SHA256()).hex(), now=NOW
+        ),
     ):
         with suppress(ValueError):
             check()
@@ -143,13 +150,18 @@ def _honest_report() -> GpuReport:
 
 def _key_chain(data: bytes) -> None:
     parse_json(data)
-    recover_signers(KeyChain.model_validate_json(data), seeds.honest_evidence().claims.derived_keys, bytes(20))
+    recover_signers(
+        KeyChain.model_validate_json(data), seeds.honest_evidence().claims.derived_keys, bytes(20)
+    )
 
 
 @cache
 def _acpi_events() -> tuple[Event, ...]:
     names = ("acpi-loader", "acpi-rsdp", "acpi-tables")
-    return tuple(Event(imr=0, kind=10, name=name, payload=b"ACPI DATA", stated_digest=bytes(48)) for name in names)
+    return tuple(
+        Event(imr=0, kind=10, name=name, payload=b"ACPI DATA", stated_digest=bytes(48))
+        for name in names
+    )
 
 
 def _os_image(data: bytes) -> None:
@@ -172,7 +184,9 @@ def _os_measurement(data: bytes) -> None:
     checksums = f"{sha256_hex(data)}  measurement.tdx.cbor\n".encode()
     files = {"checksum_file": checksums, "measurement": data}
     encoded = {name: base64.b64encode(each).decode() for name, each in files.items()}
-    recompute(json.dumps({"memory_size": 4 << 30, "tdx_measurement": encoded}), _acpi_events(), _Any())
+    recompute(
+        json.dumps({"memory_size": 4 << 30, "tdx_measurement": encoded}), _acpi_events(), _Any()
+    )
 
 
 def _no_file(name: str) -> bytes:
@@ -236,15 +250,34 @@ TARGETS: Final = (
     Target("event-log", "json", seeds.event_logs, _event_log, (VerificationError,)),
     Target("key-provider", "json", lambda: [b'{"name":"kms","id":"00"}'], _key_provider, ()),
     Target("quote", "bytes", seeds.quotes, _quote),
-    Target("quote-verified", "bytes", seeds.quotes, _verified_quote, (ValueError, QuoteRefused), share=0.1),
+    Target(
+        "quote-verified",
+        "bytes",
+        seeds.quotes,
+        _verified_quote,
+        (ValueError, QuoteRefused),
+        share=0.1,
+    ),
     Target("collateral", "json", seeds.collateral, parse_collateral),
-    Target("collateral-verified", "json", seeds.collateral, _verified_collateral, (ValueError, QuoteRefused), 0.1),
+    Target(
+        "collateral-verified",
+        "json",
+        seeds.collateral,
+        _verified_collateral,
+        (ValueError, QuoteRefused),
+        0.1,
+    ),
     Target("gpu-report", "bytes", seeds.gpu_reports, parse_gpu_report),
     Target("gpu-chain", "pem", seeds.gpu_chains, _gpu_chain),
     Target(
-        "gpu-boot-event", "json", seeds.boot_events, lambda data: gpu_boot_event([_runtime_event(GPU_EVENT, data)])
+        "gpu-boot-event",
+        "json",
+        seeds.boot_events,
+        lambda data: gpu_boot_event([_runtime_event(GPU_EVENT, data)]),
     ),
-    Target("gpu-boot-claims", "json", seeds.boot_claims, lambda data: parse_boot_result(data.decode())),
+    Target(
+        "gpu-boot-claims", "json", seeds.boot_claims, lambda data: parse_boot_result(data.decode())
+    ),
     Target("gpu-manifest", "bytes", seeds.manifests, _manifest, share=0.3),
     Target("gpu-revocation", "bytes", seeds.revocation_answers, _revocation, share=0.5),
     Target("os-image", "json", seeds.vm_configs, _os_image),

@@ -90,7 +90,9 @@ def describe_machine() -> dict[str, Any]:
         "'gpu': c.get_device_name(0) if g else None, "
         "'memory_gib': round(c.get_device_properties(0).total_memory / 2**30) if g else None}))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     found = json.loads(done.stdout) if done.returncode == 0 else {"failed": done.stderr[-1000:]}
     return {"python": platform.python_version(), "system": platform.platform(), **found}
 
@@ -106,13 +108,20 @@ def run_part(part: Part, seconds: float, environment: Mapping[str, str]) -> dict
             text=True, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        return {"outcome": "stopped", "reason": f"took more than {limit:.0f} s", "output": _tail(error.stdout)}
+        return {
+            "outcome": "stopped",
+            "reason": f"took more than {limit:.0f} s",
+            "output": _tail(error.stdout),
+        }
     result = {
         "outcome": "done" if done.returncode == 0 else "failed",
         "seconds": round(time.monotonic() - started, 1),
     }
     if "--json" in part.command and done.stdout.strip():
-        return result | {"figures": json.loads(done.stdout.splitlines()[-1]), "output": _tail(done.stderr)}
+        return result | {
+            "figures": json.loads(done.stdout.splitlines()[-1]),
+            "output": _tail(done.stderr),
+        }
     return result | {"output": _tail(done.stdout + done.stderr)}
 
 
@@ -123,11 +132,18 @@ def _tail(output: str | bytes | None) -> str:
 
 def page(evidence: Mapping[str, Any]) -> str:
     """Return the evidence as Markdown."""
-    lines = ["# GPU evidence", "", *(f"- {name}: {value}" for name, value in evidence["machine"].items()), ""]
+    lines = [
+        "# GPU evidence",
+        "",
+        *(f"- {name}: {value}" for name, value in evidence["machine"].items()),
+        "",
+    ]
     for name, result in evidence["parts"].items():
         lines += [f"## {name}", "", f"{result['outcome']} {result.get('reason', '')}".strip() + "."]
         for contender, figures in result.get("figures", {}).items():
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float))
+            shown = ", ".join(
+                f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float)
+            )
             lines.append(f"- {contender}: {shown or next(iter(figures.items()))}")
         if "figures" not in result and result.get("output"):
             lines += ["", "```", result["output"].strip(), "```"]
@@ -143,7 +159,12 @@ def measure(out: Path, wheels: Path | None, device: str, seconds: float) -> int:
         for wheel in sorted(wheels.glob("*.whl")) if wheels else ():
             zipfile.ZipFile(wheel).extractall(packages)
         path = os.pathsep.join([packages, str(ROOT)])
-        environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": "1",
+            "UNSLOTH_DISABLE_STATISTICS": "1",
+        }
         os.environ["PYTHONPATH"] = path
         evidence: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
         for part in parts(device):
@@ -189,7 +210,9 @@ def collect(wheels: Path, python: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect")
     collecting.add_argument("wheels", type=Path)

@@ -11,7 +11,15 @@ from urllib.parse import urlsplit
 
 import requests
 import schemathesis
-from http_stages import ACKNOWLEDGEMENT, AUTHORIZATION, ETAG, MAX_UPLOAD_BYTES, TOKEN, UPLOAD_BYTES, Server
+from http_stages import (
+    ACKNOWLEDGEMENT,
+    AUTHORIZATION,
+    ETAG,
+    MAX_UPLOAD_BYTES,
+    TOKEN,
+    UPLOAD_BYTES,
+    Server,
+)
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from requests.structures import CaseInsensitiveDict
@@ -53,7 +61,19 @@ _LINES: Final = (
 
 _CHECKS: Final = {
     "negative_data_rejection": {
-        "expected-statuses": ["400", "401", "404", "405", "409", "412", "413", "415", "429", "431", "503"]
+        "expected-statuses": [
+            "400",
+            "401",
+            "404",
+            "405",
+            "409",
+            "412",
+            "413",
+            "415",
+            "429",
+            "431",
+            "503",
+        ]
     },
     # What the document allows may come at the wrong time, or too often; it is never called malformed.
     "positive_data_acceptance": {
@@ -81,7 +101,9 @@ class Cases:
         config = schemathesis.Config.from_dict({"checks": _CHECKS})
         self._schema = schemathesis.openapi.from_dict(document, config=config)
         self._schema.config.update(base_url=BASE_URL)
-        self.operations = [found.ok() for found in self._schema.get_all_operations() if isinstance(found, Ok)]
+        self.operations = [
+            found.ok() for found in self._schema.get_all_operations() if isinstance(found, Ok)
+        ]
         self._known: list[Case[Any]] = []
         self._more = chain(self._derived(), self._drawn())
 
@@ -96,7 +118,9 @@ class Cases:
         """Those that schemathesis derives one by one: each bound of each parameter, and methods not documented."""
         for operation in self.operations:
             yield from self._schema.iter_coverage_cases(
-                operation, generation_modes=list(MODES), generation_config=self._schema.config.generation
+                operation,
+                generation_modes=list(MODES),
+                generation_config=self._schema.config.generation,
             )
 
     def _drawn(self) -> Iterator[Case[Any]]:
@@ -134,7 +158,9 @@ def prepared(case: Case[Any]) -> requests.PreparedRequest:
         requests.exceptions.InvalidHeader: a header that the client's library does not send.
     """
     kwargs = case.operation.schema.transport.serialize_case(case, base_url=BASE_URL)
-    kwargs["headers"] = {name: value for name, value in kwargs["headers"].items() if value is not None}
+    kwargs["headers"] = {
+        name: value for name, value in kwargs["headers"].items() if value is not None
+    }
     return requests.Request(**kwargs).prepare()
 
 
@@ -147,23 +173,44 @@ def aim(request: requests.PreparedRequest, server: Server, rng: Random) -> None:
     headers: CaseInsensitiveDict[Any] = request.headers
     if _UPLOAD.fullmatch(path) and server.upload_path and rng.random() < 0.7:
         request.url = BASE_URL + server.upload_path
-    if request.method == "PATCH" and _COUNT.fullmatch(headers.get("Upload-Offset", "")) and rng.random() < 0.6:
+    if (
+        request.method == "PATCH"
+        and _COUNT.fullmatch(headers.get("Upload-Offset", ""))
+        and rng.random() < 0.6
+    ):
         headers["Upload-Offset"] = str(rng.choice((server.upload_offset, 0, UPLOAD_BYTES, 1 << 52)))
-    if path == "/dataset" and _COUNT.fullmatch(headers.get("Upload-Length", "0")[1:]) and rng.random() < 0.3:
-        headers["Upload-Length"] = str(rng.choice((1, UPLOAD_BYTES, MAX_UPLOAD_BYTES, MAX_UPLOAD_BYTES + 1)))
+    if (
+        path == "/dataset"
+        and _COUNT.fullmatch(headers.get("Upload-Length", "0")[1:])
+        and rng.random() < 0.3
+    ):
+        headers["Upload-Length"] = str(
+            rng.choice((1, UPLOAD_BYTES, MAX_UPLOAD_BYTES, MAX_UPLOAD_BYTES + 1))
+        )
     is_left_out = (
         path == "/ack" and "Authorization" not in headers
     )  # where it is required, and its absence the case
-    if path in _TOKENS and not is_left_out and len(headers.get("Authorization", "")) <= 256 and rng.random() < 0.6:
+    if (
+        path in _TOKENS
+        and not is_left_out
+        and len(headers.get("Authorization", "")) <= 256
+        and rng.random() < 0.6
+    ):
         headers["Authorization"] = rng.choice(_bearers(_TOKENS[path]))
-    name, values = rng.choice((("Range", _RANGES), ("If-None-Match", (ETAG, "*")), ("If-Range", (ETAG, '"x"'))))
+    name, values = rng.choice(
+        (("Range", _RANGES), ("If-None-Match", (ETAG, "*")), ("If-Range", (ETAG, '"x"')))
+    )
     if path == "/result" and len(headers.get(name, "")) <= 256 and rng.random() < 0.6:
         headers[name] = rng.choice(values).encode().decode("latin1")
 
 
 def wire(request: requests.PreparedRequest) -> bytes:
     """Its bytes for HTTP/1.1."""
-    lines = [f"{request.method} {request.path_url} HTTP/1.1", "Host: job.invalid", f"X-Canary: {CANARY}"]
+    lines = [
+        f"{request.method} {request.path_url} HTTP/1.1",
+        "Host: job.invalid",
+        f"X-Canary: {CANARY}",
+    ]
     for name, value in request.headers.items():
         text = value.decode("latin1") if isinstance(value, bytes) else str(value)
         lines.append(f"{name}: {text}")
@@ -199,6 +246,8 @@ def mutated(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
             return data + rng.choice(others)  # two in one go
         case _:
             spot = rng.randrange(len(data))
-            return data[:spot] + rng.randbytes(rng.randrange(1, 4)) + data[spot + rng.randrange(3) :]
+            return (
+                data[:spot] + rng.randbytes(rng.randrange(1, 4)) + data[spot + rng.randrange(3) :]
+            )
     lines[0] = b" ".join((method, target, version))
     return b"\r\n".join(lines) + b"\r\n\r\n" + body

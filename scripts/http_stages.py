@@ -116,7 +116,13 @@ STAGES: Final = (
     Stage("awaiting-dataset", Phase.AWAITING_DATASET, accept=True),
     Stage("awaiting-a-provider", Phase.AWAITING_DATASET, accept=True, providers=True),
     Stage("uploading", Phase.AWAITING_DATASET, accept=True, upload="begun"),
-    Stage("awaiting-again", Phase.AWAITING_DATASET, accept=True, error=ErrorCode.NO_IDENTITY_MATCH, limited=True),
+    Stage(
+        "awaiting-again",
+        Phase.AWAITING_DATASET,
+        accept=True,
+        error=ErrorCode.NO_IDENTITY_MATCH,
+        limited=True,
+    ),
     Stage("awaiting-grant", Phase.AWAITING_GRANT, accept=True),
     Stage("opening", Phase.OPENING, upload="whole"),
     Stage("training", Phase.TRAINING, token=True),
@@ -124,7 +130,9 @@ STAGES: Final = (
     Stage("sealing", Phase.SEALING, token=True, evidence="evidence-invalid"),
     Stage("awaiting-pull", Phase.AWAITING_PULL, token=True, result=True),
     Stage("failed", Phase.FAILED, token=True, error=ErrorCode.OUT_OF_MEMORY),
-    Stage("failed-report", Phase.FAILED, token=True, result=True, error=ErrorCode.DATASET_ROW_INVALID),
+    Stage(
+        "failed-report", Phase.FAILED, token=True, result=True, error=ErrorCode.DATASET_ROW_INVALID
+    ),
     Stage("done", Phase.DONE, token=True, result=True),
 )
 
@@ -180,18 +188,25 @@ class Server:
         self._link = await ControlClient.over_socket(theirs, limits)
         reader, self._supervisor = await asyncio.open_unix_connection(sock=ours)
         gate = UploadGate((PROVIDER.public,) if self.stage.providers else (), None)
-        app = build_app(self._link, self.spool, max_upload_bytes=MAX_UPLOAD_BYTES, limits=limits, gate=gate)
+        app = build_app(
+            self._link, self.spool, max_upload_bytes=MAX_UPLOAD_BYTES, limits=limits, gate=gate
+        )
         self._config = http_config(app, limits, None)
         self._config.load()
         self._make = capped_protocol(limits)
         self._state = ServerState()
-        self._tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._supervise(reader))]
+        self._tasks = [
+            asyncio.create_task(self._link.run()),
+            asyncio.create_task(self._supervise(reader)),
+        ]
         self._listener = await self._listen() if tls else None
         if self.stage.result:
             (self.spool / RESULT_NAME).write_bytes(RESULT)
             await self._tell(
                 ResultReady(
-                    size=len(RESULT), sha256=ETAG.strip('"'), acknowledgement_sha256=(_digest(ACKNOWLEDGEMENT),)
+                    size=len(RESULT),
+                    sha256=ETAG.strip('"'),
+                    acknowledgement_sha256=(_digest(ACKNOWLEDGEMENT),),
                 )
             )
         if self.stage.token:
@@ -238,7 +253,9 @@ class Server:
 
     async def body_of(self, path: str) -> bytes:
         """Body of the answer to a plain GET."""
-        answer = await self.exchange(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = await self.exchange(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        )
         return answer.partition(b"\r\n\r\n")[2]
 
     async def exchange(self, request: bytes) -> bytes:
@@ -262,7 +279,9 @@ class Server:
 
     async def _listen(self) -> asyncio.Server:
         context, _ = make_server_context(now=0)
-        return await asyncio.get_running_loop().create_server(self._protocol, "127.0.0.1", 0, ssl=context)
+        return await asyncio.get_running_loop().create_server(
+            self._protocol, "127.0.0.1", 0, ssl=context
+        )
 
     def _protocol(self) -> asyncio.Protocol:
         return self._make(self._config, self._state, {})

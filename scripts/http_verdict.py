@@ -31,7 +31,12 @@ _TELLTALE: Final = re.compile(
     rb"|pydantic|starlette|fastapi|uvicorn|h11|Python",
 )
 _SPEAKING_OF_ITSELF: Final = "/openapi.json"
-_UNROUTED: Final = {400: "request-invalid", 404: "not-found", 405: "request-invalid", 431: "request-invalid"}
+_UNROUTED: Final = {
+    400: "request-invalid",
+    404: "not-found",
+    405: "request-invalid",
+    431: "request-invalid",
+}
 
 _CHECKS: Final = (
     openapi_checks.status_code_conformance,
@@ -118,7 +123,9 @@ class Judge:
         everywhere = (CANARY, TOKEN, ACKNOWLEDGEMENT, AUTHORIZATION)
         self._secrets = tuple(secret.encode() for secret in (*everywhere, *secrets))
 
-    def by_document(self, case: Case[Any], request: requests.PreparedRequest, answer: Answer) -> list[str]:
+    def by_document(
+        self, case: Case[Any], request: requests.PreparedRequest, answer: Answer
+    ) -> list[str]:
         """What schemathesis has to say about an answer to its case."""
         response = Response(
             answer.status, answer.headers, answer.body, request, 0.0, verify=False, encoding="utf-8"
@@ -155,19 +162,25 @@ class Judge:
         except ValueError:
             body = None
         with_phase = isinstance(body, dict) and body.get("error") == ErrorCode.WRONG_PHASE
-        if not isinstance(body, dict) or list(body) != (["error", "phase"] if with_phase else ["error"]):
+        if not isinstance(body, dict) or list(body) != (
+            ["error", "phase"] if with_phase else ["error"]
+        ):
             return [f"error body {answer.body[:80]!r}"]
         if with_phase and body["phase"] not in set(Phase):
             return [f"no phase: {answer.body[:80]!r}"]
         allowed = self._codes(method, path, answer.status)
         return (
-            [] if body["error"] in allowed else [f"{answer.status} with {body['error']!r}, documented: {allowed}"]
+            []
+            if body["error"] in allowed
+            else [f"{answer.status} with {body['error']!r}, documented: {allowed}"]
         )
 
     def _codes(self, method: str, path: str, status: int) -> list[str]:
         for pattern, operations in self._paths.items():
             answer = operations.get(method.lower(), {}).get("responses", {}).get(str(status))
             if answer is not None and pattern.match(path):
-                codes: list[str] = answer["content"]["application/json"]["schema"]["properties"]["error"]["enum"]
+                codes: list[str] = answer["content"]["application/json"]["schema"]["properties"][
+                    "error"
+                ]["enum"]
                 return codes
         return [_UNROUTED[status]] if status in _UNROUTED else []

@@ -150,7 +150,9 @@ def _release_digest(source: AptSource) -> str:
 def newest_release(sources: Sequence[AptSource]) -> int:
     """Return the time of the newest package list, in seconds since 1970."""
     dates = [re.search(r"(?m)^Date: (.+)$", _release(source)) for source in sources]
-    return max(int(email.utils.parsedate_to_datetime(date[1]).timestamp()) for date in dates if date)
+    return max(
+        int(email.utils.parsedate_to_datetime(date[1]).timestamp()) for date in dates if date
+    )
 
 
 def _release(source: AptSource) -> str:
@@ -165,7 +167,9 @@ def _release(source: AptSource) -> str:
 # the image
 
 
-def _bootstrap(tar: Path, packages: Sequence[str], sources: Sequence[AptSource], created: int) -> None:
+def _bootstrap(
+    tar: Path, packages: Sequence[str], sources: Sequence[AptSource], created: int
+) -> None:
     if shutil.which("mmdebstrap") is None:
         raise ImageError(
             "expected mmdebstrap, which makes the base image; it is not installed",
@@ -197,7 +201,9 @@ def write_layout(layout: Path, tar: Path, created: int) -> None:
     config: Mapping[str, object] = {
         "architecture": "amd64",
         "os": "linux",
-        "created": datetime.datetime.fromtimestamp(created, datetime.UTC).isoformat().replace("+00:00", "Z"),
+        "created": datetime.datetime.fromtimestamp(created, datetime.UTC)
+        .isoformat()
+        .replace("+00:00", "Z"),
         "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
     }

@@ -55,7 +55,9 @@ class Builder:
                 hint="run scripts/container-packages; docs/deploy.md says how to build without it",
             )
         if os.geteuid() != 0:
-            raise ImageError("expected to run as root, which owns the files of the image", hint="use sudo")
+            raise ImageError(
+                "expected to run as root, which owns the files of the image", hint="use sudo"
+            )
         self._store = (
             "--root", str(scratch / "store"), "--runroot", str(scratch / "run"), "--storage-driver", "overlay",
             "--storage-opt", "overlay.skip_mount_home=true",
@@ -67,7 +69,10 @@ class Builder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         # Unmounts what an interrupted build left mounted, so that the store can be removed.
         self._run("rm", "--all", check=False)
@@ -75,7 +80,9 @@ class Builder:
     def import_base(self, layout: Path, digest: str) -> str:
         """Load a base image from an OCI layout; returns its name with digest."""
         # By its last name alone: buildah makes an image name of the path, and refuses a part such as `.cache`.
-        image = self._run("pull", "--quiet", f"oci:{layout.name}", directory=layout.parent).stdout.strip()
+        image = self._run(
+            "pull", "--quiet", f"oci:{layout.name}", directory=layout.parent
+        ).stdout.strip()
         self._output("tag", image, f"{LOCAL_BASE}:latest")
         return f"{LOCAL_BASE}@{digest}"
 
@@ -138,7 +145,9 @@ class Builder:
             cwd=directory,
         )  # fmt: skip
         if check and done.returncode:
-            raise ImageError(f"buildah {arguments[0]} failed: {' '.join(done.stderr.split())[-500:]}")
+            raise ImageError(
+                f"buildah {arguments[0]} failed: {' '.join(done.stderr.split())[-500:]}"
+            )
         return done
 
 
@@ -162,7 +171,8 @@ def packed_bytes(layout: Path) -> int:
 
 
 def commit_time(
-    environment: Mapping[str, str] = os.environ, command: Sequence[str] = ("git", "log", "-1", "--format=%ct")
+    environment: Mapping[str, str] = os.environ,
+    command: Sequence[str] = ("git", "log", "-1", "--format=%ct"),
 ) -> int:
     """Return SOURCE_DATE_EPOCH, or the time of the checkout's commit.
 

@@ -44,7 +44,9 @@ def bill_of_materials(
     document = Bom(
         components=[*python_components(root, wheel_digests), *debian_components(root)],
         serial_number=uuid.uuid5(uuid.NAMESPACE_OID, image_digest),
-        metadata=BomMetaData(component=image, timestamp=datetime.datetime.fromtimestamp(created, datetime.UTC)),
+        metadata=BomMetaData(
+            component=image, timestamp=datetime.datetime.fromtimestamp(created, datetime.UTC)
+        ),
     )
     document.register_dependency(image, document.components)
     return JsonV1Dot6(document).output_as_string(indent=1) + "\n"
@@ -85,7 +87,9 @@ def _python_licences(metadata: importlib.metadata.PackageMetadata) -> list[str]:
 
 def debian_components(root: Path) -> Iterator[Component]:
     """Yield the Debian packages of an image."""
-    release = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', (root / "usr/lib/os-release").read_text("utf-8")))
+    release = dict(
+        re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', (root / "usr/lib/os-release").read_text("utf-8"))
+    )
     distribution = f"{release.get('ID', 'debian')}-{release.get('VERSION_ID', '')}".rstrip("-")
     status = (root / "var/lib/dpkg/status").read_text("utf-8")
     for paragraph in status.split("\n\n"):
@@ -111,7 +115,10 @@ def _debian_licences(file: Path) -> list[str]:
     if text.startswith("Format:"):
         names = re.findall(r"(?m)^License: *(\S.*)$", text)
     else:
-        names = [found.rstrip(".") for found in re.findall(r"/usr/share/common-licenses/([\w.+-]+)", text)]
+        names = [
+            found.rstrip(".")
+            for found in re.findall(r"/usr/share/common-licenses/([\w.+-]+)", text)
+        ]
     return sorted({" ".join(name.split()) for name in names}) or [
         f"as in usr/share/doc/{file.parent.name}/copyright"
     ]
@@ -120,7 +127,9 @@ def _debian_licences(file: Path) -> list[str]:
 # both
 
 
-def _component(package: PackageURL, licences: Iterable[str], hashes: Iterable[HashType]) -> Component:
+def _component(
+    package: PackageURL, licences: Iterable[str], hashes: Iterable[HashType]
+) -> Component:
     return Component(
         name=package.name, version=package.version, type=ComponentType.LIBRARY, purl=package,
         bom_ref=package.to_string(), licenses=_licences(list(licences)), hashes=hashes,

@@ -76,16 +76,25 @@ def build_image(
             with progress.step("base", "base: Debian's packages, unless the cache has them"):
                 layout = debian_base(cache / "base", compiler=compiler or variant == "cuda")
                 base = builder.import_base(layout, layout_digest(layout))
-        with progress.step("wheels", f"wheels: what requirements/image-{variant}.txt locks, by hash"):
+        with progress.step(
+            "wheels", f"wheels: what requirements/image-{variant}.txt locks, by hash"
+        ):
             wheels = locked_wheels(ROOT / "requirements", variant, cache / f"wheels-{variant}")
         with progress.step("build", f"build: {base}; see {log}"):
             image = builder.build(Build(variant, base, created, wheels))
         with progress.step("export", f"export: {output / 'image'}"):
             digest = builder.export(image, output / "image")
-        with progress.step("sbom", f"contents: {output / 'sbom.cdx.json'}"), builder.mounted(image) as root:
+        with (
+            progress.step("sbom", f"contents: {output / 'sbom.cdx.json'}"),
+            builder.mounted(image) as root,
+        ):
             size = unpacked_bytes(root)
             contents = bill_of_materials(
-                root, image_digest=digest, created=created, wheel_digests=wheel_digests(wheels), variant=variant
+                root,
+                image_digest=digest,
+                created=created,
+                wheel_digests=wheel_digests(wheels),
+                variant=variant,
             )
             (output / "sbom.cdx.json").write_text(contents, "utf-8")
     built = {

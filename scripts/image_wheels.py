@@ -99,7 +99,9 @@ def _download_error(lock: Path, messages: str) -> ImageError:
             f"expected the file of {names} that {lock.name} locks, got one with another hash",
             hint='docs/deploy.md, "If a hash differs", says when that is an attack and when another build',
         )
-    lines = [line for line in messages.splitlines() if line.startswith("ERROR")] or messages.splitlines()
+    lines = [
+        line for line in messages.splitlines() if line.startswith("ERROR")
+    ] or messages.splitlines()
     said = re.sub(r"\w+://\S+", "(address)", " ".join(" ".join(lines).split()))
     return ImageError(
         f"pip could not download what {lock.name} locks: {said[-500:]}",

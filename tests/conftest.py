@@ -30,7 +30,15 @@ CHATML = (
 )
 
 PROCESS_FIXTURES = frozenset(
-    {"agent", "fork_server", "shared_front", "stack_server", "run_worker", "start_job", "started_trainer"}
+    {
+        "agent",
+        "fork_server",
+        "shared_front",
+        "stack_server",
+        "run_worker",
+        "start_job",
+        "started_trainer",
+    }
 )
 """Fixtures that start processes of the product; whatever test uses one is `slow`."""
 
@@ -201,7 +209,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, backend: Tokenizer) -> 
     model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(directory)
     tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
     )
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(directory)

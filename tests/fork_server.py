@@ -87,7 +87,9 @@ class ForkServer:
         }
         with self._turn:
             self._requests.settimeout(None)
-            socket.send_fds(self._requests, [json.dumps(request).encode()], list(descriptors.values()))
+            socket.send_fds(
+                self._requests, [json.dumps(request).encode()], list(descriptors.values())
+            )
             while (pid := self._receive()) is None:
                 pass
         return ForkedProcess(self, pid)
@@ -118,7 +120,9 @@ class ForkServer:
         while (code := self.poll(pid)) is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
-            select.select([self._requests], [], [], POLL_SECONDS)  # another thread may be the one that reads
+            select.select(
+                [self._requests], [], [], POLL_SECONDS
+            )  # another thread may be the one that reads
         return code
 
 
@@ -160,7 +164,9 @@ def forking(*names: str) -> Iterator[ForkServer]:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "ROOM": ROOM}
     with (
         ours,
-        subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=variables, cwd=ROOT),
+        subprocess.Popen(
+            command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=variables, cwd=ROOT
+        ),
     ):
         theirs.close()
         yield ForkServer(ours)
@@ -191,7 +197,9 @@ def serve(requests: socket.socket) -> None:
                     os.close(key.fd)
                     requests.send(f"{key.data} {os.waitstatus_to_exitcode(status)}".encode())
                     continue
-                request, descriptors, _, _ = socket.recv_fds(requests, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
+                request, descriptors, _, _ = socket.recv_fds(
+                    requests, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS
+                )
                 if not request:
                     return
                 pid = os.fork()
@@ -247,12 +255,15 @@ def _load_in_one_thread() -> None:
     loading = sys.modules.get("transformers.core_model_loading")
     if loading is not None:
         is_true = loading.is_env_variable_true
-        loading.is_env_variable_true = lambda name: name == "HF_DEACTIVATE_ASYNC_LOAD" or is_true(name)  # type: ignore[attr-defined]
+        switch = "HF_DEACTIVATE_ASYNC_LOAD"
+        loading.is_env_variable_true = lambda name: name == switch or is_true(name)  # type: ignore[attr-defined]
 
 
 def _take_descriptors(descriptors: Mapping[int, int]) -> None:
     """Gives each descriptor its number, and closes all others but the three that every process has."""
-    moved = {number: fcntl.fcntl(old, fcntl.F_DUPFD, ABOVE_ALL) for number, old in descriptors.items()}
+    moved = {
+        number: fcntl.fcntl(old, fcntl.F_DUPFD, ABOVE_ALL) for number, old in descriptors.items()
+    }
     os.closerange(3, ABOVE_ALL)
     for number, descriptor in moved.items():
         os.dup2(descriptor, number)

@@ -24,7 +24,9 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
-def test_the_code_answers_with_the_adapter_and_merges_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_answers_with_the_adapter_and_merges_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -78,14 +78,18 @@ def test_each_form_is_found(content: bytes, found: Callable[..., set[str]]) -> N
 
 
 @pytest.mark.parametrize("content", FORMS.values(), ids=list(FORMS))
-def test_a_border_between_blocks_hides_nothing(content: bytes, found: Callable[..., set[str]]) -> None:
+def test_a_border_between_blocks_hides_nothing(
+    content: bytes, found: Callable[..., set[str]]
+) -> None:
     for before in range(0, len(content), 7):
         data = b"." * (1024 - before) + content + b"." * 2000
         assert found(data, block=1024), before
 
 
 def test_clean_data_gives_nothing(found: Callable[..., set[str]]) -> None:
-    clean = os.urandom(1 << 20) + bytes(1 << 16) + base64.b64encode(os.urandom(1 << 16)) + RAW[:-3] * 10
+    clean = (
+        os.urandom(1 << 20) + bytes(1 << 16) + base64.b64encode(os.urandom(1 << 16)) + RAW[:-3] * 10
+    )
     assert found(clean) == set()
 
 
@@ -130,7 +134,9 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("pack", PACKERS.values(), ids=list(PACKERS))
-def test_packed_content_is_searched(pack: Callable[[bytes], bytes], found: Callable[..., set[str]]) -> None:
+def test_packed_content_is_searched(
+    pack: Callable[[bytes], bytes], found: Callable[..., set[str]]
+) -> None:
     text = SURROUNDINGS.hex().encode()  # packs well
     packed = pack(text + RAW + text)
     assert RAW not in packed
@@ -142,7 +148,10 @@ def test_token_ids_are_found(canary_scan: Any, backend: Tokenizer, tmp_path: Pat
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenize = canary_scan.tokenizer_of(tmp_path)
     ids = tokenize(f"<|im_start|>user\nplease say {CANARY}, twice<|im_end|>")
-    leaks = {name: struct.pack(f"<{len(ids)}{code}", *ids) for name, code in (("2", "H"), ("4", "i"), ("8", "q"))}
+    leaks = {
+        name: struct.pack(f"<{len(ids)}{code}", *ids)
+        for name, code in (("2", "H"), ("4", "i"), ("8", "q"))
+    }
     leaks |= {"JSON": json.dumps(ids).encode(), "indented": json.dumps(ids, indent=2).encode()}
     leaks["printed"] = b"tensor([" + wrapped(", ".join(map(str, ids)).encode(), 40) + b"])"
     for name, content in leaks.items():

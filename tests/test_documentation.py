@@ -18,7 +18,11 @@ from trainer.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(path for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md") if (path := ROOT / name).exists()),
+    *(
+        path
+        for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")
+        if (path := ROOT / name).exists()
+    ),
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "trainer" / "SPEC.md",
 ]
@@ -84,22 +88,36 @@ def code_lines(page: Path) -> Iterator[str]:
     """Lines of the page's shell blocks, continuation lines joined."""
     for language, block in FENCE.findall(page.read_text("utf-8")):
         if language in {"sh", "shell", "bash", "console"}:
-            yield from (line.strip().removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines())
+            yield from (
+                line.strip().removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines()
+            )
 
 
 def repository_files() -> set[str]:
     """Files and directories of the project, as paths from its root; what tools left behind is not looked at."""
     skipped = {".git", ".venv", "__pycache__", "node_modules", "build"}
-    paths = (path.relative_to(ROOT) for name in TOP_LEVEL for path in [ROOT / name, *(ROOT / name).rglob("*")])
-    return {path.as_posix() for path in paths if skipped.isdisjoint(path.parts) and path.suffix != ".pyc"}
+    paths = (
+        path.relative_to(ROOT)
+        for name in TOP_LEVEL
+        for path in [ROOT / name, *(ROOT / name).rglob("*")]
+    )
+    return {
+        path.as_posix()
+        for path in paths
+        if skipped.isdisjoint(path.parts) and path.suffix != ".pyc"
+    }
 
 
 FILES = repository_files()
 SOURCES = "\n".join(
-    (ROOT / name).read_text("utf-8") for name in sorted(FILES) if re.match(r"(trainer|scripts)/.+py$", name)
+    (ROOT / name).read_text("utf-8")
+    for name in sorted(FILES)
+    if re.match(r"(trainer|scripts)/.+py$", name)
 )
 SCRIPTS = "\n".join(
-    (ROOT / name).read_text("utf-8") for name in sorted(FILES) if re.match(r"(scripts|benchmarks)/[\w.-]+$", name)
+    (ROOT / name).read_text("utf-8")
+    for name in sorted(FILES)
+    if re.match(r"(scripts|benchmarks)/[\w.-]+$", name)
 )
 
 
@@ -124,10 +142,14 @@ def path_exists(span: str) -> bool:
     """A path from the root, or the unambiguous end of one, as pages about one package name its modules."""
     # NAME stands for a name that the reader chooses.
     path = span.partition("::")[0].partition("#")[0].rstrip("/").replace("NAME", "*")
-    if any(fnmatchcase(path, pattern) for pattern in OUTSIDE) or (span.endswith("/") and f'"{path}"' in SOURCES):
+    if any(fnmatchcase(path, pattern) for pattern in OUTSIDE) or (
+        span.endswith("/") and f'"{path}"' in SOURCES
+    ):
         return True
     if "/" not in path and not path.endswith((".py", ".md", ".sh")):
-        return path in TOP_LEVEL | USERS_FILES or path in SOURCES  # a file that the program reads or writes
+        return (
+            path in TOP_LEVEL | USERS_FILES or path in SOURCES
+        )  # a file that the program reads or writes
     if "*" in path:
         return any(fnmatchcase(name, path) for name in FILES)
     if path.partition("/")[0] in TOP_LEVEL:
@@ -138,7 +160,11 @@ def path_exists(span: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_path_exists(page: Path) -> None:
     missing = [
-        path for span in spans(page) if is_path(span) for path in alternatives(span) if not path_exists(path)
+        path
+        for span in spans(page)
+        if is_path(span)
+        for path in alternatives(span)
+        if not path_exists(path)
     ]
     assert missing == []
 
@@ -156,7 +182,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         if not link.startswith(("https://", "http://", "mailto:")):
-            broken += [link] if not target.exists() or (anchor and anchor not in heading_anchors(target)) else []
+            broken += (
+                [link]
+                if not target.exists() or (anchor and anchor not in heading_anchors(target))
+                else []
+            )
     assert broken == []
 
 
@@ -176,8 +206,12 @@ def test_every_test_exists() -> None:
     for page in PAGES:
         for span in spans(page):
             if (match := TEST_NAME.fullmatch(span)) and span not in NOT_TESTS:
-                files = {path for path in places.get(match[2], set()) if path.endswith(match[1] or "")}
-                modules = {name for name in FILES if name.endswith(f"/{match[2]}.py") and not match[1]}
+                files = {
+                    path for path in places.get(match[2], set()) if path.endswith(match[1] or "")
+                }
+                modules = {
+                    name for name in FILES if name.endswith(f"/{match[2]}.py") and not match[1]
+                }
                 missing += [f"{page.name}: {span}"] if not files | modules else []
     assert missing == []
 
@@ -205,7 +239,12 @@ def interface_options(command: Any) -> set[str]:
 def test_every_option_that_a_page_names_alone_exists() -> None:
     """`--name VALUE` without a command before it is an option of `trainer`, of a child process or of a script."""
     options = interface_options(typer.main.get_command(app)) | FOREIGN_OPTIONS
-    named = [(page, span.split()[0]) for page in PAGES for span in spans(page) if re.match(r"--[a-z]", span)]
+    named = [
+        (page, span.split()[0])
+        for page in PAGES
+        for span in spans(page)
+        if re.match(r"--[a-z]", span)
+    ]
     assert len(named) > 20
     unknown = [(page, name) for page, name in named if name not in options and name not in SCRIPTS]
     assert [f"{page.name}: {name}" for page, name in unknown if f'"{name}"' not in SOURCES] == []
@@ -219,7 +258,11 @@ def unknown_words(arguments: list[str]) -> list[str]:
         if rest[0] not in command.commands:
             return rest[:1]
         command = command.commands[rest.pop(0)]
-    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    options = {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     given = [word.partition("=")[0] for word in rest if re.match(r"--?[a-zA-Z]", word)]
     return [word for word in given if word not in options | {"-h", "--help"}]
 
@@ -227,7 +270,9 @@ def unknown_words(arguments: list[str]) -> list[str]:
 def test_every_command_and_option_exists() -> None:
     lines = list(command_lines())
     assert len(lines) > 30
-    assert [f"{page.name}: {shlex.join(words)}" for page, words in lines if unknown_words(words)] == []
+    assert [
+        f"{page.name}: {shlex.join(words)}" for page, words in lines if unknown_words(words)
+    ] == []
 
 
 def test_complete_command_lines_parse() -> None:
@@ -243,7 +288,9 @@ def test_complete_command_lines_parse() -> None:
                 command, rest = group, words[1:]
                 while hasattr(command, "commands") and rest:
                     name, command, rest = command.resolve_command(context, rest)
-                    context = command.make_context(name, list(rest), parent=context, resilient_parsing=True)
+                    context = command.make_context(
+                        name, list(rest), parent=context, resilient_parsing=True
+                    )
                     assert not hasattr(command, "commands") or rest, f"{page.name}: {line}"
     assert parsed > 5
 
@@ -252,9 +299,13 @@ def script_source(path: Path, seen: frozenset[Path] = frozenset()) -> str:
     """The script's text with that of the scripts which it names, to which it may hand its arguments."""
     text = path.read_text("utf-8")
     named = (
-        {ROOT / "scripts" / name for name in re.findall(r"(?:scripts/|\$here/)(\w+\.py)", text)} - seen - {path}
+        {ROOT / "scripts" / name for name in re.findall(r"(?:scripts/|\$here/)(\w+\.py)", text)}
+        - seen
+        - {path}
     )
-    return text + "".join(script_source(other, seen | named | {path}) for other in sorted(named) if other.exists())
+    return text + "".join(
+        script_source(other, seen | named | {path}) for other in sorted(named) if other.exists()
+    )
 
 
 def script_lines() -> Iterator[tuple[Path, Path, list[str]]]:
@@ -263,7 +314,11 @@ def script_lines() -> Iterator[tuple[Path, Path, list[str]]]:
         for text in [*spans(page), *code_lines(page)]:
             line = re.sub(r"-m (scripts|benchmarks)\.(\w+)", r"\1/\2.py", text)
             if match := re.search(r"(?:^|\s|\./)((?:scripts|benchmarks)/[\w.-]+)(.*)", line):
-                yield page, ROOT / match[1], re.findall(r"(?<=\s)--?[a-z][\w-]*", match[2].partition("#")[0])
+                yield (
+                    page,
+                    ROOT / match[1],
+                    re.findall(r"(?<=\s)--?[a-z][\w-]*", match[2].partition("#")[0]),
+                )
 
 
 def test_every_script_and_its_options_exist() -> None:
@@ -273,7 +328,11 @@ def test_every_script_and_its_options_exist() -> None:
     for page, script, options in lines:
         text = script_source(script) if script.is_file() else ""
         wrong += [f"{page.name}: {script.name}"] if not text else []
-        wrong += [f"{page.name}: {script.name} {option}" for option in options if text and option not in text]
+        wrong += [
+            f"{page.name}: {script.name} {option}"
+            for option in options
+            if text and option not in text
+        ]
     assert wrong == []
 
 
@@ -285,7 +344,11 @@ def test_counts_of_checks_and_attacks_are_those_of_the_code() -> None:
     checks_page = (ROOT / "docs" / "checks.md").read_text("utf-8")
     attacks = re.findall(r"make (\d+) attacks on dataset evidence", checks_page)
     assert len(attacks) == 1
-    counts = {"checks": {str(len(DATASET_CHECKS))}, "codes": {str(len(DATASET_CHECKS))}, "attacks": set(attacks)}
+    counts = {
+        "checks": {str(len(DATASET_CHECKS))},
+        "codes": {str(len(DATASET_CHECKS))},
+        "attacks": set(attacks),
+    }
     counts["single fields"] = counts["attacks"]
     pages = [page for page in PAGES if "decisions" not in page.parts and page.name != "checks.md"]
     figures = [

@@ -29,7 +29,8 @@ def test_a_duration_has_one_unit(seconds: int, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "distance"), [(1000, "now"), (1000 - 7200, "2 h ago"), (1000 + 86400 * 3, "in 3 days")]
+    ("moment", "distance"),
+    [(1000, "now"), (1000 - 7200, "2 h ago"), (1000 + 86400 * 3, "in 3 days")],
 )
 def test_a_time_has_its_distance(moment: int, distance: str) -> None:
     moment += 10**9

@@ -24,7 +24,9 @@ from trainer.errors import UsageError
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -51,14 +53,17 @@ def test_canonical_form_is_rfc_8785s() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), 2**60, -(2**60), {1: 2}, object(), "\ud800", {"\ud800": 1}]
+    "value",
+    [float("nan"), float("inf"), 2**60, -(2**60), {1: 2}, object(), "\ud800", {"\ud800": 1}],
 )
 def test_values_without_a_canonical_form_are_refused(value: object) -> None:
     with pytest.raises(UsageError):
         canonical_json(value)
 
 
-@pytest.mark.parametrize("text", ['{"a":1,"a":2}', "NaN", "[Infinity]", "{", b"\xff", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ['{"a":1,"a":2}', "NaN", "[Infinity]", "{", b"\xff", "[" * 100_000]
+)
 def test_ambiguous_or_broken_json_is_refused(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_json(text)
@@ -84,7 +89,8 @@ def test_a_digest_is_compared_with_what_it_is_of() -> None:
     digest = sha256_hex(b"a value")
     assert has_sha256(b"a value", ("0" * 64, digest))
     assert not any(
-        has_sha256(b"a value", other) for other in ((digest.upper(), digest[:-1], sha256_hex(b""), ""), ())
+        has_sha256(b"a value", other)
+        for other in ((digest.upper(), digest[:-1], sha256_hex(b""), ""), ())
     )
 
 

@@ -27,7 +27,9 @@ def test_arguments_descriptors_and_exit_code(server: ForkServer, tmp_path: Path)
     (tmp_path / "given.json").write_text('{"a":  1}')
     with (tmp_path / "out").open("wb") as out:
         arguments = ["--compact", "given.json", f"/dev/fd/{write}"]
-        process = server.start("json.tool", arguments, {2: out.fileno(), write: write}, directory=tmp_path)
+        process = server.start(
+            "json.tool", arguments, {2: out.fileno(), write: write}, directory=tmp_path
+        )
         os.close(write)
         assert os.read(read, 100) == b'{"a":1}\n'
     assert process.wait() == 0
@@ -40,7 +42,9 @@ def test_arguments_descriptors_and_exit_code(server: ForkServer, tmp_path: Path)
 def test_what_others_see_of_it_and_how_it_is_killed(server: ForkServer) -> None:
     read, write = os.pipe()
     variables = {"HOME": "/nowhere", "EMPTY": ""}
-    waiting = server.start("json.tool", ["--no-ensure-ascii", "-"], {0: read, 1: write}, environment=variables)
+    waiting = server.start(
+        "json.tool", ["--no-ensure-ascii", "-"], {0: read, 1: write}, environment=variables
+    )
     other = server.start("json.tool", ["--nonsense"], {1: write, 2: write})
     assert other.wait(20) == 2
     assert waiting.poll() is None
@@ -57,5 +61,7 @@ def test_what_others_see_of_it_and_how_it_is_killed(server: ForkServer) -> None:
 
 
 def test_a_job_can_fork_whatever_it_would_start() -> None:
-    started, forked = (set(signature(one).parameters) for one in (child_process.start_module, fork_module))
+    started, forked = (
+        set(signature(one).parameters) for one in (child_process.start_module, fork_module)
+    )
     assert forked == started

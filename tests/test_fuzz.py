@@ -89,7 +89,9 @@ def test_each_form_is_mutated_and_never_beyond_its_limit(fuzz: Any) -> None:
     mutations = importlib.import_module("fuzz_mutations")
     for form in mutations.FORMS:
         rng = random.Random(5)
-        data = b'{"a": [1, "00ff00ff", "x\\ny"], "b": {}}\n-----BEGIN X-----\nAAAA\n-----END X-----\n'
+        data = (
+            b'{"a": [1, "00ff00ff", "x\\ny"], "b": {}}\n-----BEGIN X-----\nAAAA\n-----END X-----\n'
+        )
         made = [mutations.mutate(data, form, rng, [data, b""]) for _ in range(300)]
         assert len(set(made)) > 150
         assert max(map(len, made)) <= mutations.MAX_BYTES

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_evidence", ROOT / "scripts" / "gpu_evidence.py")
+    spec = importlib.util.spec_from_file_location(
+        "gpu_evidence", ROOT / "scripts" / "gpu_evidence.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,9 +32,15 @@ def script() -> ModuleType:
 
 def test_the_notice_that_the_mode_is_a_prototype_is_no_wait() -> None:
     notice = (
-        "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+        "Synchronization debug mode is a prototype feature and does not yet detect all "
+        "synchronizing operations"
     )
-    assert count_waits([notice, "called a synchronizing CUDA operation (Triggered internally at …)", "other"]) == 1
+    assert (
+        count_waits(
+            [notice, "called a synchronizing CUDA operation (Triggered internally at …)", "other"]
+        )
+        == 1
+    )
 
 
 def test_a_torch_without_the_flag_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +68,15 @@ def test_the_wheels_are_those_of_the_locks(script: ModuleType) -> None:
 
 
 def test_what_fails_or_has_no_time_is_written_down_and_the_rest_goes_on(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    figures = {"tiny ours": {"tokens_per_second": 7.5}, "tiny unsloth": {"skipped": "unsloth is not installed"}}
+    figures = {
+        "tiny ours": {"tokens_per_second": 7.5},
+        "tiny unsloth": {"skipped": "unsloth is not installed"},
+    }
     made = [
         script.Part("one", ("-c", f"print({json.dumps(json.dumps(figures))!s})", "--json"), 60),
         script.Part("two", ("-c", "raise SystemExit('broken')"), 60),
@@ -88,7 +102,11 @@ def test_the_training_step_takes_its_whole_way_on_a_cpu(tmp_path: Path) -> None:
     assert figures["copies_per_step"] == figures["waits_per_step"] == 0
 
 
-def test_a_peer_that_is_not_installed_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_not_installed_is_left_out_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     options = argparse.Namespace(device="cpu", peak_tflops=1.0)
-    assert measured("unsloth", Path("/nowhere"), "tiny", options) == {"skipped": "unsloth is not installed"}
+    assert measured("unsloth", Path("/nowhere"), "tiny", options) == {
+        "skipped": "unsloth is not installed"
+    }

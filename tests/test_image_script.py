@@ -30,8 +30,12 @@ def modules() -> Iterator[Any]:
 # the command line
 
 
-@pytest.mark.parametrize("base", ["python:3.11", "python@sha256:12", "Debian", "", f"two names@{DIGEST}"])
-def test_a_base_without_digest_is_refused(modules: Any, base: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "base", ["python:3.11", "python@sha256:12", "Debian", "", f"two names@{DIGEST}"]
+)
+def test_a_base_without_digest_is_refused(
+    modules: Any, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         modules("build_image").main(["cpu", "--base", base])
     assert ended.value.code == 2
@@ -43,14 +47,18 @@ def test_a_base_is_taken_by_digest(modules: Any) -> None:
         assert modules("build_image").parser().parse_args(["cuda", "--base", base]).base == base
 
 
-def test_a_compiler_is_for_bases_that_are_made_here(modules: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compiler_is_for_bases_that_are_made_here(
+    modules: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         modules("build_image").main(["cpu", "--base", f"python@{DIGEST}", "--compiler"])
     assert "--compiler needs --base debian" in capsys.readouterr().err
 
 
 def test_its_help_needs_no_environment() -> None:
-    done = subprocess.run([ROOT / "scripts" / "image", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [ROOT / "scripts" / "image", "--help"], capture_output=True, text=True, check=True
+    )
     for said in ("--base", "sbom.cdx.json", "scripts/container-packages", "Exit code"):
         assert said in done.stdout
 
@@ -71,7 +79,9 @@ def test_debian_is_found_in_both_forms_of_apts_sources(modules: Any, tmp_path: P
         "Components: main\nSigned-By: /key.gpg\n\n"
         "Types: deb\nURIs: http://three.test/x\nSuites: nodistro\nComponents: main\n"
     )
-    (tmp_path / "sources.list.d" / "disabled.list.save").write_text("deb http://four.test/debian bookworm main\n")
+    (tmp_path / "sources.list.d" / "disabled.list.save").write_text(
+        "deb http://four.test/debian bookworm main\n"
+    )
     found = {(source.address, source.suite) for source in base.apt_sources(tmp_path)}
     assert found == {
         ("http://one.test/debian", "bookworm"),
@@ -79,7 +89,9 @@ def test_debian_is_found_in_both_forms_of_apts_sources(modules: Any, tmp_path: P
     }
 
 
-def test_a_machine_without_debians_packages_is_told_what_to_do(modules: Any, tmp_path: Path) -> None:
+def test_a_machine_without_debians_packages_is_told_what_to_do(
+    modules: Any, tmp_path: Path
+) -> None:
     with pytest.raises(
         modules("image_errors").ImageError, match="expected an apt source of Debian's bookworm"
     ) as caught:
@@ -106,7 +118,9 @@ def test_an_image_of_one_layer_is_the_same_bytes_twice(modules: Any, tmp_path: P
 # the wheels
 
 
-def test_wheels_are_kept_if_their_hash_is_locked_and_removed_otherwise(modules: Any, tmp_path: Path) -> None:
+def test_wheels_are_kept_if_their_hash_is_locked_and_removed_otherwise(
+    modules: Any, tmp_path: Path
+) -> None:
     wheels = modules("image_wheels")
     for name in ("good_one-1.0-py3-none-any.whl", "bad-1.0-py3-none-any.whl", "stray.txt"):
         (tmp_path / name).write_bytes(name.encode())
@@ -118,7 +132,9 @@ def test_wheels_are_kept_if_their_hash_is_locked_and_removed_otherwise(modules: 
 
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])
 def test_every_locked_package_has_hashes(modules: Any, variant: str) -> None:
-    entries = dict(modules("image_wheels").locked_hashes(ROOT / "requirements" / f"image-{variant}.txt"))
+    entries = dict(
+        modules("image_wheels").locked_hashes(ROOT / "requirements" / f"image-{variant}.txt")
+    )
     assert {"torch", "transformers", "dstack-sdk", "nvidia-ml-py"} <= set(entries)
     assert all(entries.values())
 
@@ -159,8 +175,14 @@ def test_licences_are_read_as_packages_state_them(modules: Any, tmp_path: Path) 
     for path, text in (
         ("usr/lib/os-release", 'ID=debian\nVERSION_ID="12"\n'),
         ("var/lib/dpkg/status", status),
-        ("usr/share/doc/formal/copyright", "Format: x\n\nFiles: *\nLicense: GPL-3+\n\nFiles: a\nLicense: MIT\n"),
-        ("usr/share/doc/prose/copyright", "License: any words\nsee /usr/share/common-licenses/GPL-2.\n"),
+        (
+            "usr/share/doc/formal/copyright",
+            "Format: x\n\nFiles: *\nLicense: GPL-3+\n\nFiles: a\nLicense: MIT\n",
+        ),
+        (
+            "usr/share/doc/prose/copyright",
+            "License: any words\nsee /usr/share/common-licenses/GPL-2.\n",
+        ),
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
@@ -171,14 +193,20 @@ def test_licences_are_read_as_packages_state_them(modules: Any, tmp_path: Path) 
     )
     first, second = (
         contents.bill_of_materials(
-            tmp_path, image_digest=DIGEST, created=0, wheel_digests={"some-thing": "2" * 64}, variant="cpu"
+            tmp_path,
+            image_digest=DIGEST,
+            created=0,
+            wheel_digests={"some-thing": "2" * 64},
+            variant="cpu",
         )
         for _ in range(2)
     )
     assert first == second, "no time and no random number of its own"
     components = json.loads(first)["components"]
     licences = {
-        component["purl"]: [value for entry in component["licenses"] for value in named(entry["license"])]
+        component["purl"]: [
+            value for entry in component["licenses"] for value in named(entry["license"])
+        ]
         for component in components
     }
     assert licences == {

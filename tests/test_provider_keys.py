@@ -9,7 +9,12 @@ import pytest
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.provider import create_identity, identity_files, read_identity_file
-from trainer.provider_keys import ProviderKey, generate_provider_key, is_signed_by, parse_provider_key
+from trainer.provider_keys import (
+    ProviderKey,
+    generate_provider_key,
+    is_signed_by,
+    parse_provider_key,
+)
 from trainer.sealing.age import ScryptRecipient
 
 KEY = ProviderKey(bytes(range(32)))
@@ -23,7 +28,15 @@ def test_the_text_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", KEY.public, str(KEY)[:-1], str(KEY) + "0", str(KEY).upper(), "ed25519-secret:" + "zz" * 32]
+    "text",
+    [
+        "",
+        KEY.public,
+        str(KEY)[:-1],
+        str(KEY) + "0",
+        str(KEY).upper(),
+        "ed25519-secret:" + "zz" * 32,
+    ],
 )
 def test_other_text_is_no_key_and_is_not_quoted(text: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -53,9 +66,13 @@ def test_an_identity_file_has_a_provider_key_on_a_line_that_age_skips(tmp_path: 
     recipient = str(create_identity(path).identities[0].recipient())
     key = read_identity_file(path).provider_key
     assert key is not None
-    assert [str(identity.recipient()) for identity in read_identity_file(path).identities] == [recipient]
+    assert [str(identity.recipient()) for identity in read_identity_file(path).identities] == [
+        recipient
+    ]
     lines = path.read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == [str(read_identity_file(path).identities[0])]
+    assert [line for line in lines if not line.startswith("#")] == [
+        str(read_identity_file(path).identities[0])
+    ]
     assert f"# provider key: {key.public}" in lines
     # of age-keygen, or of an earlier release
     path.write_text("".join(f"{line}\n" for line in lines if "provider" not in line))
@@ -65,7 +82,9 @@ def test_an_identity_file_has_a_provider_key_on_a_line_that_age_skips(tmp_path: 
         read_identity_file(path)
 
 
-def test_an_identity_file_may_have_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_identity_file_may_have_a_passphrase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pyrage = pytest.importorskip("pyrage")
     monkeypatch.setattr(identity_files, "ScryptRecipient", partial(ScryptRecipient, work_factor=10))
     path = tmp_path / "key"

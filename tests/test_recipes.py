@@ -24,7 +24,11 @@ def code_words(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text("utf-8"))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docstrings
+        ):
             yield node.value
         for field in ("id", "attr", "name", "arg", "module"):
             if isinstance(word := getattr(node, field, None), str):
@@ -41,7 +45,9 @@ def listed_paths(recipe: str) -> list[str]:
 
 
 def is_listed(path: str, patterns: list[str]) -> bool:
-    return any(re.fullmatch(re.escape(pattern).replace("NAME", r"\w+"), path) for pattern in patterns)
+    return any(
+        re.fullmatch(re.escape(pattern).replace("NAME", r"\w+"), path) for pattern in patterns
+    )
 
 
 def test_there_is_a_recipe_for_each_addition() -> None:
@@ -71,5 +77,9 @@ def test_the_example_is_in_no_file_that_the_recipe_leaves_out(title: str) -> Non
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_every_listed_file_exists(title: str) -> None:
-    missing = [path for path in listed_paths(RECIPES[title]) if "NAME" not in path and not (ROOT / path).exists()]
+    missing = [
+        path
+        for path in listed_paths(RECIPES[title])
+        if "NAME" not in path and not (ROOT / path).exists()
+    ]
     assert missing == []

@@ -97,7 +97,11 @@ def derived_keys() -> str:
 def example_grant() -> Grant:
     recipient = str(identity_from_seed(b"\x01" * 32, hybrid=False).recipient())
     return Grant(
-        version=1, job_spec_sha256="ab" * 32, recipients=(recipient,), expires_at=1800000000, secret="7e" * 32
+        version=1,
+        job_spec_sha256="ab" * 32,
+        recipients=(recipient,),
+        expires_at=1800000000,
+        secret="7e" * 32,
     )
 
 
@@ -166,9 +170,13 @@ def listed(values: Iterable[str]) -> str:
 
 
 def event_fields() -> str:
-    own = [found for found in logs.PublicEvent.__subclasses__() if found.__module__ == logs.__name__]
+    own = [
+        found for found in logs.PublicEvent.__subclasses__() if found.__module__ == logs.__name__
+    ]
     classes = sorted(own, key=lambda found: found.event)
-    return "\n".join(f"{found.event:<20}{', '.join(field.name for field in fields(found))}" for found in classes)
+    return "\n".join(
+        f"{found.event:<20}{', '.join(field.name for field in fields(found))}" for found in classes
+    )
 
 
 EXAMPLES: dict[str, Callable[[], str]] = {
@@ -190,7 +198,9 @@ EXAMPLES: dict[str, Callable[[], str]] = {
 def rewrite(text: str) -> str:
     table = f"<!-- keys -->\n{key_table()}\n<!-- /keys -->"
     text = re.sub(r"<!-- keys -->.*<!-- /keys -->", lambda _: table, text, flags=re.DOTALL)
-    text = re.sub(r"```yaml\n.*?```", lambda _: f"```yaml\n{SPEC_YAML}```", text, count=1, flags=re.DOTALL)
+    text = re.sub(
+        r"```yaml\n.*?```", lambda _: f"```yaml\n{SPEC_YAML}```", text, count=1, flags=re.DOTALL
+    )
     for name, make in EXAMPLES.items():
         block = f"<!-- example: {name} -->\n```\n{make()}\n```\n<!-- /example -->"
         pattern = rf"<!-- example: {name} -->.*?<!-- /example -->"
@@ -242,8 +252,12 @@ TABLES: tuple[tuple[str, int, type[Strict]], ...] = (
 )
 
 
-@pytest.mark.parametrize(("heading", "number", "model"), TABLES, ids=[heading for heading, *_ in TABLES])
-def test_a_table_of_keys_has_the_keys_that_the_code_reads(heading: str, number: int, model: type[Strict]) -> None:
+@pytest.mark.parametrize(
+    ("heading", "number", "model"), TABLES, ids=[heading for heading, *_ in TABLES]
+)
+def test_a_table_of_keys_has_the_keys_that_the_code_reads(
+    heading: str, number: int, model: type[Strict]
+) -> None:
     stated = {name.split(".")[0] for names in table_rows(heading, number) for name in names}
     assert stated == set(model.model_fields)
 
@@ -257,7 +271,9 @@ NESTED: tuple[tuple[str, str, type[Strict]], ...] = (
 )
 
 
-@pytest.mark.parametrize(("heading", "key", "model"), NESTED, ids=[f"{one}: {two}" for one, two, _ in NESTED])
+@pytest.mark.parametrize(
+    ("heading", "key", "model"), NESTED, ids=[f"{one}: {two}" for one, two, _ in NESTED]
+)
 def test_what_is_inside_a_key_has_the_names_that_the_code_reads(
     heading: str, key: str, model: type[Strict]
 ) -> None:
@@ -266,7 +282,8 @@ def test_what_is_inside_a_key_has_the_names_that_the_code_reads(
 
 
 @pytest.mark.parametrize(
-    "word", ["job.yaml", "grant.json", "manifest.json", "checkpoint.json", "policy", "Result record"]
+    "word",
+    ["job.yaml", "grant.json", "manifest.json", "checkpoint.json", "policy", "Result record"],
 )
 def test_it_has_a_section_for_each_format(word: str) -> None:
     assert word in DOCUMENT.read_text("utf-8")
@@ -298,8 +315,13 @@ def stated_routes() -> dict[str, tuple[set[str], dict[str, set[str]]]]:
         codes: dict[str, set[str]] = {}
         for part in re.split(r", (?=\d{3})", refusals.strip()):
             if part:
-                codes[part[:3]] = {code for code in re.findall("`([a-z-]+)`", part) if code in set(ErrorCode)}
-        found[request.strip("` ").partition("?")[0]] = (set(re.findall(r"\b(2\d\d|304)\b", success)), codes)
+                codes[part[:3]] = {
+                    code for code in re.findall("`([a-z-]+)`", part) if code in set(ErrorCode)
+                }
+        found[request.strip("` ").partition("?")[0]] = (
+            set(re.findall(r"\b(2\d\d|304)\b", success)),
+            codes,
+        )
     return found
 
 
@@ -309,7 +331,9 @@ def test_the_table_of_requests_has_the_answers_that_the_front_documents() -> Non
     for request, (successes, refusals) in stated.items():
         answers = documented[request]
         codes = {
-            status: set(answer["content"]["application/json"]["schema"]["properties"]["error"]["enum"])
+            status: set(
+                answer["content"]["application/json"]["schema"]["properties"]["error"]["enum"]
+            )
             for status, answer in answers.items()
             if status[0] in "45" and status != "422"
         }

@@ -34,7 +34,9 @@ from trainer.strict_yaml import parse_yaml
 
 PACKAGE = Path(trainer.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-DECLARES_MODELS = re.compile(r"^class \w+\(.*(Strict|BaseModel|ChannelMessage|_Arguments)", re.MULTILINE)
+DECLARES_MODELS = re.compile(
+    r"^class \w+\(.*(Strict|BaseModel|ChannelMessage|_Arguments)", re.MULTILINE
+)
 TRAINING_STACK = ("trainer.training", "trainer.worker")
 WORLD = honest_world().without_reports()  # of a GPU that the root of the tests certifies
 JOB_SPEC = {
@@ -56,9 +58,12 @@ def models() -> list[type[BaseModel]]:
         name = ".".join(("trainer", *path.relative_to(PACKAGE).with_suffix("").parts))
         if DECLARES_MODELS.search(path.read_text("utf-8")) and not name.startswith(TRAINING_STACK):
             members = vars(importlib.import_module(name)).values()
-            found |= {each for each in members if inspect.isclass(each) and issubclass(each, BaseModel)}
+            found |= {
+                each for each in members if inspect.isclass(each) and issubclass(each, BaseModel)
+            }
     return sorted(
-        (each for each in found if each.__module__.startswith("trainer")), key=lambda each: each.__name__
+        (each for each in found if each.__module__.startswith("trainer")),
+        key=lambda each: each.__name__,
     )
 
 
@@ -86,11 +91,16 @@ def test_no_number_of_a_model_is_compared_for_equality_alone() -> None:
         for annotated in node.body
         if isinstance(annotated, ast.AnnAssign)
         for each in ast.walk(annotated.annotation)
-        if isinstance(each, ast.Subscript) and isinstance(each.value, ast.Name) and each.value.id == "Literal"
+        if isinstance(each, ast.Subscript)
+        and isinstance(each.value, ast.Name)
+        and each.value.id == "Literal"
         for constant in ast.walk(each.slice)
         if isinstance(constant, ast.Constant)
         and isinstance(constant.value, int | float)
-        and (not isinstance(constant.value, bool) or "NO_NUMBER" not in ast.unparse(annotated.annotation))
+        and (
+            not isinstance(constant.value, bool)
+            or "NO_NUMBER" not in ast.unparse(annotated.annotation)
+        )
     ]
     assert found == []
 
@@ -118,11 +128,19 @@ def test_a_number_is_no_truth(literal: bool, annotation: Any) -> None:
 def documents() -> dict[str, tuple[Any, Parser]]:
     """Documents that are read from outside, each with its reader."""
     record = Record(WORLD.appraise(), WORLD.evidence(), WORLD.collateral, WORLD.policy)
-    policy = parse_yaml(policy_yaml(WORLD.policy).encode(), what="policy", limit=1 << 20, code=ErrorCode.USAGE)
+    policy = parse_yaml(
+        policy_yaml(WORLD.policy).encode(), what="policy", limit=1 << 20, code=ErrorCode.USAGE
+    )
     return {
         "evidence": (json.loads(WORLD.evidence().canonical()), parse_evidence),
-        "statement evidence": (json.loads(WORLD.receipt_evidence().canonical()), parse_statement_evidence),
-        "event log": (json.loads(WORLD.evidence().event_log), lambda data: parse_event_log(data.decode())),
+        "statement evidence": (
+            json.loads(WORLD.receipt_evidence().canonical()),
+            parse_statement_evidence,
+        ),
+        "event log": (
+            json.loads(WORLD.evidence().event_log),
+            lambda data: parse_event_log(data.decode()),
+        ),
         "record": (json.loads(save_record(record)), load_record),
         "policy": (policy, lambda data: parse_policy(data, read_file=_no_file)),
         "job spec": (JOB_SPEC, parse_job_spec),
@@ -137,7 +155,13 @@ def number_paths(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, .
     """The places of a document that hold an integer."""
     if type(node) is int:
         yield path
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in items:
         yield from number_paths(value, (*path, key))
 
@@ -198,7 +222,9 @@ def test_what_is_no_integer_is_refused_wherever_one_stands(name: str) -> None:
     parse(json.dumps(document).encode())
     # One of each place in a list, such as the events of a log, and in each part of a recorded result.
     places = {
-        tuple(key for key in path[: 2 if path[0] == "result" else None] if not isinstance(key, int)): path
+        tuple(
+            key for key in path[: 2 if path[0] == "result" else None] if not isinstance(key, int)
+        ): path
         for path in number_paths(document)
     }
     assert places

@@ -56,7 +56,9 @@ def test_what_readers_take_for_different_values(scalar: str, place: str) -> None
     assert caught.value.code is ErrorCode.SPEC_INVALID
 
 
-@pytest.mark.parametrize("scalar", [text for text in REFUSED if not text.startswith(("!", "&", "*"))])
+@pytest.mark.parametrize(
+    "scalar", [text for text in REFUSED if not text.startswith(("!", "&", "*"))]
+)
 def test_the_same_in_quotes_is_text(scalar: str) -> None:
     assert parse(f"key: '{scalar}'\n") == parse(f'key: "{scalar}"\n') == {"key": scalar}
     assert parse(f"key: |-\n  {scalar}\n") == {"key": scalar}

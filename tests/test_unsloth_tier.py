@@ -38,7 +38,9 @@ def collect(*names: str) -> list[Item]:
 def test_the_tier_skips_with_its_reason(found: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conftest, "find_spec", lambda _name: found)
     (alone,) = collect("unsloth/test_engine.py")
-    assert alone.reasons == ([] if found else ["unsloth is not installed here: scripts/test --unsloth"])
+    assert alone.reasons == (
+        [] if found else ["unsloth is not installed here: scripts/test --unsloth"]
+    )
     beside, other = collect("unsloth/test_engine.py", "test_logs.py")
     assert len(beside.reasons) == 1
     assert beside.reasons[0].endswith("scripts/test --unsloth")

@@ -59,11 +59,20 @@ def translate_storage_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file or directory: {error.filename}") from error
+        raise UsageError(
+            ErrorCode.FILE_NOT_FOUND, f"no such file or directory: {error.filename}"
+        ) from error
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise UnavailableError(ErrorCode.STORAGE_FULL, "no space left on the device") from error
-        if error.errno in {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}:
+        if error.errno in {
+            errno.EISDIR,
+            errno.ENOTDIR,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ELOOP,
+        }:
             raise UsageError(ErrorCode.USAGE, f"{error.filename}: {error.strerror}") from error
         raise
 

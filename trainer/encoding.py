@@ -34,7 +34,9 @@ def canonical_json(value: object) -> bytes:
             return _PLAIN.encode(value).encode()
         return rfc8785.dumps(value)  # type: ignore[arg-type]  # its alias is narrower than what it accepts
     except (rfc8785.CanonicalizationError, RecursionError, UnicodeEncodeError) as error:
-        reason = "lone surrogates in a text" if isinstance(error, UnicodeEncodeError) else str(error)
+        reason = (
+            "lone surrogates in a text" if isinstance(error, UnicodeEncodeError) else str(error)
+        )
         raise UsageError(ErrorCode.USAGE, f"no canonical JSON form: {reason}") from error
 
 
@@ -50,7 +52,9 @@ def exact_json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-_PLAIN: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False)
+_PLAIN: Final = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False
+)
 # RFC 8785 numbers are IEEE doubles (section 3.2.2.3): above this, two integers may have one representation.
 _MAX_INTEGER: Final = 2**53 - 1
 
@@ -122,7 +126,10 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    shown = (char if char.isprintable() and not _INVISIBLE.match(char) else _escape(char) for char in text)
+    shown = (
+        char if char.isprintable() and not _INVISIBLE.match(char) else _escape(char)
+        for char in text
+    )
     return "".join(shown)
 
 
@@ -162,7 +169,9 @@ def parse_json(data: bytes | str) -> object:
     try:
         return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        raise ValueError(
+            f"not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except RecursionError:

@@ -67,7 +67,9 @@ class ErrorDocument(Strict):
         texts = {"expected": self.expected, "found": self.found, "hint": self.hint}
         if self.reason is None:
             return JobError(self.code, self.message, **texts)
-        return ReportedDataError(self.code, self.reason, file=self.file, row=self.row, field=self.field, **texts)
+        return ReportedDataError(
+            self.code, self.reason, file=self.file, row=self.row, field=self.field, **texts
+        )
 
 
 class FailureReport(ErrorDocument):

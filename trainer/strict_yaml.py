@@ -138,7 +138,9 @@ def parse_yaml(data: bytes, *, what: str, limit: int, code: ErrorCode) -> object
         raise UsageError(code, f"the {what} is not acceptable YAML: {error}") from error
 
 
-def load_yaml_tree(text: str, *, compose_features: bool, budget: TokenBudget | None = None) -> YamlNode:
+def load_yaml_tree(
+    text: str, *, compose_features: bool, budget: TokenBudget | None = None
+) -> YamlNode:
     """Loads one document as a tree in which aliases and merge keys are resolved.
 
     Args:
@@ -151,17 +153,25 @@ def load_yaml_tree(text: str, *, compose_features: bool, budget: TokenBudget | N
         YamlError: not YAML, empty, several documents, a duplicate key, a tag, or too large as it is or expanded.
     """
     if not compose_features and (found := _OTHER_LINE_BREAKS.search(text)):
-        raise YamlError(text.count("\n", 0, found.start()) + 1, "a line break other than LF or CR LF")
+        raise YamlError(
+            text.count("\n", 0, found.start()) + 1, "a line break other than LF or CR LF"
+        )
     try:
-        root = _BoundedLoader(text, budget or TokenBudget(), aliases=compose_features).get_single_node()
+        root = _BoundedLoader(
+            text, budget or TokenBudget(), aliases=compose_features
+        ).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlError(mark.line + 1 if mark else 1, str(error.problem or error.context)) from error
+        raise YamlError(
+            mark.line + 1 if mark else 1, str(error.problem or error.context)
+        ) from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise YamlError(1, type(error).__name__) from error
     if root is None:
         raise YamlError(1, "the document is empty")
-    return _Expansion(compose_features, max(MAX_CHARACTERS, len(text))).expand(root, _line_of(root), 0)
+    return _Expansion(compose_features, max(MAX_CHARACTERS, len(text))).expand(
+        root, _line_of(root), 0
+    )
 
 
 def _line_of(node: yaml.Node) -> int:
@@ -196,7 +206,9 @@ class _BoundedLoader(yaml.SafeLoader):
                 problem="anchors and aliases are not accepted", problem_mark=event.start_mark
             )
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem="tags are not accepted", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="tags are not accepted", problem_mark=event.start_mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -229,11 +241,16 @@ class _Expansion:
             entries = self._entries(node, depth)
             return YamlNode(
                 "mapping",
-                {key: self.expand(value, key_line, depth + 1) for key, (key_line, value) in entries.items()},
+                {
+                    key: self.expand(value, key_line, depth + 1)
+                    for key, (key_line, value) in entries.items()
+                },
                 line,
             )
         if isinstance(node, yaml.SequenceNode):
-            elements = (self.expand(element, _line_of(element), depth + 1) for element in node.value)
+            elements = (
+                self.expand(element, _line_of(element), depth + 1) for element in node.value
+            )
             return YamlNode("sequence", tuple(elements), line)
         return YamlNode(self._scalar_kind(node), str(node.value), line)
 

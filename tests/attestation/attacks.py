@@ -74,7 +74,13 @@ def _of(file: Path) -> list[Attack]:
     found = getattr(module, "ATTACKS", {})
     prepared = getattr(module, "prepared", _as_it_is)
     return [
-        Attack(source, name, name, (code,) if isinstance(code, str) else tuple(code), _after(prepared, change))
+        Attack(
+            source,
+            name,
+            name,
+            (code,) if isinstance(code, str) else tuple(code),
+            _after(prepared, change),
+        )
         for name, (code, change) in found.items()
     ]
 
@@ -83,7 +89,9 @@ def _as_it_is(world: World) -> World:
     return world
 
 
-def _after(first: Callable[[World], World], then: Callable[[World], World]) -> Callable[[World], World]:
+def _after(
+    first: Callable[[World], World], then: Callable[[World], World]
+) -> Callable[[World], World]:
     return lambda world: then(first(world))
 
 
@@ -92,4 +100,6 @@ def _from_fault(fault: Fault) -> Attack:
         return world.with_faults(fault)
 
     codes = tuple(str(code) for code in fault.codes)
-    return Attack("simulator", fault.name, f"{fault.description} (`--fault {fault.name}`)", codes, change)
+    return Attack(
+        "simulator", fault.name, f"{fault.description} (`--fault {fault.name}`)", codes, change
+    )

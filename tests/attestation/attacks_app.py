@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
 
 OTHER_OS = OsSection(
-    measurements=(OsMeasurements(mrtd="00" * 48, rtmr0="00" * 48, rtmr1="00" * 48, rtmr2="00" * 48),)
+    measurements=(
+        OsMeasurements(mrtd="00" * 48, rtmr0="00" * 48, rtmr1="00" * 48, rtmr2="00" * 48),
+    )
 )
 
 
@@ -33,12 +35,21 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "event-log-format",
         lambda w: edited_log(w, lambda log: log[5].update(imr=2)),
     ),
-    "a false digest": ("event-digests", lambda w: edited_log(w, lambda log: log[5].update(digest="00" * 48))),
-    "a false preimage": ("event-digests", lambda w: edited_log(w, lambda log: log[5].update(preimage="00"))),
+    "a false digest": (
+        "event-digests",
+        lambda w: edited_log(w, lambda log: log[5].update(digest="00" * 48)),
+    ),
+    "a false preimage": (
+        "event-digests",
+        lambda w: edited_log(w, lambda log: log[5].update(preimage="00")),
+    ),
     "a second app id": (
         "event-order",
         lambda w: measuring(
-            w, lambda events: events.insert(index_of(events, "app-id"), RuntimeEvent("app-id", w.vm.app_id))
+            w,
+            lambda events: events.insert(
+                index_of(events, "app-id"), RuntimeEvent("app-id", w.vm.app_id)
+            ),
         ),
     ),
     "a system event after system-ready": (
@@ -54,10 +65,15 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "event-order",
         lambda w: measuring(
             w,
-            lambda events: events.insert(index_of(events, "app-id"), events.pop(index_of(events, "boot-mr-done"))),
+            lambda events: events.insert(
+                index_of(events, "app-id"), events.pop(index_of(events, "boot-mr-done"))
+            ),
         ),
     ),
-    "an event left out of the log": ("rtmr3-replay", lambda w: edited_log(w, lambda log: log.pop(-2))),
+    "an event left out of the log": (
+        "rtmr3-replay",
+        lambda w: edited_log(w, lambda log: log.pop(-2)),
+    ),
     "an event added to the log": (
         "rtmr3-replay",
         lambda w: edited_log(w, lambda log: log.append(log[-2] | {"event": "mine"})),
@@ -70,7 +86,10 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "compose-hash",
         lambda w: measuring(w, replaced("compose-hash", bytes(32))),
     ),
-    "an unlisted compose file": ("compose-accepted", lambda w: w.demanding("app", compose_sha256=("00" * 32,))),
+    "an unlisted compose file": (
+        "compose-accepted",
+        lambda w: w.demanding("app", compose_sha256=("00" * 32,)),
+    ),
     "another app id": ("app-id", lambda w: w.demanding("app", app_id="00" * 20)),
     "another key provider": (
         "key-provider",
@@ -92,8 +111,14 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "key-chain",
         lambda w: w.demanding("app", kms_root_key="none"),
     ),
-    "no clean start": ("init-scripts", lambda w: w.demanding("app", init_script_sha256=("00" * 32,))),
-    "a script where there must be none": ("init-scripts", lambda w: w.demanding("app", init_script_sha256=())),
+    "no clean start": (
+        "init-scripts",
+        lambda w: w.demanding("app", init_script_sha256=("00" * 32,)),
+    ),
+    "a script where there must be none": (
+        "init-scripts",
+        lambda w: w.demanding("app", init_script_sha256=()),
+    ),
     "another script measured than the text has": (
         "init-scripts",
         lambda w: measuring(w, replaced("init-script-hash", bytes(32))),

@@ -56,10 +56,15 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "another job spec": ("job-spec-digest", lambda w: w.claiming(job_spec_sha256="cd" * 32)),
     "a derived key passed off as instance key": (
         "recipient",
-        lambda w: w.claiming(recipients=w.claims.recipients.model_copy(update={"instance": "age1" + "q" * 58})),
+        lambda w: w.claiming(
+            recipients=w.claims.recipients.model_copy(update={"instance": "age1" + "q" * 58})
+        ),
     ),
     "a receipt key on another curve": ("receipt-key", lambda w: w.claiming(receipt_key=p384_key())),
-    "a receipt key of another kind": ("receipt-key", lambda w: w.claiming(receipt_key=ed25519_key())),
+    "a receipt key of another kind": (
+        "receipt-key",
+        lambda w: w.claiming(receipt_key=ed25519_key()),
+    ),
     "a receipt key that is no key": ("receipt-key", lambda w: w.claiming(receipt_key="00" * 91)),
     "a receipt key that ends TLS as well": (
         "key-separation",
@@ -75,7 +80,12 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "a receipt key in another encoding that ends TLS": (
         "key-separation",
-        lambda w: ending_tls(w, w.claims.receipt_key).claiming(receipt_key=compressed(w.claims.receipt_key)),
+        lambda w: ending_tls(w, w.claims.receipt_key).claiming(
+            receipt_key=compressed(w.claims.receipt_key)
+        ),
     ),
-    "a sandbox with a gap": ("sandbox", lambda w: w.opened("sandbox", ("landlock", "separate_users"))),
+    "a sandbox with a gap": (
+        "sandbox",
+        lambda w: w.opened("sandbox", ("landlock", "separate_users")),
+    ),
 }

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.attestation.tampering import altered, another_gpu, gpu_event, measuring, renamed, replaced
+from tests.attestation.tampering import (
+    altered,
+    another_gpu,
+    gpu_event,
+    measuring,
+    renamed,
+    replaced,
+)
 
 if TYPE_CHECKING:
     from trainer.simulator.appraisal_world import World
@@ -15,13 +22,19 @@ if TYPE_CHECKING:
 
 def without_fwid(world: World) -> World:
     """A GPU whose firmware is of an older release, which does not name itself."""
-    return world.with_gpu(opaque={kind: value for kind, value in world.bench.opaque.items() if kind != 20})
+    return world.with_gpu(
+        opaque={kind: value for kind, value in world.bench.opaque.items() if kind != 20}
+    )
 
 
 def two_gpus(world: World, opaque: dict[int, bytes]) -> World:
     """A GPU that names no firmware, and another one with other opaque fields."""
     older = without_fwid(world).gpu.fresh
-    chain = renamed(world.bench.leaf, scalar=2005), renamed(world.bench.ca, scalar=2006), world.bench.root
+    chain = (
+        renamed(world.bench.leaf, scalar=2005),
+        renamed(world.bench.ca, scalar=2006),
+        world.bench.root,
+    )
     changed = world.bench.answer(*chain, opaque=opaque)
     return world.answering(*older, changed).demanding("gpu", boot="any", count=2)
 
@@ -31,12 +44,18 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "gpu-evidence",
         lambda w: w.showing(gpu=w.with_gpu(*another_gpu(w)).gpu),
     ),
-    "GPU evidence that nobody claimed": ("gpu-evidence", lambda w: w.claiming(gpu_evidence_sha256=None)),
+    "GPU evidence that nobody claimed": (
+        "gpu-evidence",
+        lambda w: w.claiming(gpu_evidence_sha256=None),
+    ),
     "boot evidence that the OS did not measure": (
         "gpu-boot",
         lambda w: measuring(w, replaced("gpu-attestation", gpu_event(evidence_sha256="00" * 32))),
     ),
-    "a GPU event of another form": ("gpu-boot", lambda w: measuring(w, replaced("gpu-attestation", b"{}"))),
+    "a GPU event of another form": (
+        "gpu-boot",
+        lambda w: measuring(w, replaced("gpu-attestation", b"{}")),
+    ),
     "a GPU open to developer tools": (
         "gpu-devtools",
         lambda w: measuring(w, replaced("gpu-attestation", gpu_event(devtools=True))),
@@ -50,7 +69,10 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: measuring(w, replaced("gpu-attestation", gpu_event(cc_mode="off"))),
     ),
     "a GPU report with a byte too many": ("gpu-report-format", lambda w: w.with_gpu(tail=b"!")),
-    "a GPU report with content after zeros": ("gpu-report-format", lambda w: w.with_gpu(tail=bytes(9) + b"!")),
+    "a GPU report with content after zeros": (
+        "gpu-report-format",
+        lambda w: w.with_gpu(tail=bytes(9) + b"!"),
+    ),
     "GPU certificates of a home-made root": (
         "gpu-report-chain",
         lambda w: w.with_gpu(w.bench.leaf, w.bench.ca, renamed(w.bench.root, scalar=2001)),
@@ -65,9 +87,14 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "a GPU's own certificate as authority": (
         "gpu-report-chain",
-        lambda w: w.with_gpu(renamed(w.bench.leaf, scalar=2002), w.bench.leaf, w.bench.ca, w.bench.root),
+        lambda w: w.with_gpu(
+            renamed(w.bench.leaf, scalar=2002), w.bench.leaf, w.bench.ca, w.bench.root
+        ),
     ),
-    "a GPU measurement changed after signing": ("gpu-report-signature", lambda w: w.answering(altered(w, 60))),
+    "a GPU measurement changed after signing": (
+        "gpu-report-signature",
+        lambda w: w.answering(altered(w, 60)),
+    ),
     "a driver version changed after signing": (
         "gpu-report-signature",
         lambda w: w.answering(altered(w, bytes.fromhex(w.gpu.fresh[0].report).index(b"0.90.07"))),
@@ -111,10 +138,14 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "one GPU that answers with the keys of two firmwares": (
         "gpu-report-count",
         lambda w: w.answering(
-            *w.gpu.fresh, w.bench.answer(renamed(w.bench.leaf, scalar=2004), w.bench.ca, w.bench.root)
+            *w.gpu.fresh,
+            w.bench.answer(renamed(w.bench.leaf, scalar=2004), w.bench.ca, w.bench.root),
         ).demanding("gpu", boot="any", count=2),
     ),
-    "a GPU that keeps silent": ("gpu-report-count", lambda w: w.demanding("gpu", boot="any", count=2)),
+    "a GPU that keeps silent": (
+        "gpu-report-count",
+        lambda w: w.demanding("gpu", boot="any", count=2),
+    ),
     "an old driver": (
         "gpu-report-versions",
         lambda w: w.with_gpu(opaque={**w.bench.opaque, 3: b"550.54.15\0"}),

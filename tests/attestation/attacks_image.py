@@ -54,21 +54,39 @@ def with_acpi(world: World, edit: Callable[[list[Any]], None]) -> World:
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "another memory size": ("os-measurements", lambda w: configured(w, memory_size=4 << 30)),
-    "a memory size that no machine has": ("os-measurements", lambda w: configured(w, memory_size=0)),
+    "a memory size that no machine has": (
+        "os-measurements",
+        lambda w: configured(w, memory_size=0),
+    ),
     "another QEMU": ("os-measurements", lambda w: configured(w, qemu_version="8.2.2")),
-    "another way to add pages": ("os-measurements", lambda w: configured(w, qemu_single_pass_add_pages=True)),
+    "another way to add pages": (
+        "os-measurements",
+        lambda w: configured(w, qemu_single_pass_add_pages=True),
+    ),
     "no measurement files": ("os-measurements", lambda w: configured(w, tdx_measurement=None)),
-    "checksums of another image": ("os-measurements", lambda w: with_files(w, checksum_file=b"00  other\n")),
-    "measurements that the checksums do not pin": ("os-measurements", lambda w: with_files(w, measurement=b"{}")),
+    "checksums of another image": (
+        "os-measurements",
+        lambda w: with_files(w, checksum_file=b"00  other\n"),
+    ),
+    "measurements that the checksums do not pin": (
+        "os-measurements",
+        lambda w: with_files(w, measurement=b"{}"),
+    ),
     "a configuration that is not JSON": (
         "os-measurements",
         lambda w: w.showing(vm_config=json.dumps(CONFIG)[:-1]).demanding("os", development="any"),
     ),
-    "another ACPI table": ("os-measurements", lambda w: with_acpi(w, lambda log: log[1].update(digest="00" * 48))),
+    "another ACPI table": (
+        "os-measurements",
+        lambda w: with_acpi(w, lambda log: log[1].update(digest="00" * 48)),
+    ),
     "an ACPI table less": ("os-measurements", lambda w: with_acpi(w, lambda log: log.pop(2))),
     "ACPI tables in another order": (
         "os-measurements",
         lambda w: with_acpi(w, lambda log: log.insert(0, log.pop(1))),
     ),
-    "an image for developers": ("os-development", lambda w: configured(w, image="dstack-dev-0.6.0")),
+    "an image for developers": (
+        "os-development",
+        lambda w: configured(w, image="dstack-dev-0.6.0"),
+    ),
 }

@@ -126,7 +126,10 @@ ATTACKS: dict[str, tuple[str | tuple[str, ...], Change]] = {
         "key-possession",
         lambda w: w.showing(possession=prove_possession(b"\7" * 32, w.claims)),
     ),
-    "the claims were signed by zeros": ("key-possession", lambda w: w.showing(possession="00" * 64)),
+    "the claims were signed by zeros": (
+        "key-possession",
+        lambda w: w.showing(possession="00" * 64),
+    ),
 }
 ATTACKS |= {
     f"byte {at} of the key chain's signature {name}": ("key-chain", with_bit(name, at))
@@ -141,6 +144,9 @@ ATTACKS |= {
 }
 ATTACKS |= {f"byte {at} of possession": ("key-possession", possession_bit(at)) for at in BYTES[:4]}
 ATTACKS |= {
-    f"another {name} in the claims that the possession key signed": ("key-possession", signed_with_another(name))
+    f"another {name} in the claims that the possession key signed": (
+        "key-possession",
+        signed_with_another(name),
+    )
     for name in DatasetClaims.model_fields
 }

@@ -63,17 +63,29 @@ def reworded(world: World, old: bytes, new: bytes) -> World:
 
 
 ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
-    "a machine that nobody listed": ("platform-ppid", lambda w: w.demanding("platform", ppid=("00" * 16,))),
+    "a machine that nobody listed": (
+        "platform-ppid",
+        lambda w: w.demanding("platform", ppid=("00" * 16,)),
+    ),
     "not a quote": ("quote-format", lambda w: w.change(quote=b"\x04\0quote")),
     "an SGX quote": ("quote-format", lambda w: w.change(quote=flipped(w, 4))),
     "another vendor's quoting enclave": ("quote-format", lambda w: w.change(quote=flipped(w, 12))),
-    "another kind of certification data": ("quote-format", lambda w: w.change(quote=flipped(w, 636 + 128))),
-    "bytes after the quote": ("quote-trailing-bytes", lambda w: w.change(quote=honest_quote(w) + b"\0more")),
+    "another kind of certification data": (
+        "quote-format",
+        lambda w: w.change(quote=flipped(w, 636 + 128)),
+    ),
+    "bytes after the quote": (
+        "quote-trailing-bytes",
+        lambda w: w.change(quote=honest_quote(w) + b"\0more"),
+    ),
     "bytes before the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 0, b"more\n")),
     "bytes between the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 1, b"more\n")),
     "bytes before the last certificate": ("quote-trailing-bytes", lambda w: hiding(w, 2, b"\n")),
     "bytes after the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"more")),
-    "a zero, then bytes after the certificates": ("quote-trailing-bytes", lambda w: hiding(w, 3, b"\0more")),
+    "a zero, then bytes after the certificates": (
+        "quote-trailing-bytes",
+        lambda w: hiding(w, 3, b"\0more"),
+    ),
     "a zero in place of the last line's end": (
         "quote-trailing-bytes",
         lambda w: with_chain(w, b"".join(certificates_of(w))[:-1] + b"\0"),
@@ -83,27 +95,46 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: reworded(w, b"CERTIFICATE-----\n", b"CERTIFICATE-----\nmore: hidden\n\n"),
     ),
     "line ends of two kinds": ("quote-trailing-bytes", lambda w: reworded(w, b"\n", b"\r\n")),
-    "blanks after a line of base64": ("quote-trailing-bytes", lambda w: reworded(w, b"\nMII", b" \nMII")),
-    "certificates that no reader can decode": ("quote-format", lambda w: reworded(w, b"\nMII", b"\nAAA")),
+    "blanks after a line of base64": (
+        "quote-trailing-bytes",
+        lambda w: reworded(w, b"\nMII", b" \nMII"),
+    ),
+    "certificates that no reader can decode": (
+        "quote-format",
+        lambda w: reworded(w, b"\nMII", b"\nAAA"),
+    ),
     "no collateral": ("collateral-format", lambda w: w.change(collateral=b"")),
     "collateral without a CRL": (
         "collateral-format",
-        lambda w: w.change(collateral=json.dumps({**json.loads(w.collateral), "pck_crl": None}).encode()),
+        lambda w: w.change(
+            collateral=json.dumps({**json.loads(w.collateral), "pck_crl": None}).encode()
+        ),
     ),
     "a key twice in the collateral": (
         "collateral-format",
         lambda w: w.change(collateral=w.collateral[:-1] + b', "pck_crl": "00"}'),
     ),
-    "huge collateral": ("collateral-format", lambda w: w.change(collateral=b" " * (5 << 20) + w.collateral)),
-    "TCB info that is no object": ("collateral-format", lambda w: with_document(w, "tcb_info", lambda _: "[]")),
+    "huge collateral": (
+        "collateral-format",
+        lambda w: w.change(collateral=b" " * (5 << 20) + w.collateral),
+    ),
+    "TCB info that is no object": (
+        "collateral-format",
+        lambda w: with_document(w, "tcb_info", lambda _: "[]"),
+    ),
     "a chain of something else": (
         "collateral-format",
         lambda w: with_document(w, "tcb_info_issuer_chain", lambda pem: pem.replace("MII", "AAA")),
     ),
-    "a policy that trusts Intel alone": ("root-of-trust", lambda w: w.opened("trust_root", "intel")),
+    "a policy that trusts Intel alone": (
+        "root-of-trust",
+        lambda w: w.opened("trust_root", "intel"),
+    ),
     "a quote by another root": (
         "root-of-trust",
-        lambda w: w.change(quote=OTHER.quote(w.vm.td_fields(bytes.fromhex(w.evidence().quote)[568:632]))),
+        lambda w: w.change(
+            quote=OTHER.quote(w.vm.td_fields(bytes.fromhex(w.evidence().quote)[568:632]))
+        ),
     ),
     "collateral by another root": (
         "root-of-trust",
@@ -117,9 +148,18 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "collateral-signature",
         lambda w: with_document(w, "qe_identity", lambda text: text.replace("UpToDate", "Revoked")),
     ),
-    "a CRL cut short": ("collateral-signature", lambda w: with_document(w, "pck_crl", lambda text: text[:-8])),
-    "an expired CRL of platforms": ("collateral-validity", lambda w: other_revocation_list(w, "pck_crl", -31)),
-    "an expired CRL of the root": ("collateral-validity", lambda w: other_revocation_list(w, "root_ca_crl", -31)),
+    "a CRL cut short": (
+        "collateral-signature",
+        lambda w: with_document(w, "pck_crl", lambda text: text[:-8]),
+    ),
+    "an expired CRL of platforms": (
+        "collateral-validity",
+        lambda w: other_revocation_list(w, "pck_crl", -31),
+    ),
+    "an expired CRL of the root": (
+        "collateral-validity",
+        lambda w: other_revocation_list(w, "root_ca_crl", -31),
+    ),
     "a CRL of platforms from the future": (
         "collateral-validity",
         lambda w: other_revocation_list(w, "pck_crl", 2),
@@ -142,9 +182,14 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "a CRL of a month that does not exist": (
         "collateral-signature",
-        lambda w: with_document(w, "pck_crl", lambda crl: re.sub("(170d.{4})....", r"\g<1>3939", crl, count=1)),
+        lambda w: with_document(
+            w, "pck_crl", lambda crl: re.sub("(170d.{4})....", r"\g<1>3939", crl, count=1)
+        ),
     ),
-    "bytes after a CRL": ("collateral-signature", lambda w: with_document(w, "pck_crl", lambda crl: crl + "00")),
+    "bytes after a CRL": (
+        "collateral-signature",
+        lambda w: with_document(w, "pck_crl", lambda crl: crl + "00"),
+    ),
     "bytes after a chain of the collateral": (
         "collateral-format",
         lambda w: with_document(w, "tcb_info_issuer_chain", lambda pem: pem + "more"),
@@ -163,7 +208,10 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         "collateral-validity",
         lambda w: w.change(collateral=json.dumps(w.vm.pki.collateral(w.now + DAY)).encode()),
     ),
-    "certification data without certificates": ("platform-certificate", lambda w: with_chain(w, kind=3)),
+    "certification data without certificates": (
+        "platform-certificate",
+        lambda w: with_chain(w, kind=3),
+    ),
     "certificates called another kind of certification data": (
         "platform-certificate",
         lambda w: with_chain(w, *certificates_of(w), kind=3),
@@ -188,10 +236,16 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         lambda w: with_chain(w, *certificates_of(w), signer_of_tcb_info(w)),
     ),
     "a revoked platform": ("platform-certificate", lambda w: w.with_collateral(revoked=("pck",))),
-    "a revoked platform CA": ("platform-certificate", lambda w: w.with_collateral(revoked=("pck-ca",))),
+    "a revoked platform CA": (
+        "platform-certificate",
+        lambda w: w.with_collateral(revoked=("pck-ca",)),
+    ),
     "a bit of the TD report": ("quote-signature", lambda w: w.change(quote=flipped(w, 48 + 64))),
     "a bit of the signature": ("quote-signature", lambda w: w.change(quote=flipped(w, 640))),
-    "a bit of the QE report": ("quote-signature", lambda w: w.change(quote=flipped(w, 636 + 134 + 64))),
+    "a bit of the QE report": (
+        "quote-signature",
+        lambda w: w.change(quote=flipped(w, 636 + 134 + 64)),
+    ),
     "a bit of the QE authentication data": (
         "quote-signature",
         lambda w: w.change(quote=flipped(w, 636 + 134 + 448 + 2)),
@@ -202,19 +256,35 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "TCB info of another platform": ("tcb-level", lambda w: with_tcb_info(w, fmspc="000000000000")),
     "an unknown TCB": (
         "tcb-level",
-        lambda w: w.with_collateral(mutate=lambda tcb, _qe: tcb["tcbLevels"][0]["tcb"].update(pcesvn=99)),
+        lambda w: w.with_collateral(
+            mutate=lambda tcb, _qe: tcb["tcbLevels"][0]["tcb"].update(pcesvn=99)
+        ),
     ),
     "an out-of-date platform": ("tcb-status", lambda w: outdated(w, 1)),
-    "an out-of-date quoting enclave": ("tcb-status", lambda w: w.with_collateral(qe_status="OutOfDate")),
+    "an out-of-date quoting enclave": (
+        "tcb-status",
+        lambda w: w.with_collateral(qe_status="OutOfDate"),
+    ),
     "a revoked TCB": ("tcb-status", lambda w: w.with_collateral(status="Revoked")),
     "longer out of date than allowed": (
         "tcb-grace",
-        lambda w: outdated(w, 31).demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=30),
+        lambda w: outdated(w, 31).demanding(
+            "tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=30
+        ),
     ),
-    "a refused advisory": ("tcb-advisories", lambda w: w.with_collateral(advisories=("intel-sa-00001",))),
-    "an early evaluation": ("tcb-evaluation-number", lambda w: w.demanding("tcb", min_evaluation_number=20)),
+    "a refused advisory": (
+        "tcb-advisories",
+        lambda w: w.with_collateral(advisories=("intel-sa-00001",)),
+    ),
+    "an early evaluation": (
+        "tcb-evaluation-number",
+        lambda w: w.demanding("tcb", min_evaluation_number=20),
+    ),
     "another module signer": ("tdx-module", lambda w: w.change(td={"mr_signer_seam": b"\1" * 48})),
-    "module attributes": ("tdx-module", lambda w: w.change(td={"seam_attributes": b"\1" + bytes(7)})),
+    "module attributes": (
+        "tdx-module",
+        lambda w: w.change(td={"seam_attributes": b"\1" + bytes(7)}),
+    ),
     "a module of an unknown version": (
         "tdx-module",
         lambda w: w.change(td={"tee_tcb_svn": b"\6\7\3" + bytes(13)}),

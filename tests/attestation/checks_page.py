@@ -71,7 +71,12 @@ def checks_page() -> str:
     made = attacks()
     counts = {"attacks": len(made), "codes": len({attack.code for attack in made})}
     lines = [INTRODUCTION, *_checks(made), ATTACKS.format(**counts), *_attacks(made)]
-    lines += [RECEIPTS.format(first=len(QUOTE_CHECKS)), *_receipt_checks(), RECEIPT_ATTACKS, *_receipt_attacks()]
+    lines += [
+        RECEIPTS.format(first=len(QUOTE_CHECKS)),
+        *_receipt_checks(),
+        RECEIPT_ATTACKS,
+        *_receipt_attacks(),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +92,13 @@ def claims_table() -> str:
 def _checks(made: Iterable[Attack]) -> Iterator[str]:
     codes = [attack.code for attack in made]
     for number, definition in enumerate(DATASET_CHECKS, 1):
-        cells = (number, f"`{definition.code}`", definition.title, definition.attack, codes.count(definition.code))
+        cells = (
+            number,
+            f"`{definition.code}`",
+            definition.title,
+            definition.attack,
+            codes.count(definition.code),
+        )
         yield _row(*cells)
 
 

@@ -28,7 +28,13 @@ def inside_text(document: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]
 
 def _places(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     yield path, value
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for step, child in inner:
         yield from _places(child, (*path, step))
 

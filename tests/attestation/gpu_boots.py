@@ -40,7 +40,9 @@ def booted(world: World, text: str, **event: Any) -> World:
     }
     measured = RuntimeEvent(GPU_EVENT, json.dumps(payload | event).encode())
     world.vm.replace_events(
-        tuple(measured if getattr(each, "name", "") == GPU_EVENT else each for each in world.vm.events)
+        tuple(
+            measured if getattr(each, "name", "") == GPU_EVENT else each for each in world.vm.events
+        )
     )
     gpu = world.gpu.model_copy(update={"boot": text})
     return world.change(gpu=gpu).claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu))
@@ -50,11 +52,15 @@ def with_devices(
     world: World, *devices: Any, number: int | None = None, nonce: str = NONCE, **changes: Any
 ) -> World:
     """These devices were found at boot; as many GPUs were measured, or `number`."""
-    count = sum(isinstance(device, SimulatedGpu) for device in devices) if number is None else number
+    count = (
+        sum(isinstance(device, SimulatedGpu) for device in devices) if number is None else number
+    )
     return booted(world, nvattest_result(devices, nonce, **changes), devices=count)
 
 
-def with_claims(world: World, changes: Mapping[str, object], missing: tuple[str, ...] = ()) -> World:
+def with_claims(
+    world: World, changes: Mapping[str, object], missing: tuple[str, ...] = ()
+) -> World:
     """The GPU passed, but for these claims."""
     return with_devices(world, SimulatedGpu(changes=changes, missing=missing))
 
@@ -66,7 +72,9 @@ def with_overall(world: World, changes: Mapping[str, object]) -> World:
     return with_devices(world, GPU, detached_eat=detached_eat(overall, tokens))
 
 
-def with_tokens(world: World, change: Callable[[str], str], *, digests_follow: bool = True) -> World:
+def with_tokens(
+    world: World, change: Callable[[str], str], *, digests_follow: bool = True
+) -> World:
     """The GPU's token is another."""
     honest = tokens_of(nvattest_result([GPU], NONCE))
     tokens = {name: change(text) for name, text in honest.items()}
@@ -90,7 +98,10 @@ def with_two(world: World, second: SimulatedGpu, **changes: Any) -> World:
 
 def chain_with(**changes: Any) -> dict[str, object]:
     """A certificate chain of which something else is said."""
-    return {**GOOD_CHAIN, **{f"x-nvidia-cert-{name.replace('_', '-')}": changes[name] for name in changes}}
+    return {
+        **GOOD_CHAIN,
+        **{f"x-nvidia-cert-{name.replace('_', '-')}": changes[name] for name in changes},
+    }
 
 
 def shown(world: World, text: str) -> World:

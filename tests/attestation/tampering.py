@@ -57,7 +57,9 @@ def with_chain(world: World, *parts: bytes, kind: int = 5) -> World:
 
 def with_certificates_in_collateral(world: World) -> World:
     """Collateral that brings along the certificates of this platform, in the place where some tools save them."""
-    document = json.loads(world.collateral) | {"pck_certificate_chain": b"".join(certificates_of(world)).decode()}
+    document = json.loads(world.collateral) | {
+        "pck_certificate_chain": b"".join(certificates_of(world)).decode()
+    }
     return world.change(collateral=json.dumps(document).encode())
 
 
@@ -69,7 +71,9 @@ def other_revocation_list(world: World, name: str, days: int) -> World:
 
 def with_module(world: World, **changes: Any) -> World:
     """Collateral whose TDX module identity says something else."""
-    return world.with_collateral(mutate=lambda tcb, _qe: tcb["tdxModuleIdentities"][0].update(changes))
+    return world.with_collateral(
+        mutate=lambda tcb, _qe: tcb["tdxModuleIdentities"][0].update(changes)
+    )
 
 
 def with_qe_identity(world: World, **changes: Any) -> World:

@@ -30,7 +30,9 @@ UNENDORSED = ("gpu-report-measurements", "gpu-report-revocation")
 
 def test_the_honest_world_is_affirmed_in_everything(world: World) -> None:
     result = world.appraise()
-    assert [check.code for check in result.checks if check.state is not CheckState.AFFIRMED] == [*UNENDORSED]
+    assert [check.code for check in result.checks if check.state is not CheckState.AFFIRMED] == [
+        *UNENDORSED
+    ]
     assert result.status == "pass"
     result.require_pass(world.now)
     assert result.recipient == world.claims.recipients.instance
@@ -53,7 +55,9 @@ def test_a_later_event_cannot_stand_in_for_the_measured_one(world: World) -> Non
 
 
 def test_an_accepted_out_of_date_platform_within_grace_passes(world: World) -> None:
-    changed = outdated(world, 29).demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=30)
+    changed = outdated(world, 29).demanding(
+        "tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=30
+    )
     assert changed.contraindicated() == []
 
 
@@ -67,7 +71,12 @@ def test_an_out_of_date_module_counts_with_its_own_date(world: World) -> None:
     assert changed.contraindicated() == ["tcb-status"]
     accepting = changed.demanding("tcb", accepted_statuses=("OutOfDate",), grace_days=365)
     assert accepting.contraindicated() == ["tcb-grace"]
-    assert changed.demanding("tcb", accepted_statuses=("OutOfDate",), grace_days=3650).contraindicated() == []
+    assert (
+        changed.demanding(
+            "tcb", accepted_statuses=("OutOfDate",), grace_days=3650
+        ).contraindicated()
+        == []
+    )
 
 
 def sealed_world(make_world: Callable[..., World], **changes: Any) -> World:
@@ -76,7 +85,9 @@ def sealed_world(make_world: Callable[..., World], **changes: Any) -> World:
     return make_world(vm=SimulatedVm(SEALED_COMPOSE, SEED, options=options))
 
 
-def test_a_vm_without_a_key_service_is_affirmed_where_none_is_demanded(make_world: Callable[..., World]) -> None:
+def test_a_vm_without_a_key_service_is_affirmed_where_none_is_demanded(
+    make_world: Callable[..., World],
+) -> None:
     world = sealed_world(make_world)
     result = world.appraise()
     left_open = [check.code for check in result.checks if check.state is not CheckState.AFFIRMED]
@@ -94,9 +105,13 @@ def test_the_two_profiles_are_refused_under_the_policy_of_the_other(
     assert sealed.change(policy=world.policy).contraindicated() == expected
 
 
-def test_another_version_of_a_sealed_app_has_another_app_id(make_world: Callable[..., World]) -> None:
+def test_another_version_of_a_sealed_app_has_another_app_id(
+    make_world: Callable[..., World],
+) -> None:
     world = sealed_world(make_world)
-    other = SimulatedVm(SEALED_COMPOSE + " ", SEED, app_id=world.vm.app_id, options=world.vm.options)
+    other = SimulatedVm(
+        SEALED_COMPOSE + " ", SEED, app_id=world.vm.app_id, options=world.vm.options
+    )
     assert "app-id" in world.change(vm=other).contraindicated()
 
 
@@ -121,11 +136,16 @@ def test_zeros_after_a_gpu_report_are_padding(world: World, zeros: int) -> None:
     assert world.with_gpu(tail=bytes(zeros)).contraindicated() == []
 
 
-def test_a_gpu_report_that_names_no_firmware_is_accepted_if_the_policy_leaves_it_open(world: World) -> None:
+def test_a_gpu_report_that_names_no_firmware_is_accepted_if_the_policy_leaves_it_open(
+    world: World,
+) -> None:
     older = without_fwid(world).demanding("gpu", firmware_id="any")
     assert older.contraindicated() == []
     assert older.state("gpu-report-fwid").state is CheckState.NOT_DEMANDED
-    assert world.demanding("gpu", firmware_id="any").state("gpu-report-fwid").state is CheckState.AFFIRMED
+    assert (
+        world.demanding("gpu", firmware_id="any").state("gpu-report-fwid").state
+        is CheckState.AFFIRMED
+    )
 
 
 def test_a_development_root_is_in_the_result(world: World) -> None:
@@ -153,7 +173,9 @@ def test_mrconfigid_may_be_unset(make_world: Callable[..., World]) -> None:
         VmOptions(gpu_attestation=GPU_BOOT, release=Release.V0_5, event_version=2),
     ],
 )
-def test_other_releases_and_event_versions_pass(make_world: Callable[..., World], options: VmOptions) -> None:
+def test_other_releases_and_event_versions_pass(
+    make_world: Callable[..., World], options: VmOptions
+) -> None:
     assert make_world(options).contraindicated() == []
 
 
@@ -171,7 +193,9 @@ OPENINGS: dict[str, Callable[[World], World]] = {
     "platform-ppid": lambda w: w.demanding("platform", ppid="any"),
     "tls-key": lambda w: w.change(peer=None),
     "gpu-required": lambda w: w.demanding("gpu", required=False),
-    "gpu-report-versions": lambda w: w.demanding("gpu", min_driver_version="any", min_vbios_version="any"),
+    "gpu-report-versions": lambda w: w.demanding(
+        "gpu", min_driver_version="any", min_vbios_version="any"
+    ),
     "sandbox": lambda w: w.opened("sandbox"),
 }
 
@@ -202,7 +226,9 @@ def test_a_vm_without_gpu(make_world: Callable[..., World]) -> None:
 
 
 @pytest.mark.parametrize("boot", ["", '{"claims": [1]}\n'])
-def test_boot_evidence_and_measured_event_belong_together(make_world: Callable[..., World], boot: str) -> None:
+def test_boot_evidence_and_measured_event_belong_together(
+    make_world: Callable[..., World], boot: str
+) -> None:
     world = make_world(VmOptions(gpu_attestation="" if boot else GPU_BOOT))
     gpu = GpuEvidence(boot=boot)
     digest = gpu_evidence_sha256(gpu)
@@ -218,7 +244,14 @@ def test_what_cannot_be_looked_at_is_not_reached(world: World) -> None:
         "quote-format",
         "event-log-format",
     }
-    for code in ("quote-signature", "rtmr3-replay", "report-data", "os-measurements", "compose-hash", "gpu-boot"):
+    for code in (
+        "quote-signature",
+        "rtmr3-replay",
+        "report-data",
+        "os-measurements",
+        "compose-hash",
+        "gpu-boot",
+    ):
         assert states[code] is CheckState.NOT_REACHED
     for code in ("nonce", "tls-key", "job-spec-digest", "compose-accepted", "claims-validity"):
         assert states[code] is CheckState.AFFIRMED
@@ -228,9 +261,13 @@ def test_what_cannot_be_looked_at_is_not_reached(world: World) -> None:
 
 def test_chains_without_any_root_are_refused(world: World) -> None:
     """Nothing to compare must not be the same as nothing wrong."""
-    quote = honest_quote(world).replace(b"-----BEGIN CERTIFICATE-----", b"-----BEGIN  ERTIFICATE-----")
+    quote = honest_quote(world).replace(
+        b"-----BEGIN CERTIFICATE-----", b"-----BEGIN  ERTIFICATE-----"
+    )
     document = json.loads(world.collateral)
-    bare = {name: "" if name.endswith("issuer_chain") else value for name, value in document.items()}
+    bare = {
+        name: "" if name.endswith("issuer_chain") else value for name, value in document.items()
+    }
     changed = world.change(quote=quote, collateral=json.dumps(bare).encode())
     assert changed.contraindicated() == ["quote-format"]
     assert changed.state("root-of-trust").state is CheckState.NOT_REACHED
@@ -238,7 +275,9 @@ def test_chains_without_any_root_are_refused(world: World) -> None:
 
 
 def test_receipt_evidence_is_not_for_sealing(world: World) -> None:
-    document = json.loads(world.evidence().canonical()) | {"claims": world.receipt.model_dump(mode="json")}
+    document = json.loads(world.evidence().canonical()) | {
+        "claims": world.receipt.model_dump(mode="json")
+    }
     with pytest.raises(VerificationError, match=r"claims\.purpose") as refused:
         parse_evidence(json.dumps(document).encode())
     assert refused.value.code is ErrorCode.EVIDENCE_INVALID
@@ -247,12 +286,21 @@ def test_receipt_evidence_is_not_for_sealing(world: World) -> None:
 def test_an_appraisal_is_quick(world: World) -> None:
     """It takes about 30 times as long as parsing its evidence: 5 ms on a machine with nothing else to do."""
     evidence = world.evidence()
-    arguments = {"collateral": world.collateral, "policy": world.policy, "nonce": world.nonce, "now": world.now}
+    arguments = {
+        "collateral": world.collateral,
+        "policy": world.policy,
+        "nonce": world.nonce,
+        "now": world.now,
+    }
     text = evidence.canonical()
-    appraisal = shortest(lambda: verifier.appraise(evidence, **arguments, peer_spki_sha256=world.peer), 10)
+    appraisal = shortest(
+        lambda: verifier.appraise(evidence, **arguments, peer_spki_sha256=world.peer), 10
+    )
     assert appraisal < 200 * shortest(lambda: parse_evidence(text), 10)
 
 
 def test_another_vm_of_the_same_root_needs_its_own_policy(world: World) -> None:
-    other = SimulatedVm(world.vm.app_compose.replace("demo", "evil"), b"a seed of 32 bytes for appraisals")
+    other = SimulatedVm(
+        world.vm.app_compose.replace("demo", "evil"), b"a seed of 32 bytes for appraisals"
+    )
     assert set(world.change(vm=other).contraindicated()) >= {"compose-accepted", "app-id"}

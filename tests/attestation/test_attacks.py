@@ -44,4 +44,6 @@ def test_every_check_has_an_attack_that_it_answers() -> None:
 
 
 def test_no_two_attacks_have_one_name() -> None:
-    assert [key for key, count in Counter(attack.key for attack in attacks()).items() if count > 1] == []
+    assert [
+        key for key, count in Counter(attack.key for attack in attacks()).items() if count > 1
+    ] == []

@@ -25,7 +25,9 @@ def modules() -> dict[str, ast.Module]:
     """Module name → syntax tree, of everything below `trainer/attestation`."""
     paths = sorted(FOLDER.rglob("*.py"))
     parts = [path.relative_to(FOLDER.parents[1]).with_suffix("").parts for path in paths]
-    return {".".join(name): ast.parse(path.read_text()) for name, path in zip(parts, paths, strict=True)}
+    return {
+        ".".join(name): ast.parse(path.read_text()) for name, path in zip(parts, paths, strict=True)
+    }
 
 
 def defined(name: str, tree: ast.Module) -> dict[str, CheckDefinition]:
@@ -58,7 +60,11 @@ def called(call: ast.Call) -> str:
 
 
 def test_each_definition_is_made_once_and_listed_once() -> None:
-    made = [definition for name, tree in modules().items() for definition in defined(name, tree).values()]
+    made = [
+        definition
+        for name, tree in modules().items()
+        for definition in defined(name, tree).values()
+    ]
     assert Counter(made) == Counter(LISTED)
     for checks in (DATASET_CHECKS, STATEMENT_CHECKS):
         assert len(checks) == len(set(checks)) == len({definition.code for definition in checks})

@@ -34,7 +34,9 @@ def test_the_page_of_checks_is_up_to_date() -> None:
 
 
 def test_the_specification_lists_the_checks_of_each_claim() -> None:
-    text, count = CLAIMS_TABLE.subn(lambda _: claims_table(), (ROOT / "trainer" / "SPEC.md").read_text())
+    text, count = CLAIMS_TABLE.subn(
+        lambda _: claims_table(), (ROOT / "trainer" / "SPEC.md").read_text()
+    )
     assert count == 1
     hold_page("trainer/SPEC.md", text)
 

@@ -181,7 +181,9 @@ def accepts_envelope(document: object) -> bool:
 @cache
 def record_document() -> Any:
     world = usual().without_reports()  # records are judged under NVIDIA's own root
-    return json.loads(save_record(Record(world.appraise(), world.evidence(), world.collateral, world.policy)))
+    return json.loads(
+        save_record(Record(world.appraise(), world.evidence(), world.collateral, world.policy))
+    )
 
 
 def record_changes() -> Iterator[Changed]:
@@ -202,7 +204,9 @@ def accepts_record(document: object) -> bool:
 
 SUITES: dict[str, Suite] = {
     "evidence": Suite(
-        lambda: evidence_of(by_image()), evidence_changes, lambda changed: accepts_evidence(by_image(), changed)
+        lambda: evidence_of(by_image()),
+        evidence_changes,
+        lambda changed: accepts_evidence(by_image(), changed),
     ),
     "quote of version 4": Suite(
         lambda: evidence_of(usual()),
@@ -214,7 +218,9 @@ SUITES: dict[str, Suite] = {
         lambda: quote_changes(of_version_5()),
         lambda changed: accepts_evidence(of_version_5(), changed),
     ),
-    "collateral": Suite(lambda: json.loads(usual().collateral), collateral_changes, accepts_collateral),
+    "collateral": Suite(
+        lambda: json.loads(usual().collateral), collateral_changes, accepts_collateral
+    ),
     "evidence of a receipt": Suite(
         lambda: json.loads(usual().receipt_evidence().canonical()),
         lambda: changes(json.loads(usual().receipt_evidence().canonical())),
@@ -228,7 +234,9 @@ SUITES: dict[str, Suite] = {
 @cache
 def judged_changes(suite: str) -> tuple[Changed, ...]:
     made = SUITES[suite].changes()
-    return tuple(change for change in made if not any(re.fullmatch(each, change[0]) for each in UNJUDGED))
+    return tuple(
+        change for change in made if not any(re.fullmatch(each, change[0]) for each in UNJUDGED)
+    )
 
 
 @pytest.mark.parametrize("suite", SUITES)

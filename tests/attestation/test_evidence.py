@@ -84,7 +84,10 @@ def test_report_data_of_the_examples_in_the_specification() -> None:
         "46294220828cf45d7dbb15846766cc14e670e61fde3e1e18b20e35f1c188a6ba"
     )
     example = GpuEvidence(boot='{"claims": []}\n')
-    assert gpu_evidence_sha256(example) == "8f82ecb471311ee08765bb2d62a3831627e7f803dda224921b2f242cb17f634b"
+    assert (
+        gpu_evidence_sha256(example)
+        == "8f82ecb471311ee08765bb2d62a3831627e7f803dda224921b2f242cb17f634b"
+    )
 
 
 @given(st.sampled_from(sorted(DatasetClaims.model_fields)))
@@ -121,7 +124,10 @@ def test_every_claim_is_bound(name: str) -> None:
 
 def test_gpu_evidence_has_a_digest_only_where_there_is_some() -> None:
     assert gpu_evidence_sha256(GpuEvidence()) is None
-    boot, fresh = GpuEvidence(boot="{}"), GpuEvidence(fresh=(FreshGpuEvidence(report="", certificate_chain=""),))
+    boot, fresh = (
+        GpuEvidence(boot="{}"),
+        GpuEvidence(fresh=(FreshGpuEvidence(report="", certificate_chain=""),)),
+    )
     assert gpu_evidence_sha256(boot) != gpu_evidence_sha256(fresh)
 
 
@@ -139,13 +145,24 @@ def test_gpu_evidence_has_a_digest_only_where_there_is_some() -> None:
         ({"possession": None}, "possession"),
         ({"key_chain": []}, "key_chain"),
         ({"key_chain": {"app": "00" * 65, "recipient": "00" * 65}}, "key_chain.possession"),
-        ({"key_chain": {"app": "", "recipient": "00" * 65, "possession": "00" * 65}}, "key_chain.app"),
-        ({"key_chain": dict.fromkeys([*KeyChain.model_fields, "path"], "00" * 65)}, "key_chain.path"),
+        (
+            {"key_chain": {"app": "", "recipient": "00" * 65, "possession": "00" * 65}},
+            "key_chain.app",
+        ),
+        (
+            {"key_chain": dict.fromkeys([*KeyChain.model_fields, "path"], "00" * 65)},
+            "key_chain.path",
+        ),
         ({"app_compose": "x" * ((1 << 20) + 1)}, "app_compose"),
-        ({"gpu": {"boot": "", "fresh": [{"report": "0", "certificate_chain": ""}]}}, "gpu.fresh.0.report"),
+        (
+            {"gpu": {"boot": "", "fresh": [{"report": "0", "certificate_chain": ""}]}},
+            "gpu.fresh.0.report",
+        ),
     ],
 )
-def test_what_is_no_evidence_is_refused_by_name(world: World, changes: dict[str, object], words: str) -> None:
+def test_what_is_no_evidence_is_refused_by_name(
+    world: World, changes: dict[str, object], words: str
+) -> None:
     with pytest.raises(VerificationError, match=words) as refused:
         parse_evidence(edited(world, **changes))
     assert refused.value.code is ErrorCode.EVIDENCE_INVALID
@@ -153,7 +170,11 @@ def test_what_is_no_evidence_is_refused_by_name(world: World, changes: dict[str,
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"", "not JSON"), (b'{"claims": 1, "claims": 2}', "twice"), (b" " * (MAX_EVIDENCE_BYTES + 1), "too large")],
+    [
+        (b"", "not JSON"),
+        (b'{"claims": 1, "claims": 2}', "twice"),
+        (b" " * (MAX_EVIDENCE_BYTES + 1), "too large"),
+    ],
 )
 def test_bytes_that_are_no_document_are_refused(data: bytes, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
@@ -172,11 +193,17 @@ def test_the_largest_document_that_fits_is_read(world: World) -> None:
     assert isinstance(parse_evidence(padded), Evidence)
 
 
-@pytest.mark.parametrize("name", ["app_compose", "compose_hash", "event_log", "gpu", "key_chain", "vm_config"])
-def test_evidence_over_a_statement_shows_nothing_that_is_not_judged(world: World, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["app_compose", "compose_hash", "event_log", "gpu", "key_chain", "vm_config"]
+)
+def test_evidence_over_a_statement_shows_nothing_that_is_not_judged(
+    world: World, name: str
+) -> None:
     evidence = world.receipt_evidence()
     assert parse_statement_evidence(evidence.canonical()) == evidence
-    document = json.loads(evidence.canonical()) | {name: json.loads(world.evidence().canonical())[name]}
+    document = json.loads(evidence.canonical()) | {
+        name: json.loads(world.evidence().canonical())[name]
+    }
     with pytest.raises(VerificationError, match=name) as refused:
         parse_statement_evidence(canonical_json(document))
     assert refused.value.code is ErrorCode.EVIDENCE_INVALID
@@ -186,7 +213,9 @@ def test_evidence_for_one_use_is_none_for_the_other(world: World) -> None:
     document = json.loads(world.receipt_evidence().canonical())
     with pytest.raises(VerificationError, match="claims"):
         parse_statement_evidence(
-            canonical_json(document | {"claims": json.loads(world.evidence().canonical())["claims"]})
+            canonical_json(
+                document | {"claims": json.loads(world.evidence().canonical())["claims"]}
+            )
         )
     with pytest.raises(VerificationError, match="claims"):
         parse_evidence(edited(world, claims=document["claims"]))

@@ -54,7 +54,9 @@ def answered(world: World, fault: Fault) -> set[str]:
 
 
 @pytest.mark.parametrize("form", OTHER_FORMS)
-def test_a_lie_is_answered_alike_in_other_forms(make_world: Callable[..., World], form: VmOptions) -> None:
+def test_a_lie_is_answered_alike_in_other_forms(
+    make_world: Callable[..., World], form: VmOptions
+) -> None:
     boot = make_world().vm.options.gpu_attestation
     world = make_world(dataclasses.replace(form, gpu_attestation=boot))
     assert world.contraindicated() == []
@@ -74,7 +76,9 @@ def test_a_lie_leaves_the_honest_world_alone(world: World) -> None:
 
 
 def test_what_a_policy_is_made_from_stays_honest(world: World) -> None:
-    lying = world.with_faults(*find_faults(["another-root", "compose-text", "key-service", "mrtd"])).vm
+    lying = world.with_faults(
+        *find_faults(["another-root", "compose-text", "key-service", "mrtd"])
+    ).vm
     assert lying.pki.root_der == world.vm.pki.root_der
     assert lying.app_compose == world.vm.app_compose
     assert lying.key_service.root_public_key == world.vm.key_service.root_public_key
@@ -132,9 +136,13 @@ def wait_until_it_listens(process: subprocess.Popen[bytes], said: Path) -> None:
 def world_of(make_world: Callable[..., World], state: Path, now: int) -> World:
     """A provider who trusts the VM in `state`, a development image, and wants no GPU."""
     world = make_world(vm=open_vm(state, COMPOSE, VmOptions()))
-    lenient = world.demanding("gpu", required=False).without_reports().demanding("os", development="any")
+    lenient = (
+        world.demanding("gpu", required=False).without_reports().demanding("os", development="any")
+    )
     collateral = (state / "collateral.json").read_bytes()
-    return lenient.change(now=now, collateral=collateral).claiming(issued_at=now - 60, expires_at=now + 600)
+    return lenient.change(now=now, collateral=collateral).claiming(
+        issued_at=now - 60, expires_at=now + 600
+    )
 
 
 def shown_over_the_wire(agent: GuestAgent, world: World) -> World:
@@ -150,7 +158,9 @@ def shown_over_the_wire(agent: GuestAgent, world: World) -> World:
     return world.showing(**{name: getattr(evidence, name) for name in type(evidence).model_fields})
 
 
-def test_an_honest_simulator_passes_over_the_wire(make_world: Callable[..., World], short_folder: Path) -> None:
+def test_an_honest_simulator_passes_over_the_wire(
+    make_world: Callable[..., World], short_folder: Path
+) -> None:
     with simulator(short_folder) as (agent, said):
         world = world_of(make_world, short_folder / "state", int(time.time()))
         assert shown_over_the_wire(agent, world).contraindicated() == []
@@ -159,7 +169,9 @@ def test_an_honest_simulator_passes_over_the_wire(make_world: Callable[..., Worl
 
 
 @pytest.mark.parametrize("name", ON_THE_WIRE)
-def test_a_lie_reaches_the_wire(make_world: Callable[..., World], short_folder: Path, name: str) -> None:
+def test_a_lie_reaches_the_wire(
+    make_world: Callable[..., World], short_folder: Path, name: str
+) -> None:
     with simulator(short_folder, name) as (agent, said):
         world = world_of(make_world, short_folder / "state", int(time.time()))
         found = shown_over_the_wire(agent, world).contraindicated()
@@ -181,7 +193,9 @@ def test_a_false_report_data_does_not_even_leave_the_job(
 def test_the_list_of_faults_names_each_with_its_check() -> None:
     command = [sys.executable, "-m", "trainer", "simulate", "--list-faults"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [tuple(line.split()[:2]) for line in lines] == [(name, fault.code) for name, fault in FAULTS.items()]
+    assert [tuple(line.split()[:2]) for line in lines] == [
+        (name, fault.code) for name, fault in FAULTS.items()
+    ]
 
 
 def test_two_lies_may_be_told_at_once(make_world: Callable[..., World], short_folder: Path) -> None:

@@ -50,7 +50,9 @@ def no_file(name: str) -> bytes:
 
 def job_spec() -> JobSpec:
     files = {"config.json": "00" * 32, "model.safetensors": "11" * 32}
-    return JobSpec(version=1, model=ModelSection(model_name_or_path="./model", model_file_sha256=files))
+    return JobSpec(
+        version=1, model=ModelSection(model_name_or_path="./model", model_file_sha256=files)
+    )
 
 
 def written(policy: Policy, edit: Edit) -> bytes:
@@ -154,7 +156,9 @@ def test_a_root_with_another_fingerprint_is_refused(world: World) -> None:
         document["trust_root"] = {"file": "root.pem", "sha256": "00" * 32}
 
     with pytest.raises(UsageError, match="fingerprint") as refused:
-        parse_policy(written(world.policy, edit), read_file=lambda _: world.vm.pki.root_pem.encode())
+        parse_policy(
+            written(world.policy, edit), read_file=lambda _: world.vm.pki.root_pem.encode()
+        )
     assert refused.value.code is ErrorCode.POLICY_INVALID
 
 
@@ -163,19 +167,26 @@ def test_a_missing_file_is_named(policy: Policy) -> None:
         raise FileNotFoundError(2, "No such file or directory", name)
 
     with pytest.raises(UsageError, match=r"root\.pem") as refused:
-        parse_policy(written(policy, lambda d: d.update(collateral={"file": "root.pem"})), read_file=read_file)
+        parse_policy(
+            written(policy, lambda d: d.update(collateral={"file": "root.pem"})),
+            read_file=read_file,
+        )
     assert refused.value.code is ErrorCode.FILE_NOT_FOUND
 
 
 def test_a_binary_file_is_refused(policy: Policy) -> None:
     with pytest.raises(UsageError, match="text file"):
-        parse_policy(written(policy, lambda d: d.update(collateral={"file": "x"})), read_file=lambda _: b"\xff")
+        parse_policy(
+            written(policy, lambda d: d.update(collateral={"file": "x"})),
+            read_file=lambda _: b"\xff",
+        )
 
 
 def test_a_file_and_its_content_exclude_each_other(policy: Policy) -> None:
     with pytest.raises(UsageError, match="one file name"):
         parse_policy(
-            written(policy, lambda d: d.update(collateral={"file": "x", "document": "{}"})), read_file=no_file
+            written(policy, lambda d: d.update(collateral={"file": "x", "document": "{}"})),
+            read_file=no_file,
         )
 
 
@@ -207,7 +218,10 @@ def test_no_section_may_be_left_out(policy: Policy, name: str) -> None:
                 "mr_seam",
             )
         ),
-        *(("app", name) for name in ("compose_sha256", "job_spec_sha256", "app_id", "key_provider", "recipient")),
+        *(
+            ("app", name)
+            for name in ("compose_sha256", "job_spec_sha256", "app_id", "key_provider", "recipient")
+        ),
         ("app", "kms_root_key"),
         ("app", "init_script_sha256"),
         *(("platform", name) for name in PlatformSection.model_fields),
@@ -233,9 +247,18 @@ def test_no_demand_may_be_left_out(policy: Policy, section: str, name: str) -> N
         (lambda d: d["app"].update(recipient="any"), "app.recipient"),
         (lambda d: d["app"].update(init_script_sha256=["any"]), "app.init_script_sha256.0"),
         (lambda d: d["app"].update(init_script_sha256=["00" * 32] * 17), "app.init_script_sha256"),
-        (lambda d: d["app"].update(kms_root_key="none"), "app.kms_root_key: write `none` here exactly if"),
-        (lambda d: d["app"].update(key_provider={"name": "none", "id": ""}), "app.kms_root_key: write `none`"),
-        (lambda d: d["app"].update(key_provider={"name": "kms", "id": "abc"}), "app.key_provider.id"),
+        (
+            lambda d: d["app"].update(kms_root_key="none"),
+            "app.kms_root_key: write `none` here exactly if",
+        ),
+        (
+            lambda d: d["app"].update(key_provider={"name": "none", "id": ""}),
+            "app.kms_root_key: write `none`",
+        ),
+        (
+            lambda d: d["app"].update(key_provider={"name": "kms", "id": "abc"}),
+            "app.key_provider.id",
+        ),
         (lambda d: d["platform"].update(ppid=[]), "platform.ppid"),
         (lambda d: d["platform"].update(ppid=["00" * 15]), "platform.ppid.0"),
         (lambda d: d["platform"].update(xfam="any"), "platform.xfam"),
@@ -249,7 +272,10 @@ def test_no_demand_may_be_left_out(policy: Policy, section: str, name: str) -> N
         (lambda d: d["gpu"].update(min_driver_version=550.9), "gpu.min_driver_version"),
         (lambda d: d["gpu"].update(min_driver_version="550.90-beta"), "gpu.min_driver_version"),
         (lambda d: d["gpu"].update(min_vbios_version="96.00"), "gpu.min_vbios_version"),
-        (lambda d: d["gpu"].update(boot="any", fresh="any"), "gpu: count, models and least versions"),
+        (
+            lambda d: d["gpu"].update(boot="any", fresh="any"),
+            "gpu: count, models and least versions",
+        ),
         (lambda d: d["gpu"].update(required=False), "gpu: `boot: required` needs"),
         (lambda d: d["gpu"].update(models=[]), "gpu.models"),
         (lambda d: d["tcb"].update(mr_seam=[]), "tcb.mr_seam"),
@@ -289,10 +315,17 @@ def test_data_is_not_sealed_to_the_key_of_just_any_key_service(policy: Policy, n
 
 
 def test_data_is_sealed_to_the_key_of_a_named_key_service(policy: Policy) -> None:
-    derived = parse_policy(written(policy, lambda d: d["app"].update(recipient="derived")), read_file=no_file)
+    derived = parse_policy(
+        written(policy, lambda d: d["app"].update(recipient="derived")), read_file=no_file
+    )
     assert derived.app.recipient == "derived"
     opened = {"key_provider": "any", "kms_root_key": "any"}  # never invalid with the instance key
-    assert parse_policy(written(policy, lambda d: d["app"].update(opened)), read_file=no_file).app.app_id != "any"
+    assert (
+        parse_policy(
+            written(policy, lambda d: d["app"].update(opened)), read_file=no_file
+        ).app.app_id
+        != "any"
+    )
 
 
 @pytest.mark.parametrize("data", [b"[]", b"a: &x 1\nb: *x\n", b"\xff", b"version: 1\nversion: 1\n"])
@@ -312,7 +345,11 @@ def test_a_strict_policy_demands_exactly_what_was_reviewed() -> None:
     assert policy.app.job_spec_sha256 == (spec.sha256(),)
     assert policy.trust_root == "intel"
     assert isinstance(policy.collateral, CollateralUrl)
-    assert (policy.gpu.required, policy.gpu.fresh, policy.app.recipient) == (True, "required", "instance")
+    assert (policy.gpu.required, policy.gpu.fresh, policy.app.recipient) == (
+        True,
+        "required",
+        "instance",
+    )
     assert policy.tcb.accepted_statuses == ("UpToDate",)
 
 
@@ -350,15 +387,23 @@ def test_a_strict_policy_needs_a_job_spec() -> None:
 def ed25519_root() -> str:
     key = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
     name = x509.Name([])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    )
     import datetime as dt
 
     begin = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    dated = builder.serial_number(1).not_valid_before(begin).not_valid_after(begin + dt.timedelta(days=1))
+    dated = (
+        builder.serial_number(1)
+        .not_valid_before(begin)
+        .not_valid_after(begin + dt.timedelta(days=1))
+    )
     return dated.sign(key, None).public_bytes(Encoding.PEM).decode()
 
 
-@pytest.mark.parametrize("pem", ["", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", ed25519_root()])
+@pytest.mark.parametrize(
+    "pem", ["", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", ed25519_root()]
+)
 def test_a_trust_root_must_be_a_certificate_with_an_ec_key(pem: str) -> None:
     with pytest.raises(UsageError, match="EC key"):
         strict_policy(strict_app(COMPOSE, [job_spec()]), trust_root_pem=pem)
@@ -374,7 +419,9 @@ def test_measurements_are_read_from_json() -> None:
 def test_a_full_policy_is_explained_without_gaps(world: World) -> None:
     service = ServiceUrl(url="https://nvidia.invalid")
     demanding = world.demanding("gpu", reference_values=service, revocation=service)
-    lines = explain(demanding.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy)
+    lines = explain(
+        demanding.demanding("tcb", accepted_statuses=("UpToDate", "OutOfDate"), grace_days=9).policy
+    )
     text = "\n".join(lines)
     assert "Not demanded" not in text
     for word in (
@@ -389,7 +436,12 @@ def test_a_full_policy_is_explained_without_gaps(world: World) -> None:
     ):
         assert word in text
     assert "GPUs in confidential mode" in text
-    for words in ("not that these are the ones wired to the VM", "exactly 1 different", "550.90.07", "96.00.9F"):
+    for words in (
+        "not that these are the ones wired to the VM",
+        "exactly 1 different",
+        "550.90.07",
+        "96.00.9F",
+    ):
         assert words in text
 
 
@@ -402,7 +454,9 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
         .opened("os")
         .opened("sandbox")
         .demanding("tcb", min_evaluation_number="any", refused_advisories=(), mr_seam="any")
-        .demanding("app", app_id="any", key_provider="any", kms_root_key="any", init_script_sha256="any")
+        .demanding(
+            "app", app_id="any", key_provider="any", kms_root_key="any", init_script_sha256="any"
+        )
         .demanding("platform", ppid="any")
         .demanding("gpu", **{**GPU_OPEN, "fresh": "required"})
     )
@@ -419,7 +473,14 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
         "a number of GPUs",
     ):
         assert any(words in line and "ot demanded" in line for line in text.splitlines()), words
-    for words in ("a GPU model", "a least driver", "a least VBIOS", "at boot", "confidential mode", "any sandbox"):
+    for words in (
+        "a GPU model",
+        "a least driver",
+        "a least VBIOS",
+        "at boot",
+        "confidential mode",
+        "any sandbox",
+    ):
         assert any(words in line and "ot demanded" in line for line in text.splitlines()), words
     assert "open to developer tools" in text
     assert "names the firmware" in text
@@ -430,7 +491,10 @@ def test_an_open_policy_says_what_it_does_not_demand(world: World) -> None:
 
 WEAK: dict[str, tuple[dict[str, object], str]] = {
     "any key service": ({"key_provider": "any"}, "one of the operator's own"),
-    "a key service without identity": ({"key_provider": KeyProviderDemand(name="kms", id="")}, "is not named"),
+    "a key service without identity": (
+        {"key_provider": KeyProviderDemand(name="kms", id="")},
+        "is not named",
+    ),
     "keys of the machine": (
         {"key_provider": KeyProviderDemand(name="tpm", id="0b" * 32)},
         "which the operator has",

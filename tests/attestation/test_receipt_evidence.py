@@ -21,7 +21,11 @@ def receipt(world: World, **changes: object) -> World:
 
 def afterwards(world: World, name: str) -> World:
     """One claim changed after the quote, but for those that another check reads as well."""
-    values = {"version": 2, "issued_at": world.receipt.issued_at + 1, "receipt_key": world.claims.tls_key}
+    values = {
+        "version": 2,
+        "issued_at": world.receipt.issued_at + 1,
+        "receipt_key": world.claims.tls_key,
+    }
     return world.showing(claims=world.receipt.model_copy(update={name: values[name]}))
 
 
@@ -43,12 +47,21 @@ TAMPERINGS: dict[str, tuple[str, Callable[[World], World]]] = {
     "another RTMR1": ("same-vm", lambda w: w.change(td={"rtmr1": bytes(48)})),
     "another RTMR2": ("same-vm", lambda w: w.change(td={"rtmr2": bytes(48)})),
     "another RTMR3": ("same-vm", lambda w: w.change(td={"rtmr3": bytes(48)})),
-    "another key that signed, after the quote": ("report-data", lambda w: afterwards(w, "receipt_key")),
+    "another key that signed, after the quote": (
+        "report-data",
+        lambda w: afterwards(w, "receipt_key"),
+    ),
     "another version, after the quote": ("report-data", lambda w: afterwards(w, "version")),
     "another time, after the quote": ("report-data", lambda w: afterwards(w, "issued_at")),
     "a bit of the quote's signature": ("quote-signature", lambda w: flipped(w, 636)),
-    "an earlier receipt": ("claims-validity", lambda w: receipt(w, issued_at=w.claims.issued_at - 1)),
-    "a debuggable TD": ("td-debug", lambda w: w.change(td={"td_attributes": b"\1\0\0\x10\0\0\0\0"})),
+    "an earlier receipt": (
+        "claims-validity",
+        lambda w: receipt(w, issued_at=w.claims.issued_at - 1),
+    ),
+    "a debuggable TD": (
+        "td-debug",
+        lambda w: w.change(td={"td_attributes": b"\1\0\0\x10\0\0\0\0"}),
+    ),
     "a foreign root": ("root-of-trust", lambda w: w.opened("trust_root", "intel")),
     "another machine": ("platform-ppid", lambda w: w.demanding("platform", ppid=("00" * 16,))),
     "an out-of-date platform": ("tcb-status", lambda w: w.with_collateral(status="OutOfDate")),
@@ -73,7 +86,9 @@ def test_one_change_is_answered_by_its_own_code(world: World, name: str) -> None
 
 
 def test_every_check_of_its_own_has_a_tampering() -> None:
-    own = {definition.code for definition in set(STATEMENT_CHECKS) - set(QUOTE_CHECKS)} - {"earlier-result"}
+    own = {definition.code for definition in set(STATEMENT_CHECKS) - set(QUOTE_CHECKS)} - {
+        "earlier-result"
+    }
     assert own <= {code for code, _ in TAMPERINGS.values()}
 
 
@@ -84,7 +99,9 @@ def test_a_failed_result_carries_no_receipt(world: World) -> None:
 
 def test_without_quotes_nothing_can_be_compared(world: World) -> None:
     earlier = world.appraise()
-    states = {check.code: check.state for check in world.change(quote=b"?").appraise_receipt(earlier)}
+    states = {
+        check.code: check.state for check in world.change(quote=b"?").appraise_receipt(earlier)
+    }
     assert states["quote-format"] is CheckState.CONTRAINDICATED
     assert {states[code] for code in ("same-vm", "report-data")} == {CheckState.NOT_REACHED}
     unread = world.change(quote=b"?").appraise()
@@ -99,7 +116,9 @@ def test_a_later_start_of_the_same_vm_signs_with_another_key(world: World) -> No
 
 
 @pytest.mark.parametrize("purpose", ["receipt", "privacy"])
-def test_receipts_and_privacy_statements_are_of_this_run_and_not_of_each_other(world: World, purpose: Any) -> None:
+def test_receipts_and_privacy_statements_are_of_this_run_and_not_of_each_other(
+    world: World, purpose: Any
+) -> None:
     earlier, statement = world.appraise(), receipt(world, purpose=purpose)
     other: Any = {"receipt": "privacy", "privacy": "receipt"}[purpose]
 
@@ -108,7 +127,9 @@ def test_receipts_and_privacy_statements_are_of_this_run_and_not_of_each_other(w
         return [check.code for check in checks if check.state is not CheckState.AFFIRMED]
 
     assert wrong(statement, purpose) == []
-    assert wrong(receipt(statement, issued_at=world.claims.issued_at - 1), purpose) == ["claims-validity"]
+    assert wrong(receipt(statement, issued_at=world.claims.issued_at - 1), purpose) == [
+        "claims-validity"
+    ]
     assert wrong(statement, other) == ["statement-purpose"]
 
 

@@ -48,9 +48,14 @@ def getquote(vectors: Path) -> dict[str, str]:
 def judged(vectors: Path, world: World, now: int, **more: str) -> dict[str, CheckState]:
     ledger = Ledger(STATEMENT_CHECKS)
     policy = (
-        world.opened("trust_root", "intel").demanding("tcb", min_evaluation_number=17, mr_seam=(REAL_SEAM,)).policy
+        world.opened("trust_root", "intel")
+        .demanding("tcb", min_evaluation_number=17, mr_seam=(REAL_SEAM,))
+        .policy
     )
-    quote, collateral = read(vectors, "tdx_quote.bin"), json.loads(read(vectors, "tdx_quote_collateral.json"))
+    quote, collateral = (
+        read(vectors, "tdx_quote.bin"),
+        json.loads(read(vectors, "tdx_quote_collateral.json")),
+    )
     judge_quote(ledger, quote.hex(), json.dumps(collateral | more).encode(), policy, now)
     return {check.code: check.state for check in ledger.checks() if check.code in QUOTE_CODES}
 
@@ -61,7 +66,9 @@ def test_intels_quote_passes_every_check_under_intels_root(vectors: Path, world:
     assert list(states) == QUOTE_CODES
 
 
-def test_intels_quote_passes_beside_the_certificates_of_another_machine(vectors: Path, world: World) -> None:
+def test_intels_quote_passes_beside_the_certificates_of_another_machine(
+    vectors: Path, world: World
+) -> None:
     other = dcap_qvl.Quote.parse(bytes.fromhex(getquote(vectors)["quote"])).cert_chain_pem_bytes()
     assert other is not None
     assert other not in read(vectors, "tdx_quote.bin")
@@ -79,7 +86,9 @@ def test_intels_quote_is_refused_after_its_collateral_ran_out(vectors: Path, wor
 def test_intels_quote_is_refused_under_a_development_root(vectors: Path, world: World) -> None:
     evidence = read(vectors, "tdx_quote.bin").hex()
     ledger, open_seam = Ledger(STATEMENT_CHECKS), world.demanding("tcb", mr_seam="any").policy
-    judge_quote(ledger, evidence, read(vectors, "tdx_quote_collateral.json"), open_seam, MID_JULY_2025)
+    judge_quote(
+        ledger, evidence, read(vectors, "tdx_quote_collateral.json"), open_seam, MID_JULY_2025
+    )
     failed = [check.code for check in ledger.checks() if check.state is CheckState.CONTRAINDICATED]
     assert failed == ["root-of-trust"]
 
@@ -99,7 +108,10 @@ def test_the_real_event_log_replays_into_every_register(vectors: Path) -> None:
     events = parse_event_log(answer["event_log"])
     report = parse_quote(bytes.fromhex(answer["quote"])).report
     for index in range(3):
-        assert extend([event.digest for event in events if event.imr == index]) == report.registers[1 + index]
+        assert (
+            extend([event.digest for event in events if event.imr == index])
+            == report.registers[1 + index]
+        )
     assert replay(events) == report.rtmr3
     assert (order_problem(events), digest_problem(events)) == (None, None)
     provider = key_provider(events)
@@ -154,7 +166,9 @@ def test_a_false_vm_shape_gives_other_registers(
     vectors: Path, world: World, changes: dict[str, object], other: str
 ) -> None:
     config = json.loads(getquote(vectors)["vm_config"])
-    check = os_check(vectors, world, config["os_image_hash"], vm_config=json.dumps(config | changes))
+    check = os_check(
+        vectors, world, config["os_image_hash"], vm_config=json.dumps(config | changes)
+    )
     assert check.state is CheckState.CONTRAINDICATED
     assert check.detail.endswith(other)
 
@@ -172,6 +186,8 @@ def test_a_false_acpi_digest_gives_another_register(vectors: Path, world: World)
 def test_the_key_service_root_is_recovered(vectors: Path) -> None:
     keys = json.loads((vectors / "kms" / "appkeys.json").read_text())
     app_key = PrivateKey(bytes.fromhex(keys["k256_key"])).public_key.format()
-    root = recover_root_key(bytes.fromhex(keys["k256_signature"]), bytes.fromhex(REAL_APP_ID), app_key)
+    root = recover_root_key(
+        bytes.fromhex(keys["k256_signature"]), bytes.fromhex(REAL_APP_ID), app_key
+    )
     assert root.hex() == "0321529e458424ab1f710a3a57ec4dad2fb195ddca572f7469242ba6c7563085b6"
     assert recover_root_key(bytes.fromhex(keys["k256_signature"]), bytes(20), app_key) != root

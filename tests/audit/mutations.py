@@ -92,14 +92,22 @@ def _changes(tree: Any, added: dict[Path_, list[str]]) -> Iterator[tuple[str, Pa
                 rest = {name: each for name, each in value.items() if name != key}
                 yield "remove", (*path, key), replaced(tree, path, rest)
                 if isinstance(value[key], dict):
-                    yield "repeat", (*path, key), replaced(tree, path, {**value, f"{key}2": value[key]})
+                    yield (
+                        "repeat",
+                        (*path, key),
+                        replaced(tree, path, {**value, f"{key}2": value[key]}),
+                    )
         if isinstance(value, list):
             yield "append", path, replaced(tree, path, [*value, "host"])
             yield "prepend", path, replaced(tree, path, ["host", *value])
             yield "repeat", path, replaced(tree, path, [*value, *value[-1:]])
             yield "reverse", path, replaced(tree, path, value[::-1])
             for index in range(len(value)):
-                yield "remove", (*path, index), replaced(tree, path, value[:index] + value[index + 1 :])
+                yield (
+                    "remove",
+                    (*path, index),
+                    replaced(tree, path, value[:index] + value[index + 1 :]),
+                )
 
 
 def replacements(value: Any) -> Iterator[tuple[str, Any]]:
@@ -121,7 +129,13 @@ def replacements(value: Any) -> Iterator[tuple[str, Any]]:
 def places(tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     """Every place of a tree with its value."""
     yield path, tree
-    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    inside = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in inside:
         if (*path, key) != (COMPOSE,):
             yield from places(value, (*path, key))

@@ -50,7 +50,8 @@ def test_values_that_came_went_and_changed(render: Render) -> None:
 def test_true_is_not_one_and_not_the_word(render: Render) -> None:
     values: tuple[object, ...] = (True, 1, "true")
     shown = [
-        changes(render(), render(lambda app, compose, value=value: app.update(x=value)))[0][2] for value in values
+        changes(render(), render(lambda app, compose, value=value: app.update(x=value)))[0][2]
+        for value in values
     ]
     assert shown == ["true", "1", '"true"']
 
@@ -58,7 +59,9 @@ def test_true_is_not_one_and_not_the_word(render: Render) -> None:
 def test_the_job_spec_is_compared_by_its_keys(render: Render) -> None:
     def edit(app: dict[str, Any], compose: dict[str, Any]) -> None:
         environment = compose["services"]["trainer"]["environment"]
-        environment["TRAINER_JOB"] = "# edited\n" + environment["TRAINER_JOB"] + "lora: {lora_r: 64}\n"
+        environment["TRAINER_JOB"] = (
+            "# edited\n" + environment["TRAINER_JOB"] + "lora: {lora_r: 64}\n"
+        )
 
     path = "docker_compose_file.services.trainer.environment.TRAINER_JOB.lora.lora_r"
     assert changes(render(), render(edit)) == [(path, None, "64")]
@@ -66,7 +69,11 @@ def test_the_job_spec_is_compared_by_its_keys(render: Render) -> None:
 
 def test_secrets_are_masked(render: Render) -> None:
     old = render(environment(["HF_TOKEN=hunter2", "A=https://me:hunter2@host/"]))
-    new = render(environment({"HF_TOKEN": "hunter3", "A": "https://me:hunter3@host/", "DB_PASSWORD": 47114711}))
+    new = render(
+        environment(
+            {"HF_TOKEN": "hunter3", "A": "https://me:hunter3@host/", "DB_PASSWORD": 47114711}
+        )
+    )
     found = changes(old, new)
     assert [path.rpartition(".")[2] for path, _, _ in found] == ["A", "DB_PASSWORD", "HF_TOKEN"]
     assert "hunter" not in repr(found)
@@ -74,13 +81,19 @@ def test_secrets_are_masked(render: Render) -> None:
 
 
 def test_long_text_is_shown_by_its_digest(render: Render) -> None:
-    (change,) = changes(render(), render(lambda app, compose: app.update(pre_launch_script="echo a\necho b")))
+    (change,) = changes(
+        render(), render(lambda app, compose: app.update(pre_launch_script="echo a\necho b"))
+    )
     assert change[2] is not None
     assert change[2].startswith("2 lines, sha256 ")
 
 
 def test_a_bare_compose_file_is_compared_with_the_one_inside(render: Render) -> None:
-    bare = json.loads(render())["docker_compose_file"].replace("restart: 'no'", "restart: always").encode()
+    bare = (
+        json.loads(render())["docker_compose_file"]
+        .replace("restart: 'no'", "restart: always")
+        .encode()
+    )
     assert changes(render(), bare) == [("services.trainer.restart", "no", "always")]
 
 
@@ -133,7 +146,11 @@ def test_an_inserted_argument_is_one_change(
     ],
 )  # fmt: skip
 def test_elements_are_matched_by_what_they_are_about(
-    render: Render, key: str, old: object, new: object, expected: list[tuple[str, str | None, str | None]]
+    render: Render,
+    key: str,
+    old: object,
+    new: object,
+    expected: list[tuple[str, str | None, str | None]],
 ) -> None:
     found = changes(render(on_service(**{key: old})), render(on_service(**{key: new})))
     assert found == [(f"{TRAINER}.{path}", *values) for path, *values in expected]
@@ -142,7 +159,9 @@ def test_elements_are_matched_by_what_they_are_about(
 def test_long_lists_without_anything_in_common_are_compared_by_position(render: Render) -> None:
     one, other = [f"a{index}" for index in range(200)], [f"b{index}" for index in range(201)]
     assert len(changes(render(on_service(command=one)), render(on_service(command=other)))) == 201
-    assert len(changes(render(on_service(command=one)), render(on_service(command=["x", *one])))) == 1
+    assert (
+        len(changes(render(on_service(command=one)), render(on_service(command=["x", *one])))) == 1
+    )
 
 
 @pytest.mark.parametrize(

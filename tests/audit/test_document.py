@@ -40,7 +40,9 @@ def codes(text: str) -> list[tuple[str, int, str]]:
 def test_merge_keys_never_override_what_stands_beside_them() -> None:
     nodes = read_document(ANCHORS.encode()).compose.get("services")
     assert [nodes.get(name).get("privileged").value for name in ("one", "two")] == [False, True]
-    found = [each for each in codes(ANCHORS) if each[0] in {"privileged", "shared-namespace", "shape"}]
+    found = [
+        each for each in codes(ANCHORS) if each[0] in {"privileged", "shared-namespace", "shape"}
+    ]
     assert found == [
         ("privileged", 3, "services.two.privileged"),
         ("privileged", 9, "services.one.privileged"),
@@ -70,7 +72,9 @@ def test_a_compose_file_may_be_json() -> None:
 
 def bomb(aliases: int) -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{index}: &a{index} [{', '.join([f'*a{index - 1}'] * 10)}]" for index in range(1, aliases)]
+    lines += [
+        f"a{index}: &a{index} [{', '.join([f'*a{index - 1}'] * 10)}]" for index in range(1, aliases)
+    ]
     return "\n".join(lines) + "\nservices: {}\n"
 
 
@@ -86,18 +90,30 @@ def merge_bomb(aliases: int) -> str:
     ("text", "message"),
     [
         ("", "line 1"),
-        ("services:\n  a: {image: x}\n  a: {image: y}\n", "line 3: not acceptable YAML: the key 'a' occurs twice"),
+        (
+            "services:\n  a: {image: x}\n  a: {image: y}\n",
+            "line 3: not acceptable YAML: the key 'a' occurs twice",
+        ),
         ("services:\n  a:\n    image: [\n", "line 4"),
         ("services:\n  a: x\n", "line 2: a service must be a mapping"),
         ("version: 1\n", "not a compose file"),
         ("services: {}\n---\nservices: {}\n", "line 2"),
-        ("services:\n  a: !!python/name:os.system {}\n", "line 2: not acceptable YAML: tags are not accepted"),
+        (
+            "services:\n  a: !!python/name:os.system {}\n",
+            "line 2: not acceptable YAML: tags are not accepted",
+        ),
         ("services: {}\nx: !reset null\n", "line 2: not acceptable YAML: tags are not accepted"),
         ("services: &s\n  a: *s\n", "too large or too deep"),
         (bomb(12), "too large or too deep"),
         (merge_bomb(12), "too large or too deep"),
-        (f"x-a: &a {'y' * 100_000}\nx-b: [{', '.join(['*a'] * 100)}]\nservices: {{}}\n", "too large once"),
-        ("services: {}\nx: {<<: {a: 1}, <<: {b: 1}}\n", "line 2: not acceptable YAML: the key << occurs twice"),
+        (
+            f"x-a: &a {'y' * 100_000}\nx-b: [{', '.join(['*a'] * 100)}]\nservices: {{}}\n",
+            "too large once",
+        ),
+        (
+            "services: {}\nx: {<<: {a: 1}, <<: {b: 1}}\n",
+            "line 2: not acceptable YAML: the key << occurs twice",
+        ),
         ("services: {<<: 1}\n", "<< must name a mapping"),
         ('services: {"<<": {}}\n', "keys must be text"),
         ("services: {? [a] : b}\n", "keys must be text"),
@@ -105,7 +121,10 @@ def merge_bomb(aliases: int) -> str:
         ('services: {}\nx: "\\ud800"\n', "line 2: not acceptable YAML: half of a surrogate pair"),
         ("[" * 5000, "line 1: not acceptable YAML: too large or too deep"),
         ("- " * 5000, "line 1: not acceptable YAML: too large or too deep"),
-        ("services: {}\n" + "x: y\n" * 10_000, "line 6667: not acceptable YAML: too large or too deep"),
+        (
+            "services: {}\n" + "x: y\n" * 10_000,
+            "line 6667: not acceptable YAML: too large or too deep",
+        ),
         (
             "services: {}\nx-" + "y" * 3000 + ": {a: b}\n",
             "line 2: not acceptable YAML",
@@ -121,7 +140,10 @@ def merge_bomb(aliases: int) -> str:
         ('{"runner": "\\ud800"}', "half of a surrogate pair"),
         ('{"runner": ' + "[" * 500 + "]" * 500 + "}", "nested too deeply"),
         ('{"runner": "x",\n "docker_compose_file": 7}', "line 2: docker_compose_file must be text"),
-        ('{"runner": "x", "docker_compose_file": "services:\\n\\t- a"}', "docker_compose_file, line 2"),
+        (
+            '{"runner": "x", "docker_compose_file": "services:\\n\\t- a"}',
+            "docker_compose_file, line 2",
+        ),
     ],
 )
 def test_refused(text: str, message: str) -> None:
@@ -132,13 +154,17 @@ def test_refused(text: str, message: str) -> None:
 def configs(count: int, lines: int) -> str:
     mounted = "".join(f"      - c{index}\n" for index in range(count))
     content = "".join(f"      k{line}: v\n" for line in range(lines))
-    texts = "".join(f"  c{index}:\n    content: |\n      model: {{}}\n{content}" for index in range(count))
+    texts = "".join(
+        f"  c{index}:\n    content: |\n      model: {{}}\n{content}" for index in range(count)
+    )
     return f"services:\n  a:\n    image: {PINNED}\n    configs:\n{mounted}configs:\n{texts}"
 
 
 def test_configs_that_are_too_large_to_be_searched_are_refused() -> None:
     assert audit_compose(configs(5, 100).encode()).job_spec_sha256 is None
-    with pytest.raises(UsageError, match="line 6401: the texts that may be job specs are too large"):
+    with pytest.raises(
+        UsageError, match="line 6401: the texts that may be job specs are too large"
+    ):
         audit_compose(configs(40, 350).encode())
 
 
@@ -149,7 +175,9 @@ def many(start: str, part: str, end: str = "") -> Callable[[int], str]:
 
 def numbered(start: str, line: str) -> Callable[[int], str]:
     """Lines that differ by a number, in the size of all of them together."""
-    return lambda size: start + "".join(line.format(i) for i in range(size // (len(line.format(9999)) + 1)))
+    return lambda size: (
+        start + "".join(line.format(i) for i in range(size // (len(line.format(9999)) + 1)))
+    )
 
 
 HOSTILE: dict[str, Callable[[int], str]] = {
@@ -208,10 +236,17 @@ WORDS = (
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.binary(max_size=300) | st.lists(st.sampled_from(WORDS), max_size=40).map(lambda w: "".join(w).encode()))
+@given(
+    st.binary(max_size=300)
+    | st.lists(st.sampled_from(WORDS), max_size=40).map(lambda w: "".join(w).encode())
+)
 @example(b"{}")
-@example(b"services:\n  a: {environment: {KEY: {}}, volumes: {a: b}, ports: 1, build: [], extends: x}\n")
-@example(b'{"runner": {}, "allowed_envs": {"a": 1}, "requirements": [], "docker_compose_file": null}')
+@example(
+    b"services:\n  a: {environment: {KEY: {}}, volumes: {a: b}, ports: 1, build: [], extends: x}\n"
+)
+@example(
+    b'{"runner": {}, "allowed_envs": {"a": 1}, "requirements": [], "docker_compose_file": null}'
+)
 def test_any_bytes_are_audited_or_refused(data: bytes) -> None:
     try:
         audited = audit_compose(data, against=data)
@@ -222,18 +257,33 @@ def test_any_bytes_are_audited_or_refused(data: bytes) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    ["image", "volumes", "ports", "configs", "environment", "cap_add", "devices", "build", "deploy", "post_start"]
+    [
+        "image",
+        "volumes",
+        "ports",
+        "configs",
+        "environment",
+        "cap_add",
+        "devices",
+        "build",
+        "deploy",
+        "post_start",
+    ]
 )
 
 
 @settings(deadline=None, max_examples=150)
 @given(
     service=st.dictionaries(KEYS, JSON, max_size=4),
-    app=st.dictionaries(st.sampled_from(["requirements", "allowed_envs", "init_script", "secure_time"]), JSON),
+    app=st.dictionaries(
+        st.sampled_from(["requirements", "allowed_envs", "init_script", "secure_time"]), JSON
+    ),
 )
 def test_values_of_any_shape_break_no_rule(
     service: dict[str, object], app: dict[str, object], render: Callable[..., bytes]

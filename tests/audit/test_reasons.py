@@ -153,7 +153,10 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("user", on_service(group_add=["docker"])),
     ("user", on_service(user="0")),
     ("own-command", on_service(entrypoint=["/bin/sh"])),
-    ("own-command", on_service(command=["--ciphertext-dir", "/var/lib/trainer", "--guest-agent", "/x"])),
+    (
+        "own-command",
+        on_service(command=["--ciphertext-dir", "/var/lib/trainer", "--guest-agent", "/x"]),
+    ),
     ("own-command", on_service(healthcheck={"test": ["CMD", "true"]})),
     ("own-command", on_service(post_start=[{"command": "id", "privileged": True}])),
     ("volumes-from", on_service(volumes_from=["other"])),
@@ -165,7 +168,10 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("environment", on_environment({"HTTPS_PROXY": "http://203.0.113.5"})),
     ("job-spec-missing", on_environment(["HF_ENDPOINT=https://hub.example"])),
     ("job-spec-missing", on_service(environment={"TRAINER_JOB": "version: 1\n"})),
-    ("job-spec-missing environment", on_service(environment={"TRAINER_JOBS": "version: 1\nmodel: {}\n"})),
+    (
+        "job-spec-missing environment",
+        on_service(environment={"TRAINER_JOBS": "version: 1\nmodel: {}\n"}),
+    ),
     ("interpolated", job_with_variable),
     ("interpolated", volume("${DIRECTORY}:/data")),
     ("interpolated", on_environment({"HF_HOME": "${HF_TOKEN:-}"})),
@@ -181,10 +187,16 @@ CASES: tuple[tuple[str, Edit], ...] = (
     ("literal-secret own-command", on_service(command=["run", "--hf-token=hunter2"])),
     ("literal-secret own-command", on_service(command="run --api-key hunter2")),
     ("literal-secret clean-start-missing", on_app(init_script=["export HF_TOKEN=hunter2"])),
-    ("literal-secret own-command", on_service(command="PUBLIC_KEY=abc SECRET_FILE=/x DB_PASSWORD=hunter2 run")),
+    (
+        "literal-secret own-command",
+        on_service(command="PUBLIC_KEY=abc SECRET_FILE=/x DB_PASSWORD=hunter2 run"),
+    ),
     ("literal-secret own-command", on_service(entrypoint=["x", "--password", "hunter2"])),
     ("literal-secret own-command", on_service(pre_stop=[{"command": ["x", "--token=hunter2"]}])),
-    ("literal-secret own-command", on_service(healthcheck={"test": "curl --api-key hunter2 localhost"})),
+    (
+        "literal-secret own-command",
+        on_service(healthcheck={"test": "curl --api-key hunter2 localhost"}),
+    ),
     ("literal-secret shape", on_service(labels={"note": "AKIAABCDEFGHIJKLMNOP"})),
     ("literal-secret remote-logs", on_service(logging={"options": {"splunk-token": "hunter2"}})),
     ("literal-secret registry", on_app(docker_config={"username": "me", "password": "hunter2"})),
@@ -290,7 +302,9 @@ def test_every_reason_has_a_case() -> None:
         on_environment({"DB_PASSWORD": "${DB_PASSWORD}"}),
         on_service(command=["echo", "$$HOME"]),
         on_service(command=["run", "--token"]),
-        on_service(command=["run", "--key-file", "/run/key", "--token", "--verbose", "--public-key=abc"]),
+        on_service(
+            command=["run", "--key-file", "/run/key", "--token", "--verbose", "--public-key=abc"]
+        ),
         on_service(command="PUBLIC_KEY=abc SECRET_FILE=/run/x run"),
         on_app(docker_config={"token_key": "REGISTRY_TOKEN"}),
     ],
@@ -309,7 +323,11 @@ def test_a_finding_shows_short_lists_and_the_keys_of_mappings(render: Render) ->
 
 
 def test_secret_values_are_never_in_findings(render: Render) -> None:
-    secrets = {"HF_TOKEN": "hunter2", "URL": "https://me:hunter2@host/", "MY_SECRET": "${X:-hunter2}"}
+    secrets = {
+        "HF_TOKEN": "hunter2",
+        "URL": "https://me:hunter2@host/",
+        "MY_SECRET": "${X:-hunter2}",
+    }
     found = audit_compose(render(on_environment(secrets))).findings
     assert [each.code for each in found].count("literal-secret") == 3
     assert "hunter2" not in repr(found)
@@ -405,4 +423,6 @@ def test_the_line_of_each_finding_in_json() -> None:
 
 def test_the_line_of_what_is_absent(render: Render) -> None:
     found = found_in(render(without("secure_time")))
-    assert [(each.code, each.line, each.path) for each in found] == [("secure-time", 1, "secure_time")]
+    assert [(each.code, each.line, each.path) for each in found] == [
+        ("secure-time", 1, "secure_time")
+    ]

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.audit.mutations import COMPOSE_FILES, CONFIGS, Mutant, app_mutants, compose_mutants, shipped
+from tests.audit.mutations import (
+    COMPOSE_FILES,
+    CONFIGS,
+    Mutant,
+    app_mutants,
+    compose_mutants,
+    shipped,
+)
 from trainer.audit import Severity, audit_compose
 from trainer.deployment import DeploymentProfile
 from trainer.errors import UsageError
@@ -46,7 +53,9 @@ def test_no_mutant_of_the_compose_file_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "published"), [(SEALED, {"name"}), (KMS, {"name", "gateway_enabled"})], ids=["sealed", "kms"]
+    ("profile", "published"),
+    [(SEALED, {"name"}), (KMS, {"name", "gateway_enabled"})],
+    ids=["sealed", "kms"],
 )
 def test_no_mutant_of_the_app_passes(profile: DeploymentProfile, published: set[str]) -> None:
     made = list(app_mutants(shipped("docker-compose.yaml", profile)))
@@ -56,7 +65,11 @@ def test_no_mutant_of_the_app_passes(profile: DeploymentProfile, published: set[
 
 def test_a_clean_file_has_notes_alone(render: Callable[..., bytes]) -> None:
     review = audit_compose(render())
-    assert {each.code for each in review.findings} == {"gateway", "key-provider-kms", "port-published"}
+    assert {each.code for each in review.findings} == {
+        "gateway",
+        "key-provider-kms",
+        "port-published",
+    }
     assert {each.severity for each in review.findings} == {Severity.INFO}
     assert review.job_spec_sha256 is not None
     assert review.compose_sha256 is not None
@@ -72,7 +85,10 @@ def test_a_clean_file_has_notes_alone(render: Callable[..., bytes]) -> None:
 )
 def test_a_template_names_what_is_to_be_filled_in(name: str, to_fill_in: list[str]) -> None:
     review = audit_compose((CONFIGS / name).read_bytes())
-    assert sorted(each.code for each in review.findings if each.severity is not Severity.INFO) == to_fill_in
+    assert (
+        sorted(each.code for each in review.findings if each.severity is not Severity.INFO)
+        == to_fill_in
+    )
     assert review.job_spec_sha256 is not None
 
 
@@ -88,7 +104,9 @@ def test_the_job_spec_is_named_wherever_it_is(render: Callable[..., bytes]) -> N
         service = compose["services"]["trainer"]
         service["environment"] = [f"TRAINER_JOB={service['environment']['TRAINER_JOB']}"]
 
-    reviews = [audit_compose(render(edit)) for edit in (lambda _app, _compose: None, as_config, as_list)]
+    reviews = [
+        audit_compose(render(edit)) for edit in (lambda _app, _compose: None, as_config, as_list)
+    ]
     assert len({review.job_spec_sha256 for review in reviews}) == 1
     assert reviews[0].job_spec_sha256 is not None
     assert [review.reaches(Severity.HIGH) for review in reviews] == [False, True, True]
@@ -113,7 +131,9 @@ def twice_in_a_list(app: Any, compose: Any) -> None:
 
 
 @pytest.mark.parametrize("edit", [two_services, in_other_words, twice_in_a_list])
-def test_of_two_job_specs_none_is_named(edit: Callable[[Any, Any], None], render: Callable[..., bytes]) -> None:
+def test_of_two_job_specs_none_is_named(
+    edit: Callable[[Any, Any], None], render: Callable[..., bytes]
+) -> None:
     review = audit_compose(render(edit))
     assert review.job_spec_sha256 is None
     assert review.reaches(Severity.HIGH)
@@ -123,6 +143,8 @@ def test_of_a_list_only_what_differs_is_found(render: Callable[..., bytes]) -> N
     def insert(app: Any, compose: Any) -> None:
         compose["services"]["trainer"]["cap_add"].insert(1, "NET_RAW")
 
-    found = [each for each in audit_compose(render(insert)).findings if each.severity is Severity.HIGH]
+    found = [
+        each for each in audit_compose(render(insert)).findings if each.severity is Severity.HIGH
+    ]
     assert [(each.path, each.code) for each in found] == [(f"{SERVICE}.cap_add[1]", "capability")]
     assert found[0].message.startswith("expected nothing, got NET_RAW, because ")

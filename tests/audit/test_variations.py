@@ -121,7 +121,9 @@ def review(render: Render, place: str, value: object) -> Any:
 def test_the_grammar_of_each_place(place: str, render: Render) -> None:
     within, outside = VALUES[place]
     refused = [value for value in within if review(render, place, value).reaches(Severity.LOW)]
-    accepted = [value for value in outside if not review(render, place, value).reaches(Severity.HIGH)]
+    accepted = [
+        value for value in outside if not review(render, place, value).reaches(Severity.HIGH)
+    ]
     assert (refused, accepted) == ([], [])
 
 
@@ -171,7 +173,9 @@ def rows() -> str:
     lines = ["| place | may be | absent |", "|---|---|---|"]
     for variation in VARIATIONS.values():
         place = variation.place.removeprefix(f"{SERVICE}.")
-        lines.append(f"| `{place}` | {variation.grammar} | {'yes' if variation.is_optional else 'no'} |")
+        lines.append(
+            f"| `{place}` | {variation.grammar} | {'yes' if variation.is_optional else 'no'} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -31,8 +31,12 @@ FORMS: dict[str, Change] = {
     "anchor": swap("    cap_drop: [ALL]", "    cap_drop: &all [ALL]"),
     "alias": lambda text: swap("  trainer:\n", "  trainer: &t\n")(text) + "x-t: *t\n",
     "merge key": swap("    read_only: true\n", "    <<: {read_only: true}\n"),
-    "merge key over own keys": swap("    read_only: true\n", "    read_only: true\n    <<: {read_only: false}\n"),
-    "merged twice": swap("    read_only: true\n", "    <<: [{read_only: true}, {read_only: false}]\n"),
+    "merge key over own keys": swap(
+        "    read_only: true\n", "    read_only: true\n    <<: {read_only: false}\n"
+    ),
+    "merged twice": swap(
+        "    read_only: true\n", "    <<: [{read_only: true}, {read_only: false}]\n"
+    ),
     "tag": swap("    read_only: true\n", "    read_only: !!bool true\n"),
     "tag for text": swap("    read_only: true\n", "    read_only: ! true\n"),
     "tag of a key": swap("    read_only: true\n", "    !!str read_only: true\n"),
@@ -44,7 +48,9 @@ FORMS: dict[str, Change] = {
     "environment as a list": swap(
         "    environment:\n", "    environment: [HF_ENDPOINT=https://hub.example]\n    x:\n"
     ),
-    "environment without a value": swap("      TRAINER_JOB: |", "      HF_TOKEN:\n      TRAINER_JOB: |"),
+    "environment without a value": swap(
+        "      TRAINER_JOB: |", "      HF_TOKEN:\n      TRAINER_JOB: |"
+    ),
     "long volumes": swap(
         "      - ciphertext:/var/lib/trainer",
         "      - {type: volume, source: ciphertext, target: /var/lib/trainer} ",
@@ -67,9 +73,13 @@ FORMS: dict[str, Change] = {
         '    command: ["--ciphertext-dir", "/var/lib/trainer", "--restarts", "3"]',
         "    command: --ciphertext-dir /var/lib/trainer --restarts 3",
     ),
-    "other line breaks": lambda text: text.replace("    read_only: true\n", "    read_only: true\r\n"),
+    "other line breaks": lambda text: text.replace(
+        "    read_only: true\n", "    read_only: true\r\n"
+    ),
     "next line": swap("    read_only: true\n", "    read_only: true # \x85    privileged: true\n"),
-    "line separator": swap("    read_only: true\n", "    read_only: true # \u2028    privileged: true\n"),
+    "line separator": swap(
+        "    read_only: true\n", "    read_only: true # \u2028    privileged: true\n"
+    ),
     "byte order mark": lambda text: f"\ufeff{text}",
     "directive": lambda text: f"%YAML 1.1\n---\n{text}",
 }
@@ -114,5 +124,8 @@ def test_it_is_named_beside_other_findings(name: str) -> None:
 def test_what_another_reader_may_see_is_named() -> None:
     found = audit_compose(json.dumps(APP | {EMBEDDED: FORMS["anchor"](TEXT)}).encode()).findings
     (finding,) = [each for each in found if each.code == "yaml-form"]
-    assert (finding.severity, finding.line) == (Severity.HIGH, TEXT[: TEXT.index("    cap_drop")].count("\n") + 1)
+    assert (finding.severity, finding.line) == (
+        Severity.HIGH,
+        TEXT[: TEXT.index("    cap_drop")].count("\n") + 1,
+    )
     assert finding.message.startswith("expected plain YAML, got an anchor, because ")

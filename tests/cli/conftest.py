@@ -131,7 +131,9 @@ class DeployedJob:
     def attestation(self, nonce: str) -> bytes:
         """Evidence over `nonce`."""
         sandbox = dict.fromkeys((name.value for name in EXPECTED), True)
-        return _evidence(self.vm, _claims(self.vm, nonce, int(time.time()), sandbox=sandbox)).canonical()
+        return _evidence(
+            self.vm, _claims(self.vm, nonce, int(time.time()), sandbox=sandbox)
+        ).canonical()
 
 
 @pytest.fixture
@@ -154,7 +156,10 @@ def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], D
             "--no-gpu",
             f"--output={tmp_path}/policy.yaml",
         )
-        pins = (f"--kms-root-key={vm.key_service.root_public_key.hex()}", f"--app-id={vm.app_id.hex()}")
+        pins = (
+            f"--kms-root-key={vm.key_service.root_public_key.hex()}",
+            f"--app-id={vm.app_id.hex()}",
+        )
         job = DeployedJob(vm, options, pins if vm.has_key_service else ())
         monkeypatch.setattr("trainer.provider.connect_to_job", lambda _location: job)
         return job

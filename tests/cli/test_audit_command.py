@@ -14,8 +14,12 @@ from trainer.errors import ExitCode
 from trainer.simulator.compose_files import JOB
 
 IMAGE = "x@sha256:" + "ab" * 32
-SHIPPED = render_compose(SHIPPED_COMPOSE, JOB).replace("@sha256:" + "00" * 32, "@sha256:" + "ab" * 32)
-CHANGED = SHIPPED.replace("    environment:\n", "    pid: host\n    environment:\n      API_KEY: hunter2\n")
+SHIPPED = render_compose(SHIPPED_COMPOSE, JOB).replace(
+    "@sha256:" + "00" * 32, "@sha256:" + "ab" * 32
+)
+CHANGED = SHIPPED.replace(
+    "    environment:\n", "    pid: host\n    environment:\n      API_KEY: hunter2\n"
+)
 
 
 @pytest.fixture
@@ -41,9 +45,17 @@ def test_high_is_the_default(compose: Path) -> None:
 
 
 def test_json_is_one_object(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["audit", str(compose), "--against", str(compose), "--json"]) == ExitCode.VERIFICATION
+    assert (
+        run(["audit", str(compose), "--against", str(compose), "--json"]) == ExitCode.VERIFICATION
+    )
     audited = json.loads(capsys.readouterr().out)
-    assert set(audited) == {"compose_sha256", "job_spec_sha256", "who_may_submit", "findings", "changes"}
+    assert set(audited) == {
+        "compose_sha256",
+        "job_spec_sha256",
+        "who_may_submit",
+        "findings",
+        "changes",
+    }
     assert (audited["compose_sha256"], audited["changes"]) == (None, [])
     assert len(audited["job_spec_sha256"]) == 64
     first = audited["findings"][0]
@@ -51,9 +63,13 @@ def test_json_is_one_object(compose: Path, capsys: pytest.CaptureFixture[str]) -
     assert (first["severity"], first["code"], first["line"]) == ("high", "shared-namespace", 10)
 
 
-def test_a_person_reads_findings_changes_and_a_summary(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_person_reads_findings_changes_and_a_summary(
+    compose: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     old = compose.with_name("old.yaml")
-    old.write_text(compose.read_text().replace("pid: host", "tty: true").replace("hunter2", "hunter1"))
+    old.write_text(
+        compose.read_text().replace("pid: host", "tty: true").replace("hunter2", "hunter1")
+    )
     run(["audit", str(compose), "--against", str(old)])
     text = capsys.readouterr().out
     assert "shared-namespace" in text
@@ -77,7 +93,9 @@ def test_what_cannot_be_read_is_a_usage_error(
 def test_a_path_is_printed_as_it_is(compose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = compose.with_name("old.yaml")
     old.write_text(CHANGED)
-    compose.write_text(CHANGED.replace("    pid: host\n", "    pid: host\n    working_dir: '/data:key:/x'\n"))
+    compose.write_text(
+        CHANGED.replace("    pid: host\n", "    pid: host\n    working_dir: '/data:key:/x'\n")
+    )
     run(["audit", str(compose), "--against", str(old)])
     assert "/data:key:/x" in capsys.readouterr().out
 
@@ -86,7 +104,8 @@ def test_a_table_ends_somewhere(compose: Path, capsys: pytest.CaptureFixture[str
     compose.write_text(
         "services:\n"
         + "".join(
-            f"  s{index}: {{image: {IMAGE}, tty: {index}, read_only: true, init: true}}\n" for index in range(600)
+            f"  s{index}: {{image: {IMAGE}, tty: {index}, read_only: true, init: true}}\n"
+            for index in range(600)
         )
     )
     old = compose.with_name("old.yaml")

@@ -9,7 +9,11 @@ from trainer.cli.app import run_command_line as run
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [("trainer veri", "verify"), ("trainer receipt sh", "show"), ("trainer submit --noti", "--notify")],
+    [
+        ("trainer veri", "verify"),
+        ("trainer receipt sh", "show"),
+        ("trainer submit --noti", "--notify"),
+    ],
 )
 def test_a_shell_completes_commands_and_options(
     words: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

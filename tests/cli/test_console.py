@@ -43,7 +43,14 @@ def test_evidence_does_not_command_the_terminal(
     document = json.loads(files.evidence.read_bytes())
     edit(document)
     files.evidence.write_text(json.dumps(document))
-    arguments = ["verify", str(files.evidence), "--policy", str(files.policy), "--nonce", files.nonce]
+    arguments = [
+        "verify",
+        str(files.evidence),
+        "--policy",
+        str(files.policy),
+        "--nonce",
+        files.nonce,
+    ]
     assert run(arguments) == ExitCode.VERIFICATION
     told = "".join(capsys.readouterr())
     assert "\x1b" not in told
@@ -53,13 +60,23 @@ def test_evidence_does_not_command_the_terminal(
 
 CHECKS = (
     Check(1, "quote-format", "title", CheckState.AFFIRMED, found="one"),
-    Check(2, "receipt-files", "title", CheckState.CONTRAINDICATED, "3 files", "2 files", "one is missing"),
+    Check(
+        2,
+        "receipt-files",
+        "title",
+        CheckState.CONTRAINDICATED,
+        "3 files",
+        "2 files",
+        "one is missing",
+    ),
     Check(3, "gpu-cc-mode", "title", CheckState.NOT_DEMANDED),
     Check(4, "gpu-devtools", "title", CheckState.NOT_DEMANDED, found="off"),
 )
 
 
-def test_symbols_and_words_tell_it_without_colours(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_symbols_and_words_tell_it_without_colours(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     print_checks(CHECKS, title="the receipt")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]

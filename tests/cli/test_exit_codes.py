@@ -15,7 +15,14 @@ from tests.cli.conftest import SPEC
 from trainer.cli import app
 from trainer.cli.app import run_command_line as run
 from trainer.cli.exit_codes import EXIT_CODES
-from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, UnavailableError, VerificationError
+from trainer.errors import (
+    ErrorCode,
+    ExitCode,
+    JobError,
+    SealingError,
+    UnavailableError,
+    VerificationError,
+)
 from trainer.exchange.spool import STATUS_NAME
 
 if TYPE_CHECKING:
@@ -27,7 +34,17 @@ Endings = dict[str, tuple[int, Callable[["Files"], list[object]]]]
 
 def saved_result(files: Files) -> Path:
     saved = files.folder / "saved.json"
-    verified = ["verify", files.evidence, "--policy", files.policy, "--nonce", files.nonce, "-q", "-o", saved]
+    verified = [
+        "verify",
+        files.evidence,
+        "--policy",
+        files.policy,
+        "--nonce",
+        files.nonce,
+        "-q",
+        "-o",
+        saved,
+    ]
     assert run([str(word) for word in verified]) == ExitCode.DONE
     return saved
 
@@ -44,7 +61,14 @@ def changed_result(files: Files) -> list[object]:
     assert run(["keygen", "--x25519", "-o", str(key)]) == ExitCode.DONE
     sealed.write_bytes(b"age-encryption.org/v1\nno header")
     given = ["--policy", files.policy, "--attestation", saved_result(files), "-i", key]
-    return ["open", sealed, *given, "--dataset-and-recipients-unchecked", "-o", files.folder / "result"]
+    return [
+        "open",
+        sealed,
+        *given,
+        "--dataset-and-recipients-unchecked",
+        "-o",
+        files.folder / "result",
+    ]
 
 
 def bad_rows(files: Files) -> list[object]:
@@ -59,8 +83,14 @@ ENDINGS: Endings = {
     "no policy": (2, lambda files: ["verify", files.evidence]),
     "no such file": (2, lambda files: ["audit", files.folder / "nothing"]),
     "no such option": (2, lambda _: ["verify", "--nothing"]),
-    "nobody answers": (3, lambda files: ["verify", "https://127.0.0.1:9", "--policy", files.policy]),
-    "another nonce": (4, lambda files: ["verify", files.evidence, "--policy", files.policy, "--nonce", "0" * 64]),
+    "nobody answers": (
+        3,
+        lambda files: ["verify", "https://127.0.0.1:9", "--policy", files.policy],
+    ),
+    "another nonce": (
+        4,
+        lambda files: ["verify", files.evidence, "--policy", files.policy, "--nonce", "0" * 64],
+    ),
     "a changed result": (5, changed_result),
     "a failed job": (6, failed_job),
     "bad rows": (7, bad_rows),

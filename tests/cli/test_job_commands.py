@@ -17,7 +17,12 @@ from typing import Any
 import pytest
 
 from trainer.cli.app import run_command_line
-from trainer.deployment import DeploymentProfile, read_embedded_job, render_app_compose, render_compose
+from trainer.deployment import (
+    DeploymentProfile,
+    read_embedded_job,
+    render_app_compose,
+    render_compose,
+)
 from trainer.errors import ExitCode
 from trainer.spec import read_job_spec
 
@@ -63,10 +68,17 @@ def test_another_job_is_another_measured_text(tmp_path: Path) -> None:
     compose, other, output = tmp_path / "compose.yaml", tmp_path / "job.yaml", tmp_path / "app.json"
     shutil.copy(COMPOSE, compose)
     other.write_text(JOB.read_text().replace("seed: 42", "seed: 43"))
-    assert run_command_line(["job", "render", str(other), str(compose), "--write-compose", "-o", str(output)]) == 0
+    assert (
+        run_command_line(
+            ["job", "render", str(other), str(compose), "--write-compose", "-o", str(output)]
+        )
+        == 0
+    )
     assert read_embedded_job(compose.read_text()) == other.read_text()
     assert json.loads(output.read_bytes())["docker_compose_file"] == compose.read_text()
-    assert run_command_line(["job", "render", str(other), str(compose), "--check", str(output)]) == 0
+    assert (
+        run_command_line(["job", "render", str(other), str(compose), "--check", str(output)]) == 0
+    )
     assert run_command_line(["job", "render", str(JOB), str(compose), "--check", str(output)]) == 4
     kms = ["job", "render", str(other), str(compose), "--profile", "kms", "--check", str(output)]
     assert run_command_line(kms) == 4
@@ -105,7 +117,9 @@ def test_the_key_service_is_named(tmp_path: Path) -> None:
 
 
 ROWS: dict[str, dict[str, Any]] = {
-    "messages": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "messages": {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    },
     "alpaca": {"instruction": "q", "output": "a"},
     "prompt_completion": {"prompt": "q", "completion": "a"},
     "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
@@ -115,10 +129,14 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_init_recognises_the_kind_of_rows(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_recognises_the_kind_of_rows(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, output = tmp_path / "train.jsonl", tmp_path / "job.yaml"
     data.write_text(json.dumps(ROWS[kind]) + "\n")
-    assert run_command_line(["job", "init", "org/name", str(data), "-o", str(output), "--json"]) == 0
+    assert (
+        run_command_line(["job", "init", "org/name", str(data), "-o", str(output), "--json"]) == 0
+    )
     assert json.loads(capsys.readouterr().out)["format"] == kind
     assert read_job_spec(output).data.format == kind
 
@@ -127,34 +145,60 @@ def test_init_writes_the_text_of_a_chat_template(tmp_path: Path) -> None:
     data, template, output = (tmp_path / name for name in ("train.jsonl", "mine.jinja", "job.yaml"))
     data.write_text(json.dumps(ROWS["messages"]) + "\n")
     template.write_text("{% for m in messages %}\n  {{ m.content }}\n{% endfor %}\n")
-    command = ["job", "init", "org/name", str(data), "-o", str(output), "--chat-template", str(template)]
+    command = [
+        "job",
+        "init",
+        "org/name",
+        str(data),
+        "-o",
+        str(output),
+        "--chat-template",
+        str(template),
+    ]
     assert run_command_line(command) == 0
     assert read_job_spec(output).data.chat_template == template.read_text()
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("train.jsonl", '{"a": "b"}\n'), ("train.jsonl", ""), ("train.exe", "x"), ("train.jsonl", "{")],
+    [
+        ("train.jsonl", '{"a": "b"}\n'),
+        ("train.jsonl", ""),
+        ("train.exe", "x"),
+        ("train.jsonl", "{"),
+    ],
 )
 def test_init_refuses_rows_of_no_kind(tmp_path: Path, name: str, content: str) -> None:
     data, output = tmp_path / name, tmp_path / "job.yaml"
     data.write_text(content)
-    assert run_command_line(["job", "init", "org/name", str(data), "-o", str(output)]) == ExitCode.USAGE
+    assert (
+        run_command_line(["job", "init", "org/name", str(data), "-o", str(output)])
+        == ExitCode.USAGE
+    )
     assert not output.exists()
 
 
 def test_init_overwrites_nothing_and_refuses_names_that_no_spec_may_have(tmp_path: Path) -> None:
     data, output = tmp_path / "train.jsonl", tmp_path / "job.yaml"
     data.write_text(json.dumps(ROWS["text"]) + "\n")
-    assert run_command_line(["job", "init", "not a name", str(data), "-o", str(output)]) == ExitCode.USAGE
+    assert (
+        run_command_line(["job", "init", "not a name", str(data), "-o", str(output)])
+        == ExitCode.USAGE
+    )
     assert not output.exists()
     output.write_text("mine")
-    assert run_command_line(["job", "init", "org/name", str(data), "-o", str(output)]) == ExitCode.USAGE
+    assert (
+        run_command_line(["job", "init", "org/name", str(data), "-o", str(output)])
+        == ExitCode.USAGE
+    )
     assert output.read_text() == "mine"
 
 
 def test_init_for_this_machine_pins_the_model_and_writes_what_is_measured(
-    tmp_path: Path, model_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    model_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my rows.jsonl").write_text(json.dumps(ROWS["messages"]) + "\n")
@@ -211,7 +255,9 @@ class Hub(BaseHTTPRequestHandler):
             self.send(b"", body=body, status=404)
 
     def metadata(self) -> dict[str, Any]:
-        small: list[dict[str, Any]] = [{"rfilename": name, "size": len(data)} for name, data in SMALL.items()]
+        small: list[dict[str, Any]] = [
+            {"rfilename": name, "size": len(data)} for name, data in SMALL.items()
+        ]
         large = [
             {
                 "rfilename": name,
@@ -283,7 +329,9 @@ def test_pin_fills_in_every_file_and_downloads_small_ones_alone(
 
 
 @pytest.mark.slow
-def test_pin_against_a_hub_without_the_model_changes_nothing(hub: ThreadingHTTPServer, job: Path) -> None:
+def test_pin_against_a_hub_without_the_model_changes_nothing(
+    hub: ThreadingHTTPServer, job: Path
+) -> None:
     job.write_text(job.read_text().replace("org/name", "org/other"))
     before = job.read_bytes()
     done = pin(hub, job)
@@ -303,7 +351,16 @@ def model_directory(tmp_path: Path) -> Path:
 
 def test_pin_from_a_directory(job: Path, model_directory: Path, tmp_path: Path) -> None:
     output = tmp_path / "pinned.yaml"
-    arguments = ["job", "pin", str(job), "--from", str(model_directory), "-o", str(output), "--quiet"]
+    arguments = [
+        "job",
+        "pin",
+        str(job),
+        "--from",
+        str(model_directory),
+        "-o",
+        str(output),
+        "--quiet",
+    ]
     assert run_command_line(arguments) == ExitCode.USAGE, "zeros are no commit"
     assert run_command_line([*arguments, "--revision", COMMIT]) == 0
     model = read_job_spec(output).model
@@ -314,7 +371,11 @@ def test_pin_from_a_directory(job: Path, model_directory: Path, tmp_path: Path) 
 
 
 def test_pin_of_a_local_model(job: Path, model_directory: Path) -> None:
-    job.write_text(job.read_text().replace("org/name", "./model").replace('  model_revision: "' + "0" * 40, "#"))
+    job.write_text(
+        job.read_text()
+        .replace("org/name", "./model")
+        .replace('  model_revision: "' + "0" * 40, "#")
+    )
     assert run_command_line(["job", "pin", str(job)]) == 0
     model = read_job_spec(job).model
     assert (model.model_revision, dict(model.model_file_sha256)) == (None, LOADED)
@@ -323,15 +384,26 @@ def test_pin_of_a_local_model(job: Path, model_directory: Path) -> None:
 
 def test_pin_lists_the_chat_template_that_the_job_names(job: Path, model_directory: Path) -> None:
     (model_directory / "mine.jinja").write_text("{{ messages }}")
-    job.write_text(job.read_text().replace("\ndata:\n", "\ndata:\n  chat_template_path: mine.jinja\n"))
-    assert run_command_line(["job", "pin", str(job), "--from", str(model_directory), "--revision", COMMIT]) == 0
+    job.write_text(
+        job.read_text().replace("\ndata:\n", "\ndata:\n  chat_template_path: mine.jinja\n")
+    )
+    assert (
+        run_command_line(
+            ["job", "pin", str(job), "--from", str(model_directory), "--revision", COMMIT]
+        )
+        == 0
+    )
     spec = read_job_spec(job)
     assert spec.data.chat_template_path in spec.model.model_file_sha256
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_pin_refuses_a_model_without_safe_weights(job: Path, model_directory: Path, missing: str) -> None:
+def test_pin_refuses_a_model_without_safe_weights(
+    job: Path, model_directory: Path, missing: str
+) -> None:
     (model_directory / missing).unlink()
     before = job.read_bytes()
-    code = run_command_line(["job", "pin", str(job), "--from", str(model_directory), "--revision", COMMIT])
+    code = run_command_line(
+        ["job", "pin", str(job), "--from", str(model_directory), "--revision", COMMIT]
+    )
     assert (code, job.read_bytes()) == (ExitCode.USAGE, before)

@@ -66,7 +66,10 @@ def test_policy_init_tells_it_too(
     path = Path(next(word for word in job.options if word.startswith(option)).partition("=")[2])
     path.write_bytes(TEXTS[found](path.read_bytes()))
     (tmp_path / "app.json").write_text("{}")
-    assert run(["policy", "init", "--app-compose", str(tmp_path / "app.json"), *job.options]) == ExitCode.USAGE
+    assert (
+        run(["policy", "init", "--app-compose", str(tmp_path / "app.json"), *job.options])
+        == ExitCode.USAGE
+    )
     refused(capsys, 2, "policy-invalid", path.name, found)
 
 
@@ -81,7 +84,9 @@ def test_a_text_within_a_policy_is_told_of_by_its_key(files: Files, capsys: Capt
 def test_a_saved_result_with_a_key_twice_is_no_evidence(files: Files, capsys: Captured) -> None:
     saved = files.folder / "saved.json"
     assert judging(files, files.evidence, "--nonce", files.nonce, "--quiet", "-o", saved) == 0
-    saved.write_bytes(saved.read_bytes().replace(b'{"appraised_at"', b'{"evidence":0,"appraised_at"', 1))
+    saved.write_bytes(
+        saved.read_bytes().replace(b'{"appraised_at"', b'{"evidence":0,"appraised_at"', 1)
+    )
     assert run(["verify", str(saved)]) == ExitCode.VERIFICATION
     assert "the same key twice" in capsys.readouterr().err
 
@@ -98,13 +103,19 @@ def test_options_for_files_are_not_ignored_with_a_job(
 ) -> None:
     (files.folder / "spool").mkdir()
     location = source if source.startswith("https") else files.folder / source
-    assert judging(files, location, option, files.nonce if option == "--nonce" else "1") == ExitCode.USAGE
+    assert (
+        judging(files, location, option, files.nonce if option == "--nonce" else "1")
+        == ExitCode.USAGE
+    )
     refused(capsys, 2, f"{option}: expected a file")
 
 
 FAILURES: dict[str, tuple[int, Callable[[Files], list[object]]]] = {
     "a failed appraisal": (4, lambda files: [files.evidence, "--nonce", "00" * 32]),
-    "a result that failed": (4, lambda files: [files.evidence, "--nonce", files.nonce, "--at", "9"]),
+    "a result that failed": (
+        4,
+        lambda files: [files.evidence, "--nonce", files.nonce, "--at", "9"],
+    ),
     "no evidence": (4, lambda files: [files.policy, "--nonce", files.nonce]),
     "no nonce": (2, lambda files: [files.evidence]),
     "no such option": (2, lambda files: [files.evidence, "--nonsense"]),
@@ -128,6 +139,8 @@ def test_outputs_are_not_overwritten(files: Files, capsys: Captured) -> None:
     for option in ("-o", "--html"):
         mine = files.folder / "mine"
         mine.write_text("mine")
-        assert judging(files, files.evidence, "--nonce", files.nonce, option, mine) == ExitCode.USAGE
+        assert (
+            judging(files, files.evidence, "--nonce", files.nonce, option, mine) == ExitCode.USAGE
+        )
         assert "output-exists" in capsys.readouterr().err
         assert mine.read_text() == "mine"

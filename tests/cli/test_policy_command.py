@@ -60,12 +60,17 @@ def test_the_reviewed_text_is_accepted(deploy: Deploy, reviewed: Path, tmp_path:
     assert [f"sha256:{each}" for each in policy.app.compose_sha256] == [digest(REVIEWED)]
 
 
-def test_it_is_the_same_policy_as_that_of_the_file(deploy: Deploy, reviewed: Path, tmp_path: Path) -> None:
+def test_it_is_the_same_policy_as_that_of_the_file(
+    deploy: Deploy, reviewed: Path, tmp_path: Path
+) -> None:
     job = deploy(REVIEWED)
     assert init(job, reviewed) == ExitCode.DONE
     first = (tmp_path / "policy.yaml").read_bytes()
     (tmp_path / "policy.yaml").unlink()
-    assert run(["policy", "init", *job.options, *job.pins, "--app-compose", str(reviewed)]) == ExitCode.DONE
+    assert (
+        run(["policy", "init", *job.options, *job.pins, "--app-compose", str(reviewed)])
+        == ExitCode.DONE
+    )
     assert (tmp_path / "policy.yaml").read_bytes() == first
 
 
@@ -83,7 +88,9 @@ def test_another_text_is_shown_and_refused_with_its_digest(
     assert not (tmp_path / "policy.yaml").exists()
 
 
-def test_another_text_is_accepted_by_its_digest(deploy: Deploy, reviewed: Path, tmp_path: Path) -> None:
+def test_another_text_is_accepted_by_its_digest(
+    deploy: Deploy, reviewed: Path, tmp_path: Path
+) -> None:
     assert init(deploy(REWRITTEN), reviewed, "--accept-compose", digest(REWRITTEN)) == ExitCode.DONE
     policy = read_policy(tmp_path / "policy.yaml")
     assert [f"sha256:{each}" for each in policy.app.compose_sha256] == [digest(REWRITTEN)]
@@ -100,8 +107,12 @@ def test_the_same_meaning_in_other_bytes_needs_acceptance_too(
     assert digest(other_bytes) in printed.err
 
 
-@pytest.mark.parametrize("accepted", [digest(REVIEWED), digest(REWRITTEN)[:-1], digest(REWRITTEN)[7:], "yes"])
-@pytest.mark.parametrize("deployed", [REWRITTEN, render_app_compose(lambda app, _: app.update(name="x")).decode()])
+@pytest.mark.parametrize(
+    "accepted", [digest(REVIEWED), digest(REWRITTEN)[:-1], digest(REWRITTEN)[7:], "yes"]
+)
+@pytest.mark.parametrize(
+    "deployed", [REWRITTEN, render_app_compose(lambda app, _: app.update(name="x")).decode()]
+)
 def test_a_digest_of_another_text_accepts_nothing(
     deploy: Deploy, reviewed: Path, tmp_path: Path, accepted: str, deployed: str
 ) -> None:
@@ -138,7 +149,9 @@ def test_a_job_of_each_shipped_profile_is_appraised_and_accepted(
 ) -> None:
     compose = (Path(__file__).parents[2] / "configs" / "docker-compose.yaml").read_text("utf-8")
     reviewed = tmp_path / "reviewed.json"
-    reviewed.write_bytes(render_profile(compose, profile, key_provider_id="ab" * 32 if profile == "kms" else None))
+    reviewed.write_bytes(
+        render_profile(compose, profile, key_provider_id="ab" * 32 if profile == "kms" else None)
+    )
     job = deploy(reviewed.read_text())
     assert init(job, reviewed) == ExitCode.DONE
     scripts = payloads(parse_event_log(job.vm.quote(bytes(64)).event_log), "init-script-hash")
@@ -154,7 +167,9 @@ def test_a_text_that_the_vm_did_not_measure_is_not_even_compared(
     """The job runs one app, and shows the reviewed text of another one."""
     job = deploy(REWRITTEN)
     job.vm.app_compose = REVIEWED
-    assert init(job, reviewed, "--save-compose", tmp_path / "deployed.json") == ExitCode.VERIFICATION
+    assert (
+        init(job, reviewed, "--save-compose", tmp_path / "deployed.json") == ExitCode.VERIFICATION
+    )
     printed = capsys.readouterr().out
     assert "compose-hash" in printed
     assert not (tmp_path / "policy.yaml").exists()
@@ -172,7 +187,9 @@ def test_another_job_spec_is_refused(deploy: Deploy, reviewed: Path, tmp_path: P
 def test_an_unknown_os_is_refused(deploy: Deploy, reviewed: Path, tmp_path: Path) -> None:
     """Without an OS that the provider trusts, the event log that names the text proves nothing."""
     job = deploy(REVIEWED)
-    job = replace(job, options=tuple(each for each in job.options if not each.startswith("--measurements")))
+    job = replace(
+        job, options=tuple(each for each in job.options if not each.startswith("--measurements"))
+    )
     assert init(job, reviewed) == ExitCode.VERIFICATION
     assert not (tmp_path / "policy.yaml").exists()
 
@@ -186,13 +203,22 @@ def test_an_unknown_os_is_refused(deploy: Deploy, reviewed: Path, tmp_path: Path
         [],
         ["--from-job", "https://job.example"],
         ["--against", "reviewed.json"],
-        ["--app-compose", "reviewed.json", "--from-job", "https://job.example", "--against", "reviewed.json"],
+        [
+            "--app-compose",
+            "reviewed.json",
+            "--from-job",
+            "https://job.example",
+            "--against",
+            "reviewed.json",
+        ],
         ["--app-compose", "reviewed.json", "--against", "reviewed.json"],
         ["--app-compose", "reviewed.json", "--accept-compose", digest(REVIEWED)],
         ["--app-compose", "reviewed.json", "--save-compose", "x"],
     ],
 )
-def test_options_that_do_not_fit(deploy: Deploy, reviewed: Path, tmp_path: Path, arguments: list[str]) -> None:
+def test_options_that_do_not_fit(
+    deploy: Deploy, reviewed: Path, tmp_path: Path, arguments: list[str]
+) -> None:
     named = [str(reviewed) if each == "reviewed.json" else each for each in arguments]
     assert run(["policy", "init", *deploy(REVIEWED).options, *named]) == ExitCode.USAGE
     assert not (tmp_path / "policy.yaml").exists()

@@ -44,7 +44,9 @@ def init(deploy: Deploy, tmp_path: Path) -> Callable[..., int]:
     def start(text: str, *options: str) -> int:
         path = tmp_path / "app-compose.json"
         path.write_text(text)
-        return run(["policy", "init", *deploy(SEALED).options, "--app-compose", str(path), *options])
+        return run(
+            ["policy", "init", *deploy(SEALED).options, "--app-compose", str(path), *options]
+        )
 
     return start
 
@@ -53,7 +55,9 @@ def app_section(folder: Path) -> Any:
     return read_policy(folder / "policy.yaml").app
 
 
-def test_a_sealed_deployment_gets_a_policy_of_no_key_service(init: Callable[..., int], tmp_path: Path) -> None:
+def test_a_sealed_deployment_gets_a_policy_of_no_key_service(
+    init: Callable[..., int], tmp_path: Path
+) -> None:
     assert init(SEALED) == ExitCode.DONE
     app = app_section(tmp_path)
     assert app.key_provider == KeyProviderDemand(name="none", id="")
@@ -95,10 +99,22 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("from the machine",),
     ),
     "a text that contradicts itself": (changed(SEALED, kms_enabled=True), (), ("any key service",)),
-    "derived, without a key service": (SEALED, ("--recipient", "derived"), ("derived", "key service")),
-    "a root key, without a key service": (SEALED, ("--kms-root-key", ROOT), ("--kms-root-key", "no key service")),
+    "derived, without a key service": (
+        SEALED,
+        ("--recipient", "derived"),
+        ("derived", "key service"),
+    ),
+    "a root key, without a key service": (
+        SEALED,
+        ("--kms-root-key", ROOT),
+        ("--kms-root-key", "no key service"),
+    ),
     "an app id, without a key service": (SEALED, ("--app-id", APP), ("--app-id", "no key service")),
-    "a root key of another form": (KMS, ("--kms-root-key", "cd" * 33, "--app-id", APP), ("--kms-root-key",)),
+    "a root key of another form": (
+        KMS,
+        ("--kms-root-key", "cd" * 33, "--app-id", APP),
+        ("--kms-root-key",),
+    ),
     "an app id of another form": (KMS, ("--kms-root-key", ROOT, "--app-id", "any"), ("--app-id",)),
     "an identity of another form": (
         changed(KMS, key_provider_id=""),
@@ -107,8 +123,16 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "an identity in no hex": (changed(SEALED, key_provider_id="zz"), (), ("app-compose", "id: ")),
     "too long an identity": (changed(KMS, key_provider_id="ab" * 3000), PINS, ("key_provider_id",)),
-    "too many scripts": (changed(SEALED, init_script=["true"] * 17), (), ("app-compose", "init_script_sha256")),
-    "a script that is no text": (changed(SEALED, init_script=["true", 3]), (), ("app-compose", "init_script")),
+    "too many scripts": (
+        changed(SEALED, init_script=["true"] * 17),
+        (),
+        ("app-compose", "init_script_sha256"),
+    ),
+    "a script that is no text": (
+        changed(SEALED, init_script=["true", 3]),
+        (),
+        ("app-compose", "init_script"),
+    ),
     "no JSON": ("{", (), ("app-compose",)),
     "no object": ("[]", (), ("app-compose",)),
 }
@@ -133,7 +157,16 @@ def from_job(job: DeployedJob, folder: Path, *options: str) -> int:
     reviewed = folder / "reviewed.json"
     reviewed.write_text(job.vm.app_compose)
     return run(
-        ["policy", "init", *job.options, "--from-job", "https://job.example", "--against", str(reviewed), *options]
+        [
+            "policy",
+            "init",
+            *job.options,
+            "--from-job",
+            "https://job.example",
+            "--against",
+            str(reviewed),
+            *options,
+        ]
     )
 
 
@@ -208,13 +241,17 @@ def test_a_job_with_the_operators_own_key_service_is_refused(
     job = deploy(KMS)
     own = RuntimeEvent("key-provider", b'{"name":"kms","id":"0b"}')
     events = job.vm.events
-    job.vm.replace_events(tuple(own if getattr(each, "name", "") == own.name else each for each in events))
+    job.vm.replace_events(
+        tuple(own if getattr(each, "name", "") == own.name else each for each in events)
+    )
     assert from_job(job, tmp_path, *job.pins) == ExitCode.VERIFICATION
     assert "key-provider" in capsys.readouterr().out
     assert not (tmp_path / "policy.yaml").exists()
 
 
-def test_a_weak_text_is_refused_before_anybody_is_asked(deploy: Deploy, tmp_path: Path, capsys: Captured) -> None:
+def test_a_weak_text_is_refused_before_anybody_is_asked(
+    deploy: Deploy, tmp_path: Path, capsys: Captured
+) -> None:
     job = deploy(changed(KMS, init_script=...))
     assert from_job(job, tmp_path) == ExitCode.USAGE
     assert "earlier versions" in capsys.readouterr().err

@@ -45,9 +45,9 @@ SEQUENCES = (
     "[bold]",
     "\x1b]52;c;eA==\x07",
 )
-texts = st.lists(st.sampled_from((*HOSTILE, *SEQUENCES, "a", " ", "é", "漢")), min_size=1, max_size=12).map(
-    "".join
-)
+texts = st.lists(
+    st.sampled_from((*HOSTILE, *SEQUENCES, "a", " ", "é", "漢")), min_size=1, max_size=12
+).map("".join)
 
 
 def is_safe(text: str) -> bool:
@@ -100,7 +100,12 @@ def attestation_result(text: str) -> AttestationResult:
     return cast(
         "AttestationResult",
         SimpleNamespace(
-            **fields, expires_at=0, fresh=False, development_root=True, cautions=(text,), checks=checks
+            **fields,
+            expires_at=0,
+            fresh=False,
+            development_root=True,
+            cautions=(text,),
+            checks=checks,
         ),
     )
 
@@ -209,6 +214,13 @@ def test_nothing_but_the_console_prints() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if name in {"print", "Console", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr.write"}:
+            if name in {
+                "print",
+                "Console",
+                "typer.echo",
+                "typer.secho",
+                "sys.stdout.write",
+                "sys.stderr.write",
+            }:
                 found.append(f"{path.name}:{node.lineno}: {name}")  # type: ignore[attr-defined]
     assert found == []

@@ -46,7 +46,9 @@ def verify(files: Files, source: Path, *options: object) -> int:
     return run(["verify", str(source), "--policy", str(files.policy), "-q", *map(str, options)])
 
 
-def seal(files: Files, *record: object, policy: Path | None = None, rows: str = '{"text": "a row"}\n') -> int:
+def seal(
+    files: Files, *record: object, policy: Path | None = None, rows: str = '{"text": "a row"}\n'
+) -> int:
     data, sealed = files.folder / "rows.jsonl", files.folder / "sealed.age"
     data.write_text(rows)
     recipient = str(generate_identity(hybrid=False).recipient())
@@ -61,7 +63,9 @@ def test_the_own_record_under_its_policy_is_sealed_to(files: Files, record: Path
     assert seal(files, "--attestation", record) == ExitCode.DONE
 
 
-def test_rows_that_the_job_would_refuse_are_not_sealed(files: Files, record: Path, capsys: Captured) -> None:
+def test_rows_that_the_job_would_refuse_are_not_sealed(
+    files: Files, record: Path, capsys: Captured
+) -> None:
     secret = "xylophonequartz"
     rows = f'{{"text": "a row"}}\n{{"text": ["{secret}"]}}\n'
     assert seal(files, "--attestation", record, rows=rows) == ExitCode.LOCAL_DATA
@@ -92,7 +96,9 @@ def test_a_record_that_was_changed_is_not_sealed_to(edit: str, files: Files, rec
     elif edit == "untagged":
         del document["tag"]
     else:
-        document = json.loads(save_record(load_record(record.read_bytes()))) | {"tag": document["tag"]}
+        document = json.loads(save_record(load_record(record.read_bytes()))) | {
+            "tag": document["tag"]
+        }
     record.write_text(json.dumps(document))
     assert seal(files, "--attestation", record) == ExitCode.VERIFICATION
 
@@ -115,7 +121,9 @@ def test_no_step_uses_a_record_under_another_policy(
         "open": ["data.jsonl", "-i", "key", "-o", "out", "--dataset-and-recipients-unchecked"],
         "ack": [str(place), "--grant", "grant.json", "--result", "data.jsonl"],
     }[command]
-    named = [str(files.folder / word) if (files.folder / word).exists() else word for word in arguments]
+    named = [
+        str(files.folder / word) if (files.folder / word).exists() else word for word in arguments
+    ]
     capsys.readouterr()
     assert run([command, *named, *common]) == ExitCode.VERIFICATION
     assert "the record was made under another policy" in capsys.readouterr().err
@@ -131,7 +139,9 @@ def test_a_record_of_another_machine_is_imported_by_name_only(
     (files.folder / "sealed.age").unlink()
     (files.folder / "sealed.age.grant.json").unlink()
     other = files.write_policy("other.yaml", sandbox=("seccomp",))
-    assert seal(files, "--import-record", record, policy=other) == ExitCode.VERIFICATION, "judged again"
+    assert seal(files, "--import-record", record, policy=other) == ExitCode.VERIFICATION, (
+        "judged again"
+    )
     capsys.readouterr()
     for both in ((), ("--attestation", record, "--import-record", record)):
         assert seal(files, *both) == ExitCode.USAGE
@@ -146,7 +156,10 @@ def test_an_imported_record_is_judged_as_of_now(
     later = time.time() + 86400 * 2
     monkeypatch.setattr(time, "time", lambda: later)
     assert seal(files, "--import-record", record) == ExitCode.VERIFICATION
-    assert "a result still opens with --attestation where the job was verified" in capsys.readouterr().err
+    assert (
+        "a result still opens with --attestation where the job was verified"
+        in capsys.readouterr().err
+    )
 
 
 # item 3: a bundle of evidence that somebody kept
@@ -166,16 +179,24 @@ def test_a_saved_result_is_fresh_only_with_the_nonce_and_the_present(
 ) -> None:
     again = files.folder / "again.json"
     capsys.readouterr()
-    assert run(["verify", str(record), "--policy", str(files.policy), *options, "-o", str(again)]) == 0
-    assert ("fresh       yes" if fresh else "nothing can be sealed to it") in capsys.readouterr().out
-    assert seal(files, "--attestation", again) == (ExitCode.DONE if fresh else ExitCode.VERIFICATION)
+    assert (
+        run(["verify", str(record), "--policy", str(files.policy), *options, "-o", str(again)]) == 0
+    )
+    assert (
+        "fresh       yes" if fresh else "nothing can be sealed to it"
+    ) in capsys.readouterr().out
+    assert seal(files, "--attestation", again) == (
+        ExitCode.DONE if fresh else ExitCode.VERIFICATION
+    )
     assert run(["verify", str(record), "--policy", str(files.policy), *options, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["fresh"] is fresh
     assert printed["checks"]["nonce"] == ("affirmed" if "--nonce" in options else "not-demanded")
 
 
-def test_the_nonce_of_a_bundle_does_not_make_it_fresh_under_its_own_policy(files: Files, record: Path) -> None:
+def test_the_nonce_of_a_bundle_does_not_make_it_fresh_under_its_own_policy(
+    files: Files, record: Path
+) -> None:
     again = files.folder / "again.json"
     assert run(["verify", str(record), "--nonce", NONCE, "-q", "-o", str(again)]) == ExitCode.DONE
     assert seal(files, "--attestation", again) == ExitCode.VERIFICATION
@@ -187,9 +208,14 @@ def test_a_forged_deletion_statement_does_not_end_a_pull(
     """Anybody can write `deletion.json` to a spool; the result is there, and the pull cannot be repeated."""
     spool, result = SpoolDirectory(tmp_path / "spool"), tmp_path / "result.age"
     spool.path.mkdir()
-    spool.put(STATUS_NAME, Status(phase=Phase.AWAITING_PULL, result_bytes=6).model_dump_json().encode())
+    spool.put(
+        STATUS_NAME, Status(phase=Phase.AWAITING_PULL, result_bytes=6).model_dump_json().encode()
+    )
     spool.put(RESULT_NAME, b"sealed")
-    spool.put(RESULT_INFO_NAME, SpoolResult(size=6, sha256=sha256_hex(b"sealed")).model_dump_json().encode())
+    spool.put(
+        RESULT_INFO_NAME,
+        SpoolResult(size=6, sha256=sha256_hex(b"sealed")).model_dump_json().encode(),
+    )
     spool.put(DELETION_NAME, b"{}")
     place = (str(spool.path), "--policy", str(files.policy), "--attestation", str(record))
     assert run(["pull", *place, "-o", str(result)]) == ExitCode.DONE

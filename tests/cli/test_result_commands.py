@@ -34,7 +34,13 @@ def test_task_metrics_before_and_after() -> None:
 
 @pytest.mark.parametrize(
     "task",
-    ["exact match 100%", [], {**TASK, "judged": "all"}, {**TASK, "before": {"exact_match": 2}}, {"a": "\x1b[2J"}],
+    [
+        "exact match 100%",
+        [],
+        {**TASK, "judged": "all"},
+        {**TASK, "before": {"exact_match": 2}},
+        {"a": "\x1b[2J"},
+    ],
 )
 def test_what_is_no_task_figure_is_not_shown(task: Any) -> None:
     assert _task_line({"task": task}) == {}
@@ -46,11 +52,15 @@ def test_validate_says_which_rows_are_judged_and_what_it_costs() -> None:
         "model_file_sha256": dict.fromkeys(("config.json", "b.safetensors"), "0" * 64),
     }
     metrics = {"metrics": ["token_f1", "choice_accuracy"], "max_new_tokens": 8}
-    spec = JobSpec.model_validate_json(json.dumps({"version": 1, "model": model, "evaluation": metrics}))
+    spec = JobSpec.model_validate_json(
+        json.dumps({"version": 1, "model": model, "evaluation": metrics})
+    )
     counts = TaskCounts(10, dict.fromkeys(NotJudged, 2), 3, 500)
     report = ValidationReport(spec, Survey(task=counts), None, None, "", {}, show_example=False)
     lines = list(_task_lines(report, ""))
-    assert lines[0].endswith("10 held-out rows judged, before and after training: token_f1, choice_accuracy")
+    assert lines[0].endswith(
+        "10 held-out rows judged, before and after training: token_f1, choice_accuracy"
+    )
     assert len(lines) == 1 + len(NotJudged) + 2  # a line for every reason
     assert "500 tokens of prompts, and 80 generated at most" in lines[-2]
     assert "30 answers compared, 3 to a row" in lines[-1]

@@ -19,15 +19,24 @@ def events() -> list[Status | PrivateMetrics]:
     training = Status(phase=Phase.TRAINING)
     return [
         Status(phase=Phase.OPENING),
-        training.model_copy(update={"activity": Activity.TOKENIZING, "percent": 10, "eta_seconds": 300}),
-        training.model_copy(update={"activity": Activity.TOKENIZING, "percent": 90, "eta_seconds": 30}),
+        training.model_copy(
+            update={"activity": Activity.TOKENIZING, "percent": 10, "eta_seconds": 300}
+        ),
+        training.model_copy(
+            update={"activity": Activity.TOKENIZING, "percent": 90, "eta_seconds": 30}
+        ),
         training.model_copy(update={"activity": Activity.LOADING}),
         PrivateMetrics({"step": 0, "eval_loss": 4.5}),
         *(
             event
             for step in range(1, STEPS + 1)
             for event in (
-                Status(phase=Phase.TRAINING, step=step, total_steps=STEPS, eta_seconds=60 * (STEPS - step)),
+                Status(
+                    phase=Phase.TRAINING,
+                    step=step,
+                    total_steps=STEPS,
+                    eta_seconds=60 * (STEPS - step),
+                ),
                 PrivateMetrics({"step": step, "loss": 5.0 - step / 10, "learning_rate": 1e-4}),
             )
         ),
@@ -49,7 +58,10 @@ def test_training_is_one_line_on_a_terminal(columns: int, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     shown = on_a_terminal(columns, show_all)
-    lines = [CODES.sub("", line).split("\r")[-1].rstrip() for line in shown.replace("\r\n", "\n").split("\n")]
+    lines = [
+        CODES.sub("", line).split("\r")[-1].rstrip()
+        for line in shown.replace("\r\n", "\n").split("\n")
+    ]
     assert not too_long("\n".join(lines), columns)
     last = [line for line in lines if "training" in line and f"{STEPS}/{STEPS}" in line]
     assert len(last) == 1, lines
@@ -70,7 +82,9 @@ def test_plain_lines_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-2:] == ["  sealing", "  awaiting-pull"]
 
 
-def test_where_a_command_follows_a_job_its_lines_are_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_a_command_follows_a_job_its_lines_are_the_result(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show_all(on_stdout=True)
     out, err = capsys.readouterr()
     assert "  awaiting-pull" in out.splitlines()

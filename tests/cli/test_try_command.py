@@ -52,7 +52,15 @@ def answer_with_peft(model: Path, adapter: Path | None, text: str) -> str:
 def test_the_answers_are_those_of_stock_peft_with_the_template_of_the_adapter(
     adapter: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["try", str(adapter.parent), "Who is it?", "--model", str(tiny_model), *LIMIT, "--json"]
+    command = [
+        "try",
+        str(adapter.parent),
+        "Who is it?",
+        "--model",
+        str(tiny_model),
+        *LIMIT,
+        "--json",
+    ]
     assert run(command) == ExitCode.DONE
     found = json.loads(capsys.readouterr().out)
     (answer,) = found["answers"]
@@ -68,11 +76,17 @@ def test_the_answers_are_those_of_stock_peft_with_the_template_of_the_adapter(
 
 
 def test_a_person_sees_columns_that_fit(
-    adapter: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    adapter: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     long = "Why is it so? " * 20
-    assert run(["try", str(adapter), long, "\x1b[2Jb", "--model", str(tiny_model), *LIMIT]) == ExitCode.DONE
+    assert (
+        run(["try", str(adapter), long, "\x1b[2Jb", "--model", str(tiny_model), *LIMIT])
+        == ExitCode.DONE
+    )
     captured = capsys.readouterr()
     assert max(len(line) for line in captured.out.splitlines()) <= 80
     for words in ("prompt 1 of 2", "base", "adapter", "note: no receipt", "…"):
@@ -113,7 +127,17 @@ def test_a_file_is_read_and_rendered_as_the_job_did(
     write_receipt(adapter.parent, spec, {"adapter/adapter_model.safetensors": weights})
     data = tmp_path / "held.csv"
     data.write_text("question,answer\n" + "".join(f"q{n},a{n}\n" for n in range(4)))
-    command = ["try", str(adapter.parent), "--file", str(data), "--rows", "3", "--model", str(tiny_model), *LIMIT]
+    command = [
+        "try",
+        str(adapter.parent),
+        "--file",
+        str(data),
+        "--rows",
+        "3",
+        "--model",
+        str(tiny_model),
+        *LIMIT,
+    ]
     assert run([*command, "--json"]) == ExitCode.DONE
     found = json.loads(capsys.readouterr().out)
     assert [(each["prompt"], each["expected"]) for each in found["answers"]] == [
@@ -133,7 +157,16 @@ def test_rows_without_a_prompt_are_counted(
     data = tmp_path / "texts.jsonl"
     rows: list[dict[str, object]] = [{"text": "a"}, {"prompt": "b", "chosen": "c", "rejected": "d"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["try", str(adapter), "--file", str(data), "--model", str(tiny_model), *LIMIT, "--json"]
+    command = [
+        "try",
+        str(adapter),
+        "--file",
+        str(data),
+        "--model",
+        str(tiny_model),
+        *LIMIT,
+        "--json",
+    ]
     assert run(command) == ExitCode.DONE
     found = json.loads(capsys.readouterr().out)
     assert [(each["prompt"], each["expected"]) for each in found["answers"]] == [("b", "c")]
@@ -191,7 +224,10 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_without_a_directory_the_hub_is_asked_for_the_recorded_commit(
-    adapter: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    adapter: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
@@ -201,11 +237,15 @@ def test_without_a_directory_the_hub_is_asked_for_the_recorded_commit(
 
     monkeypatch.setattr("trainer.fetch.model_listing.download_hub_files", download)
     assert run(["try", str(adapter), "Who?", *LIMIT, "--json"]) == ExitCode.DONE
-    assert asked == [("org/tiny", "ab" * 20, ("config.json", "*.safetensors", "*.safetensors.index.json"))]
+    assert asked == [
+        ("org/tiny", "ab" * 20, ("config.json", "*.safetensors", "*.safetensors.index.json"))
+    ]
     assert json.loads(capsys.readouterr().out)["base_model"] == "org/tiny"
     path = adapter / "adapter_model.safetensors"
     metadata = {"base_model_sha256": make_spec(tiny_model).model.base_sha256}
-    monkeypatch.setattr("trainer.provider.adapter_trial.read_named_base", lambda _: _named(metadata))
+    monkeypatch.setattr(
+        "trainer.provider.adapter_trial.read_named_base", lambda _: _named(metadata)
+    )
     assert path.is_file()
     assert run(["try", str(adapter), "Who?"]) == ExitCode.USAGE
     assert "by digest alone" in capsys.readouterr().err
@@ -218,7 +258,10 @@ def _named(metadata: dict[str, str]) -> Any:
 
 
 def test_a_missing_package_is_named(
-    adapter: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    adapter: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delitem(sys.modules, "trainer.training.adapter_comparison", raising=False)
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -40,7 +40,10 @@ def job(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 def chat(number: int, answer: str = CANARY) -> dict[str, object]:
-    turns = [{"role": "user", "content": f"Number {number}?"}, {"role": "assistant", "content": answer}]
+    turns = [
+        {"role": "user", "content": f"Number {number}?"},
+        {"role": "assistant", "content": answer},
+    ]
     return {"messages": turns}
 
 
@@ -85,7 +88,9 @@ def test_a_program_gets_one_object_without_any_text(
     assert found["tokens"]["split"]["train"] == 19
     assert found["steps"] == 5
     assert found["memory"]["total"] > found["memory"]["reserve"]
-    assert run(["validate", str(data), "--job", str(job), "--json", "--example", "1"]) == ExitCode.DONE
+    assert (
+        run(["validate", str(data), "--job", str(job), "--json", "--example", "1"]) == ExitCode.DONE
+    )
     ((masked, trained),) = json.loads(capsys.readouterr().out)["example"]
     assert (masked[0], trained) == (False, [True, f"{CANARY}<|im_end|>"])
 
@@ -94,7 +99,11 @@ def test_pairs_are_counted_and_shown_side_by_side(
     job: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs: list[object] = [
-        {"prompt": f"Number {number}?", "chosen": f" {CANARY}" * (1 + number % 2), "rejected": " No, no."}
+        {
+            "prompt": f"Number {number}?",
+            "chosen": f" {CANARY}" * (1 + number % 2),
+            "rejected": " No, no.",
+        }
         for number in range(20)
     ]
     file = write(data.with_name("pairs.jsonl"), pairs)
@@ -102,7 +111,9 @@ def test_pairs_are_counted_and_shown_side_by_side(
     assert run(arguments) == ExitCode.LOCAL_DATA
     captured = capsys.readouterr()
     assert "set train.method to dpo" in captured.out + captured.err
-    document = yaml.safe_load(job.read_text()) | {"train": {"method": "dpo", "per_device_train_batch_size": 3}}
+    document = yaml.safe_load(job.read_text()) | {
+        "train": {"method": "dpo", "per_device_train_batch_size": 3}
+    }
     document["data"] = {**document.get("data", {}), "test_split_size": 0.0}
     job.write_text(yaml.safe_dump(document))
     assert run(arguments) == ExitCode.DONE
@@ -120,7 +131,9 @@ def test_pairs_are_counted_and_shown_side_by_side(
     assert found["chosen_longer"] == 20
 
 
-def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_are_listed_and_fail(
+    job: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = write(data.with_name("bad.jsonl"), [{"text": number} for number in range(30)])
     arguments = ["validate", str(data), str(bad), "--job", str(job)]
     assert run(arguments) == ExitCode.LOCAL_DATA
@@ -129,7 +142,9 @@ def test_bad_rows_are_listed_and_fail(job: Path, data: Path, capsys: pytest.Capt
     assert "row 0, field text: wrong value" in captured.out
     assert "(and rows 1, 2, 3, 4 and 25 more)" in captured.out
     assert "20 rows: 20 messages" in captured.out
-    assert "error[dataset-row-invalid]: file bad.jsonl, row 0, field text: wrong value" in captured.err
+    assert (
+        "error[dataset-row-invalid]: file bad.jsonl, row 0, field text: wrong value" in captured.err
+    )
     assert run([*arguments, "--json"]) == ExitCode.LOCAL_DATA
     found = json.loads(capsys.readouterr().out)
     assert found["refused"] == {"count": 30, "codes": {"dataset-row-invalid": 30}}
@@ -145,11 +160,17 @@ def test_what_the_template_does_not_print_is_counted(
         answer = {"role": "assistant", "content": "b", "reasoning_content": CANARY}
         return {"messages": [{"role": "user", "content": f"{number}?"}, answer]}
 
-    data = write(tmp_path / "a.jsonl", [*(chat(number) for number in range(3)), *(reasoned(n) for n in range(2))])
+    data = write(
+        tmp_path / "a.jsonl",
+        [*(chat(number) for number in range(3)), *(reasoned(n) for n in range(2))],
+    )
     arguments = ["validate", str(data), "--job", str(job)]
     assert run(arguments) == ExitCode.LOCAL_DATA
     shown = capsys.readouterr()
-    assert "2 rows would lose their reasoning_content: the chat template does not print it" in shown.out
+    assert (
+        "2 rows would lose their reasoning_content: the chat template does not print it"
+        in shown.out
+    )
     assert "a.jsonl, row 3, field messages[1].reasoning_content" in shown.err
     assert "data.allow_unrendered: [reasoning_content]" in shown.err
     run([*arguments, "--json"])
@@ -176,7 +197,10 @@ def test_what_the_template_does_not_print_is_counted(
     ("template", "said"),
     [
         ("llama3", "expected Jinja text with {{ }} or {% %}, got 'llama3'"),
-        ("{% for m in messages %}\n{{ m.content }", "expected Jinja text, got unexpected '}' in line 2"),
+        (
+            "{% for m in messages %}\n{{ m.content }",
+            "expected Jinja text, got unexpected '}' in line 2",
+        ),
     ],
     ids=["a name", "a syntax error"],
 )
@@ -193,12 +217,16 @@ def test_a_chat_template_that_is_none_is_one_error_of_the_job(
     assert captured.out == ""
 
 
-def test_folders_formats_and_columns(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_formats_and_columns(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "data"
     (folder / "eval").mkdir(parents=True)
     (folder / ".cache").mkdir()
     (folder / ".cache" / "x.bin").write_bytes(b"x")
-    (folder / "a.csv").write_text("question,answer,id\n" + "".join(f"q{n},a{n},{n}\n" for n in range(9)))
+    (folder / "a.csv").write_text(
+        "question,answer,id\n" + "".join(f"q{n},a{n},{n}\n" for n in range(9))
+    )
     (folder / "eval" / "b.tsv").write_text("question\tanswer\tid\nq\ta\t1\n")
     columns = {"columns": {"prompt": "question", "completion": "answer"}, "ignore_columns": ["id"]}
     job.write_text(yaml.safe_dump({**yaml.safe_load(job.read_text()), "data": columns}))
@@ -237,7 +265,9 @@ def test_without_the_model_rows_are_read_and_it_is_said(
     assert "20 rows: 20 messages" in out
     assert "tokens were not counted: the base model is not here" in out
     assert CANARY not in out
-    assert run(["validate", str(data), "--job", str(job), "--model", str(tiny_model)]) == ExitCode.DONE
+    assert (
+        run(["validate", str(data), "--job", str(job), "--model", str(tiny_model)]) == ExitCode.DONE
+    )
     assert "optimizer steps" in capsys.readouterr().out
 
 
@@ -250,15 +280,26 @@ def test_the_spec_of_the_verified_job_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def verified_job(text: str, spec: Path) -> SimpleNamespace:
-        app = json.dumps({"docker_compose_file": render_compose(SHIPPED_COMPOSE, text) if text else ""})
+        app = json.dumps(
+            {"docker_compose_file": render_compose(SHIPPED_COMPOSE, text) if text else ""}
+        )
         result = SimpleNamespace(job_spec_sha256=read_job_spec(spec).sha256())
         return SimpleNamespace(result=result, evidence=SimpleNamespace(app_compose=app))
 
     document = yaml.safe_load(job.read_text())
     document["data"] = {"max_length": 128, "columns": {"messages": "dialogue"}}
     job.write_text(yaml.safe_dump(document))
-    named = write(data.with_name("named.jsonl"), [{"dialogue": chat(number)["messages"]} for number in range(20)])
-    records = iter([verified_job(job.read_text(), job), verified_job(job.read_text(), job), verified_job("", job)])
+    named = write(
+        data.with_name("named.jsonl"),
+        [{"dialogue": chat(number)["messages"]} for number in range(20)],
+    )
+    records = iter(
+        [
+            verified_job(job.read_text(), job),
+            verified_job(job.read_text(), job),
+            verified_job("", job),
+        ]
+    )
     monkeypatch.setattr("trainer.cli.validate_command.load_attestation", lambda *_: next(records))
     command = ["validate", str(named), "--attestation", "a.json", "--policy", "p.yaml"]
     assert run(command) == ExitCode.DONE
@@ -274,7 +315,11 @@ def test_the_spec_of_the_verified_job_is_taken(
 
 @pytest.mark.parametrize(
     ("options", "found"),
-    [([], "none of them"), (["--policy", "p"], "--policy"), (["--attestation", "a"], "--attestation")],
+    [
+        ([], "none of them"),
+        (["--policy", "p"], "--policy"),
+        (["--attestation", "a"], "--attestation"),
+    ],
 )
 def test_a_spec_must_be_named(
     options: list[str], found: str, data: Path, capsys: pytest.CaptureFixture[str]
@@ -283,7 +328,9 @@ def test_a_spec_must_be_named(
     assert f"got {found}\n" in capsys.readouterr().err
 
 
-def test_a_model_of_other_bytes_is_refused(job: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_of_other_bytes_is_refused(
+    job: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     document = yaml.safe_load(job.read_text())
     document["model"]["model_file_sha256"]["tokenizer.json"] = "0" * 64
     job.write_text(yaml.safe_dump(document))
@@ -294,10 +341,12 @@ def test_a_model_of_other_bytes_is_refused(job: Path, data: Path, capsys: pytest
 def test_a_page_holds_the_same_and_runs_nothing(job: Path, data: Path, tmp_path: Path) -> None:
     write(data, [chat(number, "<script>alert(1)</script>") for number in range(20)])
     page = tmp_path / "page.html"
-    assert run(["validate", str(data), "--job", str(job), "--html", str(page), "-q"]) == ExitCode.DONE
-    assert run(["validate", str(data), "--job", str(job), "--html", str(page), "-q"]) == ExitCode.USAGE, (
-        "it exists"
+    assert (
+        run(["validate", str(data), "--job", str(job), "--html", str(page), "-q"]) == ExitCode.DONE
     )
+    assert (
+        run(["validate", str(data), "--job", str(job), "--html", str(page), "-q"]) == ExitCode.USAGE
+    ), "it exists"
     text = page.read_text()
     assert "20 rows: 20 messages" in text
     assert "<mark>&lt;script&gt;" in text
@@ -314,7 +363,9 @@ def test_it_needs_neither_torch_nor_transformers(job: Path, data: Path) -> None:
         f"code = run(['validate', {str(data)!r}, '--job', {str(job)!r}, '--quiet'])\n"
         "print(code, sorted({'torch', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "0 []"
     assert "optimizer steps" in done.stdout
 
@@ -327,7 +378,10 @@ def test_names_of_modules_are_counted_or_refused(
     }
     job.write_text(yaml.safe_dump(document))
     assert run(["validate", str(data), "--job", str(job)]) == ExitCode.DONE
-    assert "adapter   q_proj 2  layers.1.mlp.up_proj 1 (modules of each name" in capsys.readouterr().out
+    assert (
+        "adapter   q_proj 2  layers.1.mlp.up_proj 1 (modules of each name"
+        in capsys.readouterr().out
+    )
     document["lora"]["lora_target_modules"] = ["q_proj", "qkv_prj"]
     job.write_text(yaml.safe_dump(document))
     assert run(["validate", str(data), "--job", str(job), "--json"]) == ExitCode.LOCAL_DATA
@@ -341,13 +395,23 @@ def test_names_of_modules_are_counted_or_refused(
 def adapter(tmp_path: Path, tiny_model: Path, job: Path) -> Path:
     """An earlier adapter of rank 4 on all linear modules; the job starts from it."""
     document = yaml.safe_load(job.read_text())
-    job.write_text(yaml.safe_dump({**document, "lora": {"lora_r": 4, "lora_alpha": 8, "start_from": "adapter"}}))
+    job.write_text(
+        yaml.safe_dump(
+            {**document, "lora": {"lora_r": 4, "lora_alpha": 8, "start_from": "adapter"}}
+        )
+    )
     listing = list_tensors(tiny_model, {path.name for path in tiny_model.iterdir()})
     assert listing is not None
     shapes = {name: list(shape or ()) for name, shape in listing.shapes.items()}
     folder = tmp_path / "adapter"
     folder.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "bias": "none",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     modules = [name for name in listing.modules if ".layers." in name]
     write_weights(folder / "adapter_model.safetensors", lora_tensors(shapes, modules, rank=4))
@@ -364,7 +428,10 @@ def test_an_adapter_to_start_from_is_judged_and_counted(
     assert run([*arguments, "--json"]) == ExitCode.DONE
     found = json.loads(capsys.readouterr().out)
     digest = file_sha256(adapter / "adapter_model.safetensors")
-    assert (found["start_adapter"]["sha256"], found["start_adapter"]["base_is_checked"]) == (digest, True)
+    assert (found["start_adapter"]["sha256"], found["start_adapter"]["base_is_checked"]) == (
+        digest,
+        True,
+    )
     assert (found["rows"], found["files"]) == (20, {"train.jsonl": {"messages": 20}})
 
 
@@ -376,7 +443,9 @@ def test_an_adapter_that_the_job_would_refuse_is_refused_here(
     if damage == "it is not given":
         arguments = arguments[:-2]
     if damage == "another rank":
-        (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 8}')
+        (adapter / "adapter_config.json").write_text(
+            '{"peft_type": "LORA", "r": 8, "lora_alpha": 8}'
+        )
     if damage == "a layer is missing":
         weights = adapter / "adapter_model.safetensors"
         shapes = {"model.layers.0.self_attn.q_proj.weight": [4, 4]}

@@ -82,7 +82,9 @@ def test_the_contract_with_scripts(files: Files, capsys: Captured) -> None:
 
 def test_a_failure_is_exit_code_4_and_is_explained(files: Files, capsys: Captured) -> None:
     policy = files.write_policy("other.yaml", sandbox=("seccomp",))
-    assert judge(files.evidence, "--nonce", files.nonce, "--policy", policy) == ExitCode.VERIFICATION
+    assert (
+        judge(files.evidence, "--nonce", files.nonce, "--policy", policy) == ExitCode.VERIFICATION
+    )
     out = capsys.readouterr().out
     assert out.startswith("DEVELOPMENT ROOT")
     assert "\n✘ FAIL" in out
@@ -108,7 +110,9 @@ def test_the_table_fits_80_columns_without_colours_where_there_is_no_terminal(
     assert all(definition.code in out for definition in DATASET_CHECKS)
 
 
-def test_a_wide_terminal_shows_titles(files: Files, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wide_terminal_shows_titles(
+    files: Files, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     assert verify(files) == ExitCode.DONE
     out = capsys.readouterr().out
@@ -120,7 +124,8 @@ def test_quiet_prints_nothing_but_the_error(files: Files, capsys: Captured) -> N
     assert verify(files, "--quiet") == ExitCode.DONE
     assert capsys.readouterr() == ("", "")
     assert (
-        judge(files.evidence, "--nonce", "00" * 32, "--policy", files.policy, "--quiet") == ExitCode.VERIFICATION
+        judge(files.evidence, "--nonce", "00" * 32, "--policy", files.policy, "--quiet")
+        == ExitCode.VERIFICATION
     )
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -132,7 +137,9 @@ def test_a_page_is_written_also_for_a_failure(files: Files) -> None:
     assert verify(files, "--html", page, "--quiet") == ExitCode.DONE
     assert "<h1>Pass under a development root</h1>" in page.read_text()
     page = files.folder / "failed.html"
-    assert judge(files.evidence, "--nonce", "00" * 32, "--policy", files.policy, "--html", page) == 4
+    assert (
+        judge(files.evidence, "--nonce", "00" * 32, "--policy", files.policy, "--html", page) == 4
+    )
     assert "<h1>Fail</h1>" in page.read_text()
 
 
@@ -150,13 +157,18 @@ def test_a_pass_under_a_development_root_is_never_green(
     assert [sign for sign in GREEN if sign in out] == []
     assert "DEVELOPMENT ROOT" in out.splitlines()[0]
     assert "PASS UNDER A DEVELOPMENT ROOT" in out
-    print_all_checks({"the receipt": (Check(1, "quote-format", "t", CheckState.AFFIRMED),)}, development_root=True)
+    print_all_checks(
+        {"the receipt": (Check(1, "quote-format", "t", CheckState.AFFIRMED),)},
+        development_root=True,
+    )
     out = capsys.readouterr().out
     assert [sign for sign in GREEN if sign in out] == []
     assert "DEVELOPMENT ROOT" in out.splitlines()[0]
 
 
-def test_whoever_else_could_read_the_data_is_shown_with_the_verdict(files: Files, capsys: Captured) -> None:
+def test_whoever_else_could_read_the_data_is_shown_with_the_verdict(
+    files: Files, capsys: Captured
+) -> None:
     opened = files.demanded.app.model_copy(update={"key_provider": "any", "kms_root_key": "any"})
     policy = files.write_policy("open.yaml", app=opened)
     assert judge(files.evidence, "--nonce", files.nonce, "--policy", policy) == ExitCode.DONE
@@ -172,14 +184,21 @@ def test_a_nonce_serves_one_piece_of_evidence(files: Files, capsys: Captured) ->
     assert verify(files, "--json") == ExitCode.DONE, "the same evidence may be judged again"
     capsys.readouterr()
     other = files.again("other.json", software={"trainer": "another"})
-    assert judge(other, "--nonce", files.nonce, "--policy", files.policy, "--json") == ExitCode.VERIFICATION
+    assert (
+        judge(other, "--nonce", files.nonce, "--policy", files.policy, "--json")
+        == ExitCode.VERIFICATION
+    )
     states = shown(capsys)["checks"]
-    assert [code for code, state in states.items() if state == "contraindicated"] == ["nonce-unused"]
+    assert [code for code, state in states.items() if state == "contraindicated"] == [
+        "nonce-unused"
+    ]
     fresh = files.again("fresh.json", nonce="77" * 32)
     assert judge(fresh, "--nonce", "77" * 32, "--policy", files.policy, "--quiet") == ExitCode.DONE
 
 
-def test_a_job_is_asked_with_a_new_nonce_each_time(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_asked_with_a_new_nonce_each_time(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
 
     class Job:
@@ -194,7 +213,10 @@ def test_a_job_is_asked_with_a_new_nonce_each_time(files: Files, monkeypatch: py
         assert judge(files.folder, "--policy", files.policy, "--quiet") == ExitCode.DONE
     assert len({*asked}) == 2
     replayed = files.again("replayed.json", nonce=asked[0], software={"trainer": "another"})
-    assert judge(replayed, "--nonce", asked[0], "--policy", files.policy, "--quiet") == ExitCode.VERIFICATION
+    assert (
+        judge(replayed, "--nonce", asked[0], "--policy", files.policy, "--quiet")
+        == ExitCode.VERIFICATION
+    )
 
 
 def test_without_a_state_directory_reuse_is_not_judged(
@@ -205,7 +227,10 @@ def test_without_a_state_directory_reuse_is_not_judged(
     monkeypatch.setenv("XDG_STATE_HOME", str(blocked))
     assert verify(files, "--json") == ExitCode.DONE
     check = next(check for check in shown(capsys)["results"] if check["code"] == "nonce-unused")
-    assert (check["state"], check["detail"]) == ("not-demanded", "no record of used nonces was kept")
+    assert (check["state"], check["detail"]) == (
+        "not-demanded",
+        "no record of used nonces was kept",
+    )
 
 
 @pytest.mark.parametrize("nonce", ["", "5a", "5A" * 32, "zz" * 32])
@@ -216,7 +241,9 @@ def test_a_nonce_of_another_form_is_a_usage_error(files: Files, nonce: str) -> N
 # saved results
 
 
-def test_a_saved_result_is_judged_again_without_a_policy_or_a_nonce(saved: Path, capsys: Captured) -> None:
+def test_a_saved_result_is_judged_again_without_a_policy_or_a_nonce(
+    saved: Path, capsys: Captured
+) -> None:
     assert judge(saved, "--json") == ExitCode.DONE
     printed = shown(capsys)
     assert (printed["status"], printed["fresh"]) == ("pass", False)
@@ -241,7 +268,9 @@ def test_an_old_result_fails_now_and_passes_as_of_then(saved: Path, capsys: Capt
     assert judge(saved, "--at", "recorded", "--quiet") == ExitCode.DONE
 
 
-def test_the_present_is_the_default(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_the_present_is_the_default(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
     later = time.time() + 400 * 86400
     monkeypatch.setattr(time, "time", lambda: later)
     assert judge(saved, "--json") == ExitCode.VERIFICATION
@@ -256,8 +285,13 @@ def test_a_time_that_is_none_is_a_usage_error(saved: Path, text: str) -> None:
 
 
 def test_times_with_an_offset(saved: Path, capsys: Captured) -> None:
-    assert judge(saved, "--at", "2026-11-23T20:00:00+02:00", "--json") in (ExitCode.DONE, ExitCode.VERIFICATION)
-    assert shown(capsys)["ear"]["iat"] == int(dt.datetime(2026, 11, 23, 18, tzinfo=dt.UTC).timestamp())
+    assert judge(saved, "--at", "2026-11-23T20:00:00+02:00", "--json") in (
+        ExitCode.DONE,
+        ExitCode.VERIFICATION,
+    )
+    assert shown(capsys)["ear"]["iat"] == int(
+        dt.datetime(2026, 11, 23, 18, tzinfo=dt.UTC).timestamp()
+    )
 
 
 def test_another_policy_wins_and_is_announced(files: Files, saved: Path, capsys: Captured) -> None:
@@ -270,11 +304,15 @@ def test_another_policy_wins_and_is_announced(files: Files, saved: Path, capsys:
     captured = capsys.readouterr()
     printed = json.loads(captured.out.splitlines()[0])
     assert printed["checks"]["sandbox"] == "contraindicated"
-    assert captured.err.startswith(f"note: appraised under the policy {printed['appraisal']['policy_sha256']}")
+    assert captured.err.startswith(
+        f"note: appraised under the policy {printed['appraisal']['policy_sha256']}"
+    )
     assert files.demanded.sha256() in captured.err
 
 
-def test_a_nonce_that_is_given_is_the_one_that_counts(files: Files, saved: Path, capsys: Captured) -> None:
+def test_a_nonce_that_is_given_is_the_one_that_counts(
+    files: Files, saved: Path, capsys: Captured
+) -> None:
     assert judge(saved, "--nonce", files.nonce, "--quiet") == ExitCode.DONE
     assert judge(saved, "--nonce", "00" * 32, "--json") == ExitCode.VERIFICATION
     assert shown(capsys)["checks"]["nonce"] == "contraindicated"
@@ -305,7 +343,9 @@ def test_a_live_job_cannot_be_judged_as_of_another_time(files: Files, capsys: Ca
     assert "--policy" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"evidence": {}}', b"\xff", b'{"claims": {}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b'{"evidence": {}}', b"\xff", b'{"claims": {}}']
+)
 def test_what_is_neither_evidence_nor_a_result(files: Files, content: bytes) -> None:
     path = files.folder / "x.json"
     path.write_bytes(content)

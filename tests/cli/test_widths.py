@@ -67,24 +67,37 @@ def print_checks_of_every_code() -> None:
 
 def print_long_review() -> None:
     embedded = json.dumps({"services": {"x": {"image": LONG, "environment": {"KEY": LONG}}}})
-    document = {"name": "x", "docker_compose_file": embedded, "allowed_envs": ["x" * 90], "y" * 90: "z"}
-    print_review(audit_compose(json.dumps(document).encode(), against=b"services: {x: {}}"), compared=True)
+    document = {
+        "name": "x",
+        "docker_compose_file": embedded,
+        "allowed_envs": ["x" * 90],
+        "y" * 90: "z",
+    }
+    print_review(
+        audit_compose(json.dumps(document).encode(), against=b"services: {x: {}}"), compared=True
+    )
 
 
 def print_long_validation() -> None:
     found = Survey(side_files=(LONG,), warnings=[LONG])
     found.rows[LONG]["messages"] = 10**9
     found.rows["b"] = Counter(messages=1)
-    found.refusals.add(DataError(ErrorCode.DATASET_ROW_INVALID, LONG, file=LONG, row=10**9, field=LONG))
+    found.refusals.add(
+        DataError(ErrorCode.DATASET_ROW_INVALID, LONG, file=LONG, row=10**9, field=LONG)
+    )
     found.lengths.extend([1, 10**6] * 50)
     listed = b"exchange: {providers: ['ed25519:" + b"b" * 64 + b"']}\n"
     spec = parse_job_spec(SPEC + listed)
     tokens = cast("Any", SimpleNamespace())
-    print_validation(ValidationReport(spec, found, tokens, None, "", {LONG: 10**9}, show_example=False))
+    print_validation(
+        ValidationReport(spec, found, tokens, None, "", {LONG: 10**9}, show_example=False)
+    )
 
 
 def print_long_account() -> None:
-    print_account([AccountLine(f"  name          {LONG}", 16), AccountLine(""), AccountLine(f"  ? {LONG}", 4)])
+    print_account(
+        [AccountLine(f"  name          {LONG}", 16), AccountLine(""), AccountLine(f"  ? {LONG}", 4)]
+    )
 
 
 PRINTED: dict[str, Callable[[], object]] = {
@@ -104,7 +117,9 @@ def test_no_line_is_longer_than_the_terminal(name: str, columns: int, capsys: Ca
     assert not too_long(told, columns)
 
 
-@pytest.mark.parametrize("command", ["", "keygen", "audit", "policy init", "verify", "validate", "submit", "open"])
+@pytest.mark.parametrize(
+    "command", ["", "keygen", "audit", "policy init", "verify", "validate", "submit", "open"]
+)
 def test_help_fits(command: str, columns: int, capsys: Captured) -> None:
     assert run([*command.split(), "--help"]) == ExitCode.DONE
     assert not too_long(capsys.readouterr().out, columns)
@@ -132,7 +147,9 @@ def on_a_terminal(columns: int, show: Callable[[], object]) -> str:
         status = 1
         try:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            sys.stdout, sys.stderr = (
+                os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
+            )
             show()
             sys.stdout.flush()
             status = 0
@@ -167,7 +184,14 @@ def test_a_real_terminal(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_verify_says_how_long_ago(files: Files, capsys: Captured, tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
-    arguments = ["verify", str(files.evidence), "--policy", str(files.policy), "--nonce", files.nonce]
+    arguments = [
+        "verify",
+        str(files.evidence),
+        "--policy",
+        str(files.policy),
+        "--nonce",
+        files.nonce,
+    ]
     assert run([*arguments, "-o", str(saved)]) == ExitCode.DONE
     told = capsys.readouterr().out
     assert re.search(r"appraised   20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC \((now|\d+ s ago)\)", told)

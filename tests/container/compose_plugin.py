@@ -45,7 +45,9 @@ def _download(scratch: Path, archive: str) -> list[Path]:
     """Download the packages with apt's own checks, but with lists and sources that the system does not see."""
     for folder in ("sources", "lists/partial", "cache/archives/partial", "packages"):
         (scratch / folder).mkdir(parents=True)
-    (scratch / "sources" / "newer.list").write_text(f"deb [signed-by={KEYRING}] {archive} {SUITE} main\n")
+    (scratch / "sources" / "newer.list").write_text(
+        f"deb [signed-by={KEYRING}] {archive} {SUITE} main\n"
+    )
     options = [
         f"Dir::Etc::sourcelist={scratch}/none",
         f"Dir::Etc::sourceparts={scratch}/sources",
@@ -58,5 +60,7 @@ def _download(scratch: Path, archive: str) -> list[Path]:
     (scratch / "status").touch()
     command = ["apt-get", "--quiet=2", *(part for option in options for part in ("-o", option))]
     subprocess.run([*command, "update"], check=True, capture_output=True)
-    subprocess.run([*command, "download", *PACKAGES], check=True, capture_output=True, cwd=scratch / "packages")
+    subprocess.run(
+        [*command, "download", *PACKAGES], check=True, capture_output=True, cwd=scratch / "packages"
+    )
     return sorted((scratch / "packages").glob("*.deb"))

@@ -49,7 +49,9 @@ def plugins(requirements: None, container_cache: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
         image_base: Any = importlib.import_module("image_base")
-    archive = next(source.address for source in image_base.apt_sources() if source.suite == image_base.SUITE)
+    archive = next(
+        source.address for source in image_base.apt_sources() if source.suite == image_base.SUITE
+    )
     return unpack_plugins(container_cache, archive)
 
 
@@ -79,7 +81,15 @@ class BuiltImage:
     def run(self, *command: str, options: tuple[str, ...] = ()) -> str:
         """Run a program in a new container without network; returns its standard output."""
         return self.engine.docker(
-            "run", "--rm", "--network", "none", *options, "--entrypoint", command[0], self.reference, *command[1:]
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            *options,
+            "--entrypoint",
+            command[0],
+            self.reference,
+            *command[1:],
         )
 
     def python(self, program: str) -> Any:
@@ -88,13 +98,22 @@ class BuiltImage:
 
 
 @pytest.fixture(scope="session")
-def cpu_image(engine: Engine, container_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> BuiltImage:
+def cpu_image(
+    engine: Engine, container_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BuiltImage:
     """The image of this checkout, or the one in the output folder of scripts/image that TEST_IMAGE names."""
     if given := os.environ.get("TEST_IMAGE"):
         built = json.loads((Path(given) / "image.json").read_bytes())
     else:
         output = tmp_path_factory.mktemp("image")
-        command = [str(ROOT / "scripts" / "image"), "cpu", "--base", "debian", "--in-memory", "--json"]
+        command = [
+            str(ROOT / "scripts" / "image"),
+            "cpu",
+            "--base",
+            "debian",
+            "--in-memory",
+            "--json",
+        ]
         command += ["--cache", str(container_cache), "--output", str(output)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         assert done.returncode == 0, "scripts/image says above why"

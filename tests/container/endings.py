@@ -28,7 +28,15 @@ from tests.container.job_files import MODEL_IN_CONTAINER, write_spec
 from trainer.deployment import CLEAN_START
 
 ENDINGS: Final = ("stop", "kill", "worker", "front", "supervisor", "engine", "reboot")
-PHASES: Final = ("preparing", "awaiting-dataset", "upload", "opening", "training", "sealing", "awaiting-pull")
+PHASES: Final = (
+    "preparing",
+    "awaiting-dataset",
+    "upload",
+    "opening",
+    "training",
+    "sealing",
+    "awaiting-pull",
+)
 PROFILES: Final = ("kms", "sealed")
 RESTARTED_INSIDE: Final = ("worker", "front", "supervisor")
 """Endings of a process that the job's own parent replaces: the operator does nothing."""
@@ -96,7 +104,13 @@ class Outcome:
     @property
     def passed(self) -> bool:
         """Whether the promise held."""
-        return self.code == 0 and self.equal and not self.twice and not self.failure and self.repeats <= 1
+        return (
+            self.code == 0
+            and self.equal
+            and not self.twice
+            and not self.failure
+            and self.repeats <= 1
+        )
 
 
 class Deployment:
@@ -141,7 +155,14 @@ class Deployment:
         (self.folder / "docker-compose.yaml").write_text(text)
         kms = ("--profile", "kms", "--key-provider-id", "ab" * 32) if self.profile == "kms" else ()
         self.trainer(
-            "job", "render", "job.yaml", "docker-compose.yaml", "--write-compose", *kms, "-o", "app-compose.json"
+            "job",
+            "render",
+            "job.yaml",
+            "docker-compose.yaml",
+            "--write-compose",
+            *kms,
+            "-o",
+            "app-compose.json",
         )
         self.start_simulator()
         self.trainer("keygen", "-o", "provider.key")
@@ -155,7 +176,14 @@ class Deployment:
     def key_service(self) -> tuple[str, ...]:
         """Return the options of a policy that seals to the key of the simulated key service."""
         pins = json.loads((self.folder / "state" / "key-service.json").read_bytes())
-        return "--recipient", "derived", "--kms-root-key", pins["kms_root_key"], "--app-id", pins["app_id"]
+        return (
+            "--recipient",
+            "derived",
+            "--kms-root-key",
+            pins["kms_root_key"],
+            "--app-id",
+            pins["app_id"],
+        )
 
     def trainer(self, *arguments: str) -> None:
         """Run a command of the operator or the provider that needs no network."""
@@ -174,7 +202,13 @@ class Deployment:
         socket.parent.mkdir(exist_ok=True)
         socket.unlink(missing_ok=True)
         simulate = ["simulate", "--socket", socket, "--state", state, "--app-compose"]
-        command = [sys.executable, "-m", "trainer", *map(str, simulate), str(self.folder / "app-compose.json")]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer",
+            *map(str, simulate),
+            str(self.folder / "app-compose.json"),
+        ]
         with (self.folder / "simulate.log").open("ab") as log:
             self._simulator = subprocess.Popen(command, stdout=log, stderr=log)
         while not (socket.exists() and (state / "measurements.json").exists()):
@@ -216,7 +250,9 @@ class Deployment:
                 data = file.read()
                 complete = data[: data.rfind(b"\n") + 1]
                 self._read += len(complete)
-                self.events += [json.loads(json.loads(line)["log"]) for line in complete.splitlines()]
+                self.events += [
+                    json.loads(json.loads(line)["log"]) for line in complete.splitlines()
+                ]
         return self.events
 
     def wait_for(self, **wanted: object) -> dict[str, Any]:
@@ -246,7 +282,10 @@ class Deployment:
                 words = (path / "cmdline").read_bytes()
                 if b"-I" in words.split(b"\0"):
                     continue  # a worker that stands by
-                role = next((r for r in ("worker", "front", "fetch") if f"trainer.{r}".encode() in words), None)
+                role = next(
+                    (r for r in ("worker", "front", "fetch") if f"trainer.{r}".encode() in words),
+                    None,
+                )
                 if role:
                     found[role] = int(path.name)
                 elif b"trainer" in words and b"docker-init" not in words:
@@ -362,7 +401,9 @@ class Run:
                 # The disk was encrypted with a key that ended with the VM, as did the keys of the job.
                 for store in ("docker", "containerd"):
                     subprocess.run(
-                        engine.in_mounts("find", f"{engine.stores}/{store}", "-mindepth", "1", "-delete"),
+                        engine.in_mounts(
+                            "find", f"{engine.stores}/{store}", "-mindepth", "1", "-delete"
+                        ),
                         check=True,
                     )
                 job.start_simulator()
@@ -405,7 +446,9 @@ def run_cell(job: Deployment, cell: Cell, folder: Path) -> Outcome:
         with submitting(job, folder) as command:
             if cell.ending:
                 run.reach_phase()
-                outcome.was = next(e["phase"] for e in reversed(job.poll()) if e["event"] == "phase")
+                outcome.was = next(
+                    e["phase"] for e in reversed(job.poll()) if e["event"] == "phase"
+                )
                 started = time.monotonic()
                 run.end()
             else:
@@ -422,7 +465,9 @@ def run_cell(job: Deployment, cell: Cell, folder: Path) -> Outcome:
     finally:
         run.thaw()
         gate.close()
-        (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in job.poll()))
+        (folder / "events.jsonl").write_text(
+            "".join(json.dumps(event) + "\n" for event in job.poll())
+        )
         job.down()
     return outcome
 
@@ -471,7 +516,9 @@ def repeated_work(events: Sequence[dict[str, Any]], *, keeps_disk: bool) -> list
                     found.append(f"step {event['step']} of {start_saved}")
             case "result-sealed":
                 following = next((e for e in events[position + 1 :] if e["event"] == "phase"), {})
-                is_finished = is_finished or (highest == MAX_STEPS and following.get("phase") != "failed")
+                is_finished = is_finished or (
+                    highest == MAX_STEPS and following.get("phase") != "failed"
+                )
     return found
 
 
@@ -547,7 +594,10 @@ def write_rows(path: Path) -> None:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return the matrix as a table in Markdown, one line a cell."""
-    lines = ["| ending | phase | profile | same command | bitwise equal | nothing twice | seconds |", "|---|" * 1]
+    lines = [
+        "| ending | phase | profile | same command | bitwise equal | nothing twice | seconds |",
+        "|---|" * 1,
+    ]
     lines[1] = "|---|---|---|---|---|---|---|"
     for outcome in outcomes:
         cell = outcome.cell

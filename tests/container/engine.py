@@ -53,7 +53,10 @@ def missing_requirement() -> str | None:
     if os.geteuid() != 0:
         return "a container engine needs root"
     listed = subprocess.run(
-        [ROOT / "scripts" / "container-packages", "--missing"], capture_output=True, text=True, check=False
+        [ROOT / "scripts" / "container-packages", "--missing"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if listed.returncode:
         return f"not installed: {', '.join(listed.stdout.split())} (scripts/container-packages installs them)"
@@ -93,7 +96,9 @@ class Engine:
         (self.folder / "config").mkdir()
         (self.folder / "config" / "cli-plugins").symlink_to(self._plugins)
         (self.folder / "daemon.json").write_text("{}")
-        (self.folder / "registry.yml").write_text(REGISTRY_CONFIG.format(folder=self.folder, port=REGISTRY_PORT))
+        (self.folder / "registry.yml").write_text(
+            REGISTRY_CONFIG.format(folder=self.folder, port=REGISTRY_PORT)
+        )
         (self.folder / "containerd.toml").write_text(CONTAINERD_CONFIG.format(folder=self.folder))
         self._make_namespaces()
         self._background("registry", "docker-registry", "serve", str(self.folder / "registry.yml"))
@@ -106,7 +111,9 @@ class Engine:
             EngineError: one ended, or does not answer in time.
         """
         if "containerd" not in self._running:
-            self._background("containerd", "containerd", "--config", str(self.folder / "containerd.toml"))
+            self._background(
+                "containerd", "containerd", "--config", str(self.folder / "containerd.toml")
+            )
             self._until("containerd", (self.folder / "containerd.sock").exists)
         self._background(
             "dockerd", "dockerd", "--config-file", str(self.folder / "daemon.json"),
@@ -124,7 +131,9 @@ class Engine:
         for name in names or ("dockerd",):
             process = self._running.pop(name)
             # nsenter forked: the daemon is its only child.
-            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+            (child,) = (
+                Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+            )
             os.kill(int(child), signal.SIGTERM)
             process.wait(STOP_SECONDS)
             (self.folder / f"{name}.sock").unlink(missing_ok=True)
@@ -227,7 +236,10 @@ class Engine:
     def link(self, name: str, target: Path) -> None:
         """Make `name` a symbolic link in the file system that the engine sees, whose /run is its own."""
         enter = ["nsenter", "--target", str(self._first_process), "--mount", "--"]
-        subprocess.run([*enter, "ln", "--symbolic", "--force", "--no-dereference", str(target), name], check=True)
+        subprocess.run(
+            [*enter, "ln", "--symbolic", "--force", "--no-dereference", str(target), name],
+            check=True,
+        )
 
     def in_network(self, *command: str) -> list[str]:
         """Return a command that runs in the engine's network, where containers' published ports are."""
@@ -260,7 +272,11 @@ class Engine:
         }
         # Debian's own client: another one that comes first on the PATH may not speak to this dockerd.
         return subprocess.run(
-            ["/usr/bin/docker", *arguments], env=variables, capture_output=True, text=True, check=False
+            ["/usr/bin/docker", *arguments],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     # processes
@@ -283,7 +299,9 @@ class Engine:
         )  # fmt: skip
         self._running["namespaces"] = process
         self._until("namespaces", ready.exists)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+        children = (
+            Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+        )
         self._first_process = int(children[0])
 
     def _background(self, name: str, *command: str) -> None:
@@ -298,7 +316,9 @@ class Engine:
     def _until(self, name: str, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not condition():
-            ended = [process.args for process in self._running.values() if process.poll() is not None]
+            ended = [
+                process.args for process in self._running.values() if process.poll() is not None
+            ]
             if ended or time.monotonic() > deadline:
                 log = self.folder / f"{name}.log"
                 said = log.read_text("utf-8", "replace")[-2000:] if log.exists() else ""

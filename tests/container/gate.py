@@ -37,7 +37,9 @@ class Gate:
         self._closed = self._drops = False
         self._relays: list[tuple[threading.Thread, socket.socket, socket.socket]] = []
         listening = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(network, port, listening), daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(network, port, listening), daemon=True
+        )
         self._thread.start()
         assert listening.wait(10), "the relay does not listen"
 

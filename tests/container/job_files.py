@@ -21,5 +21,9 @@ def write_spec(path: Path, model: Path, **sections: dict[str, object]) -> None:
         sections: the other sections.
     """
     files = {file.name: file_sha256(file) for file in sorted(model.iterdir())}
-    base = {"model_name_or_path": MODEL_IN_CONTAINER, "model_file_sha256": files, "dtype": "float32"}
+    base = {
+        "model_name_or_path": MODEL_IN_CONTAINER,
+        "model_file_sha256": files,
+        "dtype": "float32",
+    }
     path.write_text(yaml.safe_dump({"version": 1, "model": base, **sections}))

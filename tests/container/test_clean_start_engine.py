@@ -28,11 +28,17 @@ def plant(engine: Engine, folder: Path) -> None:
     with tarfile.open(root, "w") as archive:
         archive.add("/bin/true", "bin/true")
     engine.docker("import", str(root), "planted:1")
-    engine.docker("volume", "create", "-o", "type=none", "-o", "o=bind", "-o", "device=/etc", VOLUME_NAME)
-    engine.docker("create", "--restart", "always", "--volume", f"{VOLUME_NAME}:/x", "planted:1", "/bin/true")
+    engine.docker(
+        "volume", "create", "-o", "type=none", "-o", "o=bind", "-o", "device=/etc", VOLUME_NAME
+    )
+    engine.docker(
+        "create", "--restart", "always", "--volume", f"{VOLUME_NAME}:/x", "planted:1", "/bin/true"
+    )
 
 
-def test_an_engine_starts_empty_and_takes_over_the_volume(restarted_engine: Engine, tmp_path: Path) -> None:
+def test_an_engine_starts_empty_and_takes_over_the_volume(
+    restarted_engine: Engine, tmp_path: Path
+) -> None:
     engine = restarted_engine
     data = engine.stores / "docker" / "volumes" / VOLUME_NAME / "_data"
     plant(engine, tmp_path)

@@ -42,7 +42,14 @@ def read(plugins: Path, tmp_path: Path) -> Read:
     def canonical(text: str) -> Any:
         path = tmp_path / "docker-compose.yaml"
         path.write_text(text, encoding="utf-8", newline="")
-        command = [str(plugins / "docker-compose"), "--file", str(path), "config", "--format", "json"]
+        command = [
+            str(plugins / "docker-compose"),
+            "--file",
+            str(path),
+            "config",
+            "--format",
+            "json",
+        ]
         return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
     return canonical

@@ -41,7 +41,9 @@ def chosen() -> list[Cell]:
     return [
         cell
         for cell in (*often, *others)
-        if any(word == "all" or set(word.split(":")) <= set(str(cell).split(":")) for word in wanted)
+        if any(
+            word == "all" or set(word.split(":")) <= set(str(cell).split(":")) for word in wanted
+        )
     ]
 
 
@@ -64,7 +66,9 @@ def deployments(
     }
     try:
         first = made[PROFILES[0]]
-        uninterrupted = run_cell(first, Cell("", "", PROFILES[0]), tmp_path_factory.mktemp("uninterrupted"))
+        uninterrupted = run_cell(
+            first, Cell("", "", PROFILES[0]), tmp_path_factory.mktemp("uninterrupted")
+        )
         assert uninterrupted.passed, uninterrupted
         for deployment in made.values():
             deployment.expected = first.expected
@@ -84,5 +88,11 @@ def test_the_same_command_finishes(
     outcomes.append(outcome)
     if target := os.environ.get("SOAK_TABLE"):
         Path(target).write_text(table(outcomes) + "\n")
-    log = (tmp_path / "submit.log").read_text("utf-8", "replace") if (tmp_path / "submit.log").exists() else ""
-    assert outcome.passed, f"{outcome}\n{log[-3000:]}\n{(tmp_path / 'events.jsonl').read_text()[-6000:]}"
+    log = (
+        (tmp_path / "submit.log").read_text("utf-8", "replace")
+        if (tmp_path / "submit.log").exists()
+        else ""
+    )
+    assert outcome.passed, (
+        f"{outcome}\n{log[-3000:]}\n{(tmp_path / 'events.jsonl').read_text()[-6000:]}"
+    )

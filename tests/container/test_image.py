@@ -56,12 +56,16 @@ def test_nothing_in_it_installs(cpu_image: BuiltImage, files: list[str]) -> None
     )
     assert cpu_image.python(program) == []
     assert [path for path in files if re.search(r"/(pip|setuptools|uv)([-.][^/]*)?$", path)] == []
-    assert [path for path in files if re.search(r"bin/(apt|apt-get|pip3?|uv|gcc|g\+\+|cc)$", path)] == []
+    assert [
+        path for path in files if re.search(r"bin/(apt|apt-get|pip3?|uv|gcc|g\+\+|cc)$", path)
+    ] == []
 
 
 def test_it_holds_no_simulator(cpu_image: BuiltImage, files: list[str]) -> None:
     assert f"{SITE_PACKAGES}/trainer/cli/app.py" in files
-    assert [path for path in files if "simulator" in path and "/trainer/" in path.removeprefix("/opt")] == []
+    assert [
+        path for path in files if "simulator" in path and "/trainer/" in path.removeprefix("/opt")
+    ] == []
     found = cpu_image.run(
         "sh", "-c", f"grep --recursive --files-with-matches DevelopmentPki {SITE_PACKAGES} || true"
     )
@@ -69,16 +73,24 @@ def test_it_holds_no_simulator(cpu_image: BuiltImage, files: list[str]) -> None:
 
 
 def test_it_holds_no_tests_and_no_headers(files: list[str]) -> None:
-    packages = [path.removeprefix(SITE_PACKAGES) for path in files if path.startswith(SITE_PACKAGES)]
+    packages = [
+        path.removeprefix(SITE_PACKAGES) for path in files if path.startswith(SITE_PACKAGES)
+    ]
     assert [path for path in packages if re.search(r"/tests(/|$)", path)] == []
     assert [
-        path for path in packages if path.startswith(("/torch/test/", "/torch/include/", "/pyarrow/include/"))
+        path
+        for path in packages
+        if path.startswith(("/torch/test/", "/torch/include/", "/pyarrow/include/"))
     ] == []
-    assert [path for path in packages if path.startswith("/torch/bin/")] == ["/torch/bin/torch_shm_manager"]
+    assert [path for path in packages if path.startswith("/torch/bin/")] == [
+        "/torch/bin/torch_shm_manager"
+    ]
     assert [path for path in packages if path.endswith(".a")] == []
 
 
-def test_documentation_is_left_out_but_not_copyright(cpu_image: BuiltImage, files: list[str]) -> None:
+def test_documentation_is_left_out_but_not_copyright(
+    cpu_image: BuiltImage, files: list[str]
+) -> None:
     documents = cpu_image.run("find", "/usr/share/doc", "-type", "f").splitlines()
     packages = cpu_image.run("dpkg-query", "--show", "--showformat", "${Package}\\n").split()
     assert len(packages) > 50
@@ -87,7 +99,9 @@ def test_documentation_is_left_out_but_not_copyright(cpu_image: BuiltImage, file
     assert [path for path in files if re.match(r"/usr/share/(man|info|locale)/.+/.+", path)] == []
 
 
-def test_it_holds_nothing_of_the_machine_that_built_it(files: list[str], cpu_image: BuiltImage) -> None:
+def test_it_holds_nothing_of_the_machine_that_built_it(
+    files: list[str], cpu_image: BuiltImage
+) -> None:
     # The engine lays its own files over these two.
     history = json.dumps(cpu_image.engine.inspect(cpu_image.reference))
     assert str(ROOT) not in history
@@ -102,7 +116,8 @@ def test_it_holds_nothing_of_the_machine_that_built_it(files: list[str], cpu_ima
 
 def test_the_children_have_accounts_that_nobody_can_log_in_to(cpu_image: BuiltImage) -> None:
     accounts = {
-        line.split(":")[0]: line.split(":")[2:] for line in cpu_image.run("cat", "/etc/passwd").splitlines()
+        line.split(":")[0]: line.split(":")[2:]
+        for line in cpu_image.run("cat", "/etc/passwd").splitlines()
     }
     for name, number in (("front", "901"), ("worker", "902")):
         assert accounts[name] == [number, number, "", "/nonexistent", "/usr/sbin/nologin"]
@@ -140,13 +155,21 @@ def test_the_list_names_every_package(cpu_image: BuiltImage, contents: dict[str,
     }
     assert names <= listed
     packages = cpu_image.run("dpkg-query", "--show", "--showformat", "${Package}\\n").split()
-    debian = {name.split("/")[2].partition("@")[0] for name in listed if name.startswith("pkg:deb/")}
+    debian = {
+        name.split("/")[2].partition("@")[0] for name in listed if name.startswith("pkg:deb/")
+    }
     assert {name.replace("%2B", "+") for name in debian} == set(packages)
 
 
 def test_the_list_gives_licences_and_digests_but_no_addresses(contents: dict[str, Any]) -> None:
-    assert [component["name"] for component in contents["components"] if not component["licenses"]] == []
-    python = [component for component in contents["components"] if component["purl"].startswith("pkg:pypi/")]
+    assert [
+        component["name"] for component in contents["components"] if not component["licenses"]
+    ] == []
+    python = [
+        component
+        for component in contents["components"]
+        if component["purl"].startswith("pkg:pypi/")
+    ]
     unhashed = [component["name"] for component in python if not component.get("hashes")]
     assert unhashed == ["confidential-trainer"]
     assert set(re.findall(r"\w+://[^/\"]+", json.dumps(contents))) == {"http://cyclonedx.org"}

@@ -53,7 +53,9 @@ class DeployedJob:
 
     def events(self) -> list[dict[str, Any]]:
         """What the container printed: one JSON object per line, nothing else."""
-        return [json.loads(line) for line in self.engine.docker("logs", self.container).splitlines()]
+        return [
+            json.loads(line) for line in self.engine.docker("logs", self.container).splitlines()
+        ]
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait until a condition holds; the container must run until then."""
@@ -117,7 +119,15 @@ def job(
     run = [sys.executable, "-m", "trainer"]
     render = ["job", "render", folder / "job.yaml", compose, "--write-compose", "-o", app_compose]
     subprocess.run([*run, *map(str, render)], check=True, capture_output=True)
-    simulate = ["simulate", "--socket", socket, "--state", folder / "state", "--app-compose", app_compose]
+    simulate = [
+        "simulate",
+        "--socket",
+        socket,
+        "--state",
+        folder / "state",
+        "--app-compose",
+        app_compose,
+    ]
     with (folder / "simulate.log").open("wb") as log:
         simulator = subprocess.Popen([*run, *map(str, simulate)], stdout=log, stderr=log)
     up = ("compose", "--project-name", PROJECT, "--file", str(compose))
@@ -135,8 +145,12 @@ def job(
         terminate(simulator)
 
 
-def test_its_processes_are_three_users_and_only_the_supervisor_has_capabilities(job: DeployedJob) -> None:
-    job.wait_for(lambda: len({status["Uid"] for status in job.engine.process_status(job.container)}) == 3)
+def test_its_processes_are_three_users_and_only_the_supervisor_has_capabilities(
+    job: DeployedJob,
+) -> None:
+    job.wait_for(
+        lambda: len({status["Uid"] for status in job.engine.process_status(job.container)}) == 3
+    )
     statuses = job.engine.process_status(job.container)
     assert {status["Uid"].split()[0] for status in statuses} == {"0", "901", "902"}
     for status in statuses:

@@ -112,8 +112,12 @@ def require_started(events: list[dict[str, Any]], text: str) -> None:
     assert events[0]["event"] == "spec"
     assert events[0]["sha256"] == parse_job_spec(job.encode()).sha256()
     assert events[1] == {**events[1], "event": "phase", "phase": "starting"}
-    assert any(event["event"] == "listening" for event in events), "the sandbox stands and the front serves"
-    assert any(event.get("phase") == "preparing" for event in events), "it has keys, and fetches its base model"
+    assert any(event["event"] == "listening" for event in events), (
+        "the sandbox stands and the front serves"
+    )
+    assert any(event.get("phase") == "preparing" for event in events), (
+        "it has keys, and fetches its base model"
+    )
 
 
 def test_the_compose_file_for_a_cpu_starts_as_shipped(deployment: Deployment) -> None:
@@ -121,13 +125,19 @@ def test_the_compose_file_for_a_cpu_starts_as_shipped(deployment: Deployment) ->
     require_started(deployment.up(text), text)
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yaml", "app-compose-sealed.json", "app-compose-kms.json"])
-def test_the_files_for_a_gpu_start_but_for_their_reservation(name: str, deployment: Deployment) -> None:
+@pytest.mark.parametrize(
+    "name", ["docker-compose.yaml", "app-compose-sealed.json", "app-compose-kms.json"]
+)
+def test_the_files_for_a_gpu_start_but_for_their_reservation(
+    name: str, deployment: Deployment
+) -> None:
     text = without_gpu(shipped_text(name))
     require_started(deployment.up(text), text)
 
 
-def test_the_reservation_of_a_gpu_is_refused_in_the_engines_own_words(deployment: Deployment) -> None:
+def test_the_reservation_of_a_gpu_is_refused_in_the_engines_own_words(
+    deployment: Deployment,
+) -> None:
     with pytest.raises(EngineError, match="could not select device driver"):
         deployment.up(shipped_text("docker-compose.yaml"))
 
@@ -140,7 +150,9 @@ def test_an_init_process_does_not_matter(deployment: Deployment) -> None:
 
 
 def test_every_job_spec_is_one_that_the_container_accepts(cpu_image: BuiltImage) -> None:
-    specs = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("docker-compose"))
+    specs = sorted(
+        path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("docker-compose")
+    )
     assert len(specs) >= 4
     for path in specs:
         text = path.read_text(encoding="utf-8")
@@ -155,4 +167,6 @@ def test_every_job_spec_is_one_that_the_container_accepts(cpu_image: BuiltImage)
 
 def test_a_path_and_the_variable_are_refused(cpu_image: BuiltImage) -> None:
     with pytest.raises(EngineError, match="given twice"):
-        cpu_image.run("trainer", "run", "/etc/trainer/job.yaml", options=("--env", "TRAINER_JOB=version: 1"))
+        cpu_image.run(
+            "trainer", "run", "/etc/trainer/job.yaml", options=("--env", "TRAINER_JOB=version: 1")
+        )

@@ -6,27 +6,42 @@ import json
 
 import pytest
 
-from trainer.deployment import CLEAN_START, KEY_PROVIDER_PLACEHOLDER, DeploymentProfile, render_app_compose
+from trainer.deployment import (
+    CLEAN_START,
+    KEY_PROVIDER_PLACEHOLDER,
+    DeploymentProfile,
+    render_app_compose,
+)
 from trainer.errors import ErrorCode, UsageError
 
 COMPOSE = "services: {}\n"
 
 
 def settings(profile: DeploymentProfile, key_provider_id: str | None = None) -> dict[str, object]:
-    parsed: dict[str, object] = json.loads(render_app_compose(COMPOSE, profile, key_provider_id=key_provider_id))
+    parsed: dict[str, object] = json.loads(
+        render_app_compose(COMPOSE, profile, key_provider_id=key_provider_id)
+    )
     return parsed
 
 
 def test_sealed_has_no_key_service_no_gateway_and_no_script() -> None:
     found = settings(DeploymentProfile.SEALED)
-    assert (found["key_provider"], found["kms_enabled"], found["gateway_enabled"]) == ("none", False, False)
+    assert (found["key_provider"], found["kms_enabled"], found["gateway_enabled"]) == (
+        "none",
+        False,
+        False,
+    )
     assert "init_script" not in found
     assert render_app_compose(COMPOSE) == render_app_compose(COMPOSE, DeploymentProfile.SEALED)
 
 
 def test_kms_names_its_service_and_starts_clean() -> None:
     found = settings(DeploymentProfile.KMS, "ab" * 32)
-    assert (found["key_provider"], found["kms_enabled"], found["key_provider_id"]) == ("kms", True, "ab" * 32)
+    assert (found["key_provider"], found["kms_enabled"], found["key_provider_id"]) == (
+        "kms",
+        True,
+        "ab" * 32,
+    )
     assert found["init_script"] == CLEAN_START
 
 
@@ -39,9 +54,13 @@ def test_a_kms_template_cannot_boot() -> None:
 
 
 @pytest.mark.parametrize("profile", DeploymentProfile)
-def test_both_profiles_publish_nothing_and_let_nobody_set_variables(profile: DeploymentProfile) -> None:
+def test_both_profiles_publish_nothing_and_let_nobody_set_variables(
+    profile: DeploymentProfile,
+) -> None:
     found = settings(profile)
-    assert [found[key] for key in ("public_logs", "public_sysinfo", "public_tcbinfo")] == [False] * 3
+    assert [found[key] for key in ("public_logs", "public_sysinfo", "public_tcbinfo")] == [
+        False
+    ] * 3
     assert found["allowed_envs"] == []
     assert (found["secure_time"], found["no_instance_id"]) == (True, False)
     assert found["docker_compose_file"] == COMPOSE
@@ -56,9 +75,18 @@ services:
 
 
 def test_kms_lets_the_operator_set_the_token_that_the_compose_file_takes() -> None:
-    assert json.loads(render_app_compose(WITH_TOKEN, DeploymentProfile.KMS))["allowed_envs"] == ["HF_TOKEN"]
-    for other in ("# HF_TOKEN: x", "HF_TOKEN: ${HF_TOKEN:-x}", "HF_HOME: ${HF_HOME:-}", "HF_TOKEN: $HF_TOKEN"):
-        compose = WITH_TOKEN.replace("HF_TOKEN: ${HF_TOKEN:-} # comes encrypted", f"{other}\n      A: b")
+    assert json.loads(render_app_compose(WITH_TOKEN, DeploymentProfile.KMS))["allowed_envs"] == [
+        "HF_TOKEN"
+    ]
+    for other in (
+        "# HF_TOKEN: x",
+        "HF_TOKEN: ${HF_TOKEN:-x}",
+        "HF_HOME: ${HF_HOME:-}",
+        "HF_TOKEN: $HF_TOKEN",
+    ):
+        compose = WITH_TOKEN.replace(
+            "HF_TOKEN: ${HF_TOKEN:-} # comes encrypted", f"{other}\n      A: b"
+        )
         assert json.loads(render_app_compose(compose, DeploymentProfile.KMS))["allowed_envs"] == []
 
 
@@ -71,5 +99,7 @@ def test_sealed_has_no_encrypted_environment() -> None:
 
 def test_the_bytes_are_canonical() -> None:
     data = render_app_compose(COMPOSE, DeploymentProfile.KMS)
-    again = json.dumps(json.loads(data), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    again = json.dumps(
+        json.loads(data), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+    ).encode()
     assert data == again

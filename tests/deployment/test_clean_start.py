@@ -27,7 +27,9 @@ SEALED = ("dataset.age", "result.tar.age", "end.sealed", CHECKPOINT)
 
 pytestmark = [
     pytest.mark.slow,  # each test runs a shell
-    pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root, as the script does in the VM"),
+    pytest.mark.skipif(
+        os.geteuid() != 0, reason="gives files to root, as the script does in the VM"
+    ),
 ]
 
 
@@ -77,7 +79,11 @@ def guest(tmp_path: Path) -> Guest:
     return Guest(tmp_path)
 
 
-EMPTY_STORE = {"docker/volumes", f"docker/volumes/{VOLUME_NAME}", f"docker/volumes/{VOLUME_NAME}/_data"}
+EMPTY_STORE = {
+    "docker/volumes",
+    f"docker/volumes/{VOLUME_NAME}",
+    f"docker/volumes/{VOLUME_NAME}/_data",
+}
 
 
 def with_files(*names: str) -> set[str]:
@@ -96,7 +102,9 @@ def plant_engine_state(guest: Guest) -> None:
     container = guest.docker / "containers" / ("ab" * 32)
     container.mkdir(parents=True)
     (container / "config.v2.json").write_text('{"HostConfig":{"RestartPolicy":{"Name":"always"}}}')
-    (container / "hostconfig.json").write_text('{"RestartPolicy":{"Name":"always"},"Privileged":true}')
+    (container / "hostconfig.json").write_text(
+        '{"RestartPolicy":{"Name":"always"},"Privileged":true}'
+    )
     layer = guest.docker / "overlay2" / "layer" / "diff" / "opt" / "trainer"
     layer.mkdir(parents=True)
     (layer / "trainer").write_text("changed")
@@ -115,7 +123,9 @@ def plant_engine_state(guest: Guest) -> None:
     guest.data.mkdir(parents=True)
     (guest.docker / "volumes" / "metadata.db").write_text("volume database")
     (guest.docker / "volumes" / "other" / "_data").mkdir(parents=True)
-    (guest.volume / "opts.json").write_text('{"MountType":"none","MountOpts":"bind","MountDevice":"/"}')
+    (guest.volume / "opts.json").write_text(
+        '{"MountType":"none","MountOpts":"bind","MountDevice":"/"}'
+    )
 
 
 def test_everything_of_the_engine_is_gone_and_sealed_files_remain(guest: Guest) -> None:
@@ -195,7 +205,9 @@ def test_what_is_no_sealed_file_is_removed(guest: Guest, kind: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["volumes", "volume", "_data"])
-def test_a_link_in_the_path_of_the_volume_is_not_followed(guest: Guest, tmp_path: Path, level: str) -> None:
+def test_a_link_in_the_path_of_the_volume_is_not_followed(
+    guest: Guest, tmp_path: Path, level: str
+) -> None:
     elsewhere = tmp_path / "elsewhere" / VOLUME_NAME / "_data"
     elsewhere.mkdir(parents=True)
     (elsewhere / "dataset.age").write_text("of the VM")
@@ -223,7 +235,9 @@ def test_an_interrupted_boot_loses_no_sealed_file(guest: Guest) -> None:
     assert guest.paths() == with_files("dataset.age", CHECKPOINT)
 
 
-def test_a_link_with_the_name_of_an_interrupted_boot_is_not_followed(guest: Guest, tmp_path: Path) -> None:
+def test_a_link_with_the_name_of_an_interrupted_boot_is_not_followed(
+    guest: Guest, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "dataset.age").write_text("of the VM")
@@ -281,7 +295,9 @@ def test_every_name_that_a_job_writes_is_retained(guest: Guest) -> None:
     object.__setattr__(keys, "label", "0123456789abcdef")
     store = CheckpointStore.__new__(CheckpointStore)
     store.folder, store.keys = guest.data, keys
-    properties = [name for name, value in vars(CiphertextDirectory).items() if isinstance(value, property)]
+    properties = [
+        name for name, value in vars(CiphertextDirectory).items() if isinstance(value, property)
+    ]
     assert {"dataset", "result"} <= {*properties}
     names = [getattr(directory, name).name for name in properties] + [store.path(12).name]
     guest.data.mkdir(parents=True)
@@ -291,7 +307,9 @@ def test_every_name_that_a_job_writes_is_retained(guest: Guest) -> None:
     assert guest.paths() == with_files(*names)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("docker-compose*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("docker-compose*.yaml")), ids=lambda p: p.name
+)
 def test_the_compose_file_names_the_volume_that_the_script_retains(path: Path) -> None:
     compose = yaml.safe_load(path.read_text("utf-8"))
     assert [volume["name"] for volume in compose["volumes"].values()] == [VOLUME_NAME]
@@ -302,7 +320,9 @@ def test_the_compose_file_names_the_volume_that_the_script_retains(path: Path) -
 
 
 def inner_script() -> str:
-    found = re.search(r"<<'CLEAN_START'.*?\n(.*)^CLEAN_START$", CLEAN_START, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        r"<<'CLEAN_START'.*?\n(.*)^CLEAN_START$", CLEAN_START, re.MULTILINE | re.DOTALL
+    )
     assert found
     return found[1]
 
@@ -318,5 +338,7 @@ def test_shellcheck_finds_nothing(part: str, tmp_path: Path) -> None:
         pytest.skip("shellcheck is not installed")
     script = tmp_path / "script.sh"
     script.write_text(CLEAN_START if part == "outer" else inner_script())
-    done = subprocess.run(["shellcheck", "--shell=sh", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["shellcheck", "--shell=sh", script], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")

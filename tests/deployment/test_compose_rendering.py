@@ -57,7 +57,9 @@ def test_what_is_accepted_arrives_unchanged(text: str) -> None:
     assert "$" not in received.replace("$$", "")
 
 
-@pytest.mark.parametrize("job", ["version: 1\r\nmodel: x\r\n", "  version: 1\nmodel: x\n", "a: \x07b\n"])
+@pytest.mark.parametrize(
+    "job", ["version: 1\r\nmodel: x\r\n", "  version: 1\nmodel: x\n", "a: \x07b\n"]
+)
 def test_what_would_not_arrive_as_it_is_is_refused(job: str) -> None:
     with pytest.raises(UsageError) as caught:
         render_compose(COMPOSE, job)

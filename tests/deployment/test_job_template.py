@@ -44,5 +44,10 @@ def test_a_chat_template_arrives_as_it_is(template: str) -> None:
 
 
 def test_a_chat_template_can_be_read_line_by_line() -> None:
-    text = render_job_template("./model", "messages", "{% for m in messages %}\n{{ m.content }}\n{% endfor %}")
-    assert "\n    {% for m in messages %}\n    {{ m.content }}\n    {% endfor %}\n  on_overlong" in text
+    text = render_job_template(
+        "./model", "messages", "{% for m in messages %}\n{{ m.content }}\n{% endfor %}"
+    )
+    assert (
+        "\n    {% for m in messages %}\n    {{ m.content }}\n    {% endfor %}\n  on_overlong"
+        in text
+    )

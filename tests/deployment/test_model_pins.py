@@ -12,7 +12,10 @@ from trainer.errors import TrainerError, UsageError
 from trainer.spec import parse_job_spec
 
 REVISION = "12" * 20
-DIGESTS = {name: f"{number:064x}" for number, name in enumerate(("config.json", "model.safetensors", "a.txt"), 1)}
+DIGESTS = {
+    name: f"{number:064x}"
+    for number, name in enumerate(("config.json", "model.safetensors", "a.txt"), 1)
+}
 PINS = ModelPins(REVISION, DIGESTS)
 
 JOB = f"""\
@@ -75,7 +78,16 @@ def test_pinning_twice_changes_nothing() -> None:
         JOB.replace("\n\ntrain:\n  seed: 43 # stays\n", ""),
         "version: 1\nmodel:\n  model_file_sha256: {a: b}\n  model_revision: x\n  model_name_or_path: org/name\n",
     ],
-    ids=["no revision", "quotes", "no digests", "empty", "flow", "indented", "last section", "order"],
+    ids=[
+        "no revision",
+        "quotes",
+        "no digests",
+        "empty",
+        "flow",
+        "indented",
+        "last section",
+        "order",
+    ],
 )
 def test_other_layouts(job: str) -> None:
     pinned = pin_model(job, PINS)
@@ -99,31 +111,50 @@ def test_a_local_model_has_no_revision() -> None:
     assert read_model_name(job) == ("./model", None)
 
 
-@pytest.mark.parametrize("text", ["", "version: 1\n", "model: x\n", "model:\n  dtype: float32\n", "model: [\n"])
+@pytest.mark.parametrize(
+    "text", ["", "version: 1\n", "model: x\n", "model:\n  dtype: float32\n", "model: [\n"]
+)
 def test_a_text_without_a_model_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         read_model_name(text)
 
 
 SINGLE = ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"]
-INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
-SHARDED = ["config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"]
+INDEX = json.dumps(
+    {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+).encode()
+SHARDED = [
+    "config.json",
+    "model.safetensors.index.json",
+    "model-1.safetensors",
+    "model-2.safetensors",
+]
 
 
 @pytest.mark.parametrize(
     ("names", "index", "expected"),
     [
         (SINGLE, None, SINGLE),
-        ([*SINGLE, "README.md", "pytorch_model.bin", "modeling.py", "onnx/model.onnx"], None, SINGLE),
+        (
+            [*SINGLE, "README.md", "pytorch_model.bin", "modeling.py", "onnx/model.onnx"],
+            None,
+            SINGLE,
+        ),
         ([*SINGLE, "consolidated.safetensors", "original/model.safetensors"], None, SINGLE),
         (SHARDED, INDEX, SHARDED),
         ([*SHARDED, "model-3.safetensors"], INDEX, SHARDED),
         ([*SINGLE, *SHARDED[1:]], INDEX, SINGLE),
-        ([*SINGLE, "additional_chat_templates/rag.jinja"], None, [*SINGLE, "additional_chat_templates/rag.jinja"]),
+        (
+            [*SINGLE, "additional_chat_templates/rag.jinja"],
+            None,
+            [*SINGLE, "additional_chat_templates/rag.jinja"],
+        ),
         ([*SINGLE, "additional_chat_templates/x/rag.jinja"], None, SINGLE),
     ],
 )
-def test_the_files_that_a_job_loads(names: list[str], index: bytes | None, expected: list[str]) -> None:
+def test_the_files_that_a_job_loads(
+    names: list[str], index: bytes | None, expected: list[str]
+) -> None:
     assert select_model_files(names, index) == tuple(sorted(expected))
 
 

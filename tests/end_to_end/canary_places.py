@@ -21,7 +21,18 @@ _ETH_P_ALL, _SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING = 3, 263, 6, 4
 _SO_RCVBUFFORCE = 33
 _IPV4, _IPV6, _TCP = 0x0800, 0x86DD, 6
 _MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
-_NO_FILES = {"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "bpf", "tracefs", "securityfs", "debugfs"}
+_NO_FILES = {
+    "proc",
+    "sysfs",
+    "cgroup",
+    "cgroup2",
+    "devpts",
+    "mqueue",
+    "bpf",
+    "tracefs",
+    "securityfs",
+    "debugfs",
+}
 
 
 @dataclass
@@ -57,7 +68,9 @@ class Loopback(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="loopback", daemon=True)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)  # whatever rmem_max says
+        self._socket.setsockopt(
+            socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20
+        )  # whatever rmem_max says
         self._socket.bind(("lo", 0))
         self._socket.settimeout(0.2)
         self._ended = threading.Event()
@@ -91,13 +104,17 @@ class Loopback(threading.Thread):
         time.sleep(0.3)
         self._ended.set()
         self.join(5)
-        _, dropped = struct.unpack("II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+        _, dropped = struct.unpack(
+            "II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        )
         self._socket.close()
         return int(dropped)
 
     def between(self, port: int) -> bytes:
         """All that crossed to or from a port."""
-        return b"\n".join(bytes(stream) for ports, stream in list(self.streams.items()) if port in ports)
+        return b"\n".join(
+            bytes(stream) for ports, stream in list(self.streams.items()) if port in ports
+        )
 
 
 class Processes(threading.Thread):
@@ -120,7 +137,11 @@ class Processes(threading.Thread):
         try:
             arguments = (process / "cmdline").read_bytes()
             if (process, arguments) not in self._looked_at:  # the environment is that of its start
-                self.words |= {arguments, (process / "comm").read_bytes(), (process / "environ").read_bytes()}
+                self.words |= {
+                    arguments,
+                    (process / "comm").read_bytes(),
+                    (process / "environ").read_bytes(),
+                }
                 self._looked_at.add((process, arguments))
             for number in os.listdir(process / "fd"):  # noqa: PTH208 -- many times a second, as the next line
                 name = os.readlink(process / "fd" / number)  # noqa: PTH115

@@ -107,7 +107,12 @@ class Run:
         self.canaries = Canaries()
         self.disk, self.private = world.disk / name, world.memory / name
         self.workspace = self.private.parent / f"workspace-{name}"
-        for folder in (self.disk / "home", self.disk / "cwd", self.private / "data", self.workspace):
+        for folder in (
+            self.disk / "home",
+            self.disk / "cwd",
+            self.private / "data",
+            self.workspace,
+        ):
             folder.mkdir(parents=True)
         self.ciphertext = self.disk / "ciphertext"
         self.played = [name]
@@ -122,7 +127,9 @@ class Run:
 
     # the operator
 
-    def start(self, *, spool: bool = False, base: Path | None = None, **sections: dict[str, object]) -> None:
+    def start(
+        self, *, spool: bool = False, base: Path | None = None, **sections: dict[str, object]
+    ) -> None:
         """Write the spec (the model's folder has a planted name) and start the job."""
         model = self.private / self.canaries.tokenizer
         shutil.copytree(base or self.world.tiny_model, model)
@@ -140,7 +147,9 @@ class Run:
             process: Process
             if self.started_anew:
                 command = [sys.executable, "-m", "trainer", *arguments]
-                process = subprocess.Popen(command, stdout=stdout, stderr=stderr, cwd=cwd, env=variables)
+                process = subprocess.Popen(
+                    command, stdout=stdout, stderr=stderr, cwd=cwd, env=variables
+                )
             else:
                 process = self.world.stack_server.start(
                     "tests.forked_job",
@@ -212,7 +221,9 @@ class Run:
 
     def rows(self, rows: list[Mapping[str, object]], name: str = "train.jsonl") -> None:
         """A data file of these rows."""
-        self.file(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        self.file(
+            name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        )
 
     def file(self, name: str, content: bytes) -> None:
         """A data file."""
@@ -220,7 +231,9 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    def seal(self, *, expires_in: int = 3600, to: Record | None = None, secret: str | None = None) -> Path:
+    def seal(
+        self, *, expires_in: int = 3600, to: Record | None = None, secret: str | None = None
+    ) -> Path:
         """Seal the data files to the job; the tool's own look at the rows is left out, as an older one might."""
         identity_file, sealed = self.private / "identity", self.private / "dataset.age"
         identity_file.unlink(missing_ok=True)  # another one for each upload
@@ -233,7 +246,12 @@ class Run:
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
         self.grant = GrantRecord(grant=grant, manifest=manifest, rows=self._count_rows(files))
         key = steps.read_identity_file(identity_file).provider_key
-        self.canaries.later += [str(self.identity), str(key), grant.secret, state_secret(grant.secret)]
+        self.canaries.later += [
+            str(self.identity),
+            str(key),
+            grant.secret,
+            state_secret(grant.secret),
+        ]
         return sealed
 
     def _count_rows(self, files: Mapping[str, Path]) -> int:
@@ -243,7 +261,9 @@ class Run:
         except DataError:
             return 0
 
-    def upload(self, sealed: Path | None = None, progress: Callable[[int], None] | None = None) -> None:
+    def upload(
+        self, sealed: Path | None = None, progress: Callable[[int], None] | None = None
+    ) -> None:
         """Hand over the sealed dataset."""
         sealed = sealed or self.seal()
         with self.carrier() as client:
@@ -294,7 +314,11 @@ class Run:
         )
         with self.carrier() as client:
             assert self.grant is not None
-            return opened, target, client.acknowledge(self.grant.acknowledgement(file_sha256(target)))
+            return (
+                opened,
+                target,
+                client.acknowledge(self.grant.acknowledgement(file_sha256(target))),
+            )
 
     def _stranger(self) -> None:
         """What anyone may ask, as anyone may ask it."""
@@ -302,7 +326,9 @@ class Run:
             return
         anyone = ssl.create_default_context()
         anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
-        with httpx.Client(verify=anyone, base_url=self.job.url, timeout=0.5, trust_env=False) as client:
+        with httpx.Client(
+            verify=anyone, base_url=self.job.url, timeout=0.5, trust_env=False
+        ) as client:
             for path in STRANGER_ASKS:
                 with suppress(httpx.HTTPError):  # `/events` does not end
                     client.get(path, headers={"Authorization": "Bearer " + "0" * 64})

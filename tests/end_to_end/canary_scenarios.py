@@ -126,8 +126,13 @@ def several_outputs(run: Run) -> None:
     packed = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), packed)
     run.file(f"{planted.file}.parquet", packed.getvalue())
-    features = {"note": datasets.ClassLabel(names=[planted.bad]), "dialogue": datasets.List(datasets.Json())}
-    saved = datasets.Dataset.from_list([row | {"note": 0} for row in rows], features=datasets.Features(features))
+    features = {
+        "note": datasets.ClassLabel(names=[planted.bad]),
+        "dialogue": datasets.List(datasets.Json()),
+    }
+    saved = datasets.Dataset.from_list(
+        [row | {"note": 0} for row in rows], features=datasets.Features(features)
+    )
     saved.save_to_disk(str(run.private / "data" / planted.column), num_shards=2)
     instructions = [
         {"instruction": planted.content, "input": str(n), "output": planted.answer, "system": planted.system}
@@ -148,7 +153,9 @@ def provider_settings(run: Run) -> None:
     """Overlong rows are dropped, and a template of the provider's own renders the others."""
     data = {"chat_template": TEMPLATE, "on_overlong": "drop", "max_length": 512}
     run.start(train=QUICK, data=data, output={"include_logs": False})
-    run.rows([*good_rows(run), {"text": f"{run.canaries.bad} " * 300}], f"{run.canaries.file}.jsonl")
+    run.rows(
+        [*good_rows(run), {"text": f"{run.canaries.bad} " * 300}], f"{run.canaries.file}.jsonl"
+    )
     succeed(run)
     summary = json.loads((run.private / "result" / "report" / "summary.json").read_bytes())
     assert summary["rows"]["dropped"] == 1
@@ -263,7 +270,11 @@ def line(value: object) -> bytes:
 
 
 WRONG_ROWS = (
-    wrong_rows("malformed_json", lambda run: b'{"messages": ' + run.canaries.bad.encode(), "dataset-row-invalid"),
+    wrong_rows(
+        "malformed_json",
+        lambda run: b'{"messages": ' + run.canaries.bad.encode(),
+        "dataset-row-invalid",
+    ),
     wrong_rows(
         "no_table_at_all",
         lambda run: b"PAR1" + run.canaries.bad.encode() * 9 + b"PAR1",
@@ -277,7 +288,9 @@ WRONG_ROWS = (
     ),
     wrong_rows(
         "template_error",
-        lambda run: line({"messages": [said("user", run.canaries.content), said("assistant", run.canaries.bad)]}),
+        lambda run: line(
+            {"messages": [said("user", run.canaries.content), said("assistant", run.canaries.bad)]}
+        ),
         "dataset-row-invalid",
     ),
 )
@@ -299,7 +312,11 @@ def refused_datasets(run: Run) -> None:
     memory = memory_of(run.pid("trainer.worker"))
     assert b"trainer.worker" in memory, "it was read indeed"
     of_the_spec = run.canaries.tokenizer  # the name of the base model's folder
-    assert not [needle for needle in run.canaries.all() if needle != of_the_spec and encoded(needle) in memory]
+    assert not [
+        needle
+        for needle in run.canaries.all()
+        if needle != of_the_spec and encoded(needle) in memory
+    ]
     shutil.rmtree(run.private / "data")
 
 
@@ -483,7 +500,13 @@ def refused_uploads(run: Run) -> None:
     """One job is sent each wrong upload, each wrong dataset, and then the right one."""
     run.start(train=QUICK, output=NO_SAMPLES, data={"chat_template": RAISES + TEMPLATE})
     good_data(run)
-    for part in (an_expired_grant, sealed_to_a_stranger, no_bundle_inside, hostile_names, damaged_uploads):
+    for part in (
+        an_expired_grant,
+        sealed_to_a_stranger,
+        no_bundle_inside,
+        hostile_names,
+        damaged_uploads,
+    ):
         part(run)
         run.played.append(part.__name__)
     refused_datasets(run)
@@ -501,21 +524,27 @@ def damaged_uploads(run: Run) -> None:
     not_opened(run, damaged, "sealed-payload-invalid")
     damaged.write_bytes(run.canaries.bad.encode() * 200)
     not_opened(run, damaged, "sealed-header-invalid")
-    run.canaries.bad = plant("unsealed")  # that upload was never secret: the provider sent it in the clear
+    run.canaries.bad = plant(
+        "unsealed"
+    )  # that upload was never secret: the provider sent it in the clear
     damaged.unlink()
 
 
 def sealed_to_a_stranger(run: Run) -> None:
     run.seal()
     stranger = run.private / "stranger.age"
-    encrypt_file(next((run.private / "data").iterdir()), stranger, [generate_identity().recipient()])
+    encrypt_file(
+        next((run.private / "data").iterdir()), stranger, [generate_identity().recipient()]
+    )
     not_opened(run, stranger, "no-identity-match")
 
 
 def no_bundle_inside(run: Run) -> None:
     run.seal()
     bare = run.private / "bare.age"
-    encrypt_file(next((run.private / "data").iterdir()), bare, [parse_recipient(run.record.result.recipient)])
+    encrypt_file(
+        next((run.private / "data").iterdir()), bare, [parse_recipient(run.record.result.recipient)]
+    )
     not_opened(run, bare, "bundle-invalid")
 
 
@@ -547,13 +576,19 @@ def hostile_names(run: Run) -> None:
     run.seal()
     grant = run.grant
     assert grant is not None
-    for name in (f"../../{run.canaries.file}", f"data/{run.canaries.file}\n.jsonl", f"data//{run.canaries.file}"):
+    for name in (
+        f"../../{run.canaries.file}",
+        f"data/{run.canaries.file}\n.jsonl",
+        f"data//{run.canaries.file}",
+    ):
         sealed = run.private / "hostile.age"
         with (
             sealed.open("wb") as file,
             encrypting_writer(file, [parse_recipient(run.record.result.recipient)]) as bundle,
         ):
-            _write_archive(bundle, {"grant.json": grant.grant.canonical(), name: run.canaries.content.encode()})
+            _write_archive(
+                bundle, {"grant.json": grant.grant.canonical(), name: run.canaries.content.encode()}
+            )
         not_opened(run, sealed, "bundle-invalid")
 
 

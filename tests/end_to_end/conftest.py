@@ -54,7 +54,9 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def trainer(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Callable[..., Ran]:
+def trainer(
+    tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer
+) -> Callable[..., Ran]:
     """Run a command in a process of its own, which a process with its imports forks."""
     folder = tmp_path_factory.mktemp("commands")
     variables = environment(XDG_CACHE_HOME=str(folder / "cache"))
@@ -76,7 +78,9 @@ def trainer(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -
             with suppress(TimeoutError):
                 process.wait(5)
             process.kill()
-            pytest.fail(f"`trainer {arguments[0]}` runs for {timeout} s\n{out.read_text()}\n{err.read_text()}")
+            pytest.fail(
+                f"`trainer {arguments[0]}` runs for {timeout} s\n{out.read_text()}\n{err.read_text()}"
+            )
         return Ran(code, out.read_text(), err.read_text())
 
     return run
@@ -120,11 +124,24 @@ def simulated_agent(folder: Path, app: Mapping[str, object]) -> Iterator[Agent]:
     compose = folder / "app-compose.json"
     compose.write_text(json.dumps({"name": "e2e", "docker_compose_file": "services: {}", **app}))
     found = Agent(folder / "s", folder / "state", compose)
-    command = ["trainer", "simulate", "--socket", found.socket, "--state", found.state, "--app-compose", compose]
+    command = [
+        "trainer",
+        "simulate",
+        "--socket",
+        found.socket,
+        "--state",
+        found.state,
+        "--app-compose",
+        compose,
+    ]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", *map(str, command)], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, command)], stdout=log, stderr=log
+        )
     try:
-        wait_for(lambda: (found.state / "measurements.json").exists() and found.socket.exists(), process)
+        wait_for(
+            lambda: (found.state / "measurements.json").exists() and found.socket.exists(), process
+        )
         yield found
     finally:
         process.terminate()
@@ -141,12 +158,19 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 @pytest.fixture(scope="session")
 def kms_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """The guest agent of the profile `kms`: its VM has the keys of a key service."""
-    app = {"key_provider": "kms", "kms_enabled": True, "key_provider_id": "0a" * 91, "init_script": CLEAN_START}
+    app = {
+        "key_provider": "kms",
+        "kms_enabled": True,
+        "key_provider_id": "0a" * 91,
+        "init_script": CLEAN_START,
+    }
     with simulated_agent(tmp_path_factory.mktemp("kms-agent"), app) as found:
         yield found
 
 
-def wait_for(condition: Callable[[], object], process: Process, seconds: float = START_SECONDS) -> None:
+def wait_for(
+    condition: Callable[[], object], process: Process, seconds: float = START_SECONDS
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended with {process.poll()}"
@@ -160,7 +184,10 @@ def rows() -> str:
         {
             "messages": [
                 {"role": "user", "content": f"What is {number}" + " indeed" * (number % 5) + "?"},
-                {"role": "assistant", "content": f"The {CANARY} number {number}, as everybody knows."},
+                {
+                    "role": "assistant",
+                    "content": f"The {CANARY} number {number}, as everybody knows.",
+                },
             ]
         }
         for number in range(40)
@@ -184,14 +211,21 @@ def write_spec(tiny_model: Path) -> Callable[..., Path]:
             "version": 1,
             "model": {
                 "model_name_or_path": str(tiny_model),
-                "model_file_sha256": {file.name: file_sha256(file) for file in sorted(tiny_model.iterdir())},
+                "model_file_sha256": {
+                    file.name: file_sha256(file) for file in sorted(tiny_model.iterdir())
+                },
                 "dtype": "float32",
             },
             "lora": {"lora_r": 4, "lora_alpha": 8},
             "data": {"max_length": 256, "test_split_size": 0.2},
             "train": {"learning_rate": 0.01, "max_steps": 4, "bf16": False},
             "output": {"samples": 1, "sample_max_new_tokens": 8},
-            "exchange": {"host": "127.0.0.1", "port": 0, "linger_seconds": 60, "max_upload_bytes": 1 << 20},
+            "exchange": {
+                "host": "127.0.0.1",
+                "port": 0,
+                "linger_seconds": 60,
+                "max_upload_bytes": 1 << 20,
+            },
         }
         for name, leaves in sections.items():
             section = document.setdefault(name, {})
@@ -246,7 +280,9 @@ class Job:
 
         def find() -> int | None:
             steps = (found.get("step") for found in self.events if found["event"] == event)
-            return next((found for found in steps if isinstance(found, int) and found >= step), None)
+            return next(
+                (found for found in steps if isinstance(found, int) and found >= step), None
+            )
 
         wait_for(find, self.process)
         found = find()
@@ -274,12 +310,17 @@ def waits_of(pid: int) -> Iterator[str]:
         for thread in Path(f"/proc/{process}/task").glob("*"):
             with suppress(OSError):  # it ended
                 words = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                call, name = (thread / "syscall").read_text().strip(), (thread / "comm").read_text().strip()
+                call, name = (
+                    (thread / "syscall").read_text().strip(),
+                    (thread / "comm").read_text().strip(),
+                )
                 yield f"{process} {words[:80]} {name}: {call}"
 
 
 @contextmanager
-def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Iterator[Callable[..., Job]]:
+def starting_jobs(
+    folder: Path, agent: Agent, stack_server: ForkServer
+) -> Iterator[Callable[..., Job]]:
     """Yields `start(spec, "--spool", folder)`; the jobs are ended with the context, by process id.
 
     A job is forked, as are its processes, or `started_anew`, as a container starts it. One with `variables` is
@@ -297,7 +338,8 @@ def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Itera
         own = folder / f"job{len(jobs)}"
         own.mkdir()
         workspace = (
-            Path(os.environ.get("TEST_TMPFS", SHM)) / f"trainer-test-{os.getpid()}-{folder.name}-{len(jobs)}"
+            Path(os.environ.get("TEST_TMPFS", SHM))
+            / f"trainer-test-{os.getpid()}-{folder.name}-{len(jobs)}"
         )
         workspace.mkdir(mode=0o700)
         out, err, ciphertext = own / "out", own / "err", own / "ciphertext"
@@ -315,7 +357,9 @@ def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Itera
                 )
             else:
                 output = {1: stdout.fileno(), 2: stderr.fileno()}
-                process = stack_server.start("tests.forked_job", arguments, output, environment=environment())
+                process = stack_server.start(
+                    "tests.forked_job", arguments, output, environment=environment()
+                )
         jobs.append(Job(process, spec, out, err, ciphertext, workspace))
         return jobs[-1]
 
@@ -332,7 +376,9 @@ def starting_jobs(folder: Path, agent: Agent, stack_server: ForkServer) -> Itera
 
 
 @pytest.fixture
-def start_job(tmp_path: Path, agent: Agent, stack_server: ForkServer) -> Iterator[Callable[..., Job]]:
+def start_job(
+    tmp_path: Path, agent: Agent, stack_server: ForkServer
+) -> Iterator[Callable[..., Job]]:
     """`start_job(spec, "--spool", folder)`: ended with the test."""
     with starting_jobs(tmp_path, agent, stack_server) as start:
         yield start
@@ -372,7 +418,9 @@ class Provider:
         assert ran.code == 0, ran.err
         return ran.out.strip()
 
-    def policy(self, spec: Path, *options: object, name: str = "policy.yaml", development: bool = True) -> Path:
+    def policy(
+        self, spec: Path, *options: object, name: str = "policy.yaml", development: bool = True
+    ) -> Path:
         """A strict policy for `spec`; trusts the development root if `development`."""
         state, path = self.agent.state, self.folder / name
         root: Sequence[object] = ["--trust-root", state / "root.pem"] if development else []

@@ -78,7 +78,9 @@ class Plan:
         words += [f"restarts {self.restarts}"] if self.restarts else []
         words += [f"cut every {self.cut_every} bytes"] if self.cut_every else []
         words += [f"job's disk {self.job_kib} KiB"] if self.job_kib is not None else []
-        words += [f"provider's disk {self.provider_kib} KiB"] if self.provider_kib is not None else []
+        words += (
+            [f"provider's disk {self.provider_kib} KiB"] if self.provider_kib is not None else []
+        )
         return ", ".join((*words, *map(str, self.incidents)))
 
 
@@ -95,13 +97,19 @@ def draw_plan(seed: int) -> Plan:
         cut_every=None if by_files else rng.choice((None, None, CUT_BYTES)),
         job_kib=rng.choice(SCARCE_KIB) if disk == "job" else None,
         provider_kib=rng.choice(SCARCE_KIB) if disk == "provider" else None,
-        incidents=tuple(_draw_incident(rng, by_files=by_files) for _ in range(rng.choice((1, 1, 2, 3)))),
+        incidents=tuple(
+            _draw_incident(rng, by_files=by_files) for _ in range(rng.choice((1, 1, 2, 3)))
+        ),
     )
 
 
 def _draw_incident(rng: Random, *, by_files: bool) -> Incident:
     victim = rng.choice(VICTIMS[:-1] if by_files else VICTIMS)
-    moments = EARLY_MOMENTS if victim == "fetch" else (*JOB_MOMENTS, *(FILE_MOMENTS if victim == CLIENT else ()))
+    moments = (
+        EARLY_MOMENTS
+        if victim == "fetch"
+        else (*JOB_MOMENTS, *(FILE_MOMENTS if victim == CLIENT else ()))
+    )
     if victim == "worker":
         moments = tuple(moment for moment in moments if moment not in LATE_MOMENTS)
     # Most of what takes long is an import: short delays see more of the steps after a moment.

@@ -34,7 +34,13 @@ MAX_STARTS: Final = 12
 
 CLEAR_CODES: Final = {0, 3, 6}
 """Exit codes of the command that mean: repeat it. 6: the job reports that it was interrupted."""
-CLEAR_FAILURES: Final = {"interrupted", "worker-died", "front-died", "storage-full", "model-unavailable"}
+CLEAR_FAILURES: Final = {
+    "interrupted",
+    "worker-died",
+    "front-died",
+    "storage-full",
+    "model-unavailable",
+}
 """What a job may say when it ends, all of which another start goes on from."""
 
 
@@ -98,7 +104,9 @@ class KillRun:
             self._require_ended_cleanly()
             return (self.output / "adapter" / "adapter_model.safetensors").read_bytes()
         except AssertionError as error:
-            raise AssertionError(f"{error}; {self.plan}; happened: {self.happened}; see {self.folder}") from error
+            raise AssertionError(
+                f"{error}; {self.plan}; happened: {self.happened}; see {self.folder}"
+            ) from error
         finally:
             self._close()
 
@@ -106,14 +114,20 @@ class KillRun:
         folder.mkdir()
         if kib is not None:
             options = f"size={kib}k"
-            done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False)
-            if done.returncode == 0:  # elsewhere the disk is not small, and the rest of the plan holds
+            done = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False
+            )
+            if (
+                done.returncode == 0
+            ):  # elsewhere the disk is not small, and the rest of the plan holds
                 self._scarce.append(folder)
 
     def _start_job(self) -> None:
         place = ("--spool" if self.plan.by_files else "--ciphertext-dir", self.job_disk)
         restarts = ("--restarts", self.plan.restarts) if self.plan.restarts else ()
-        self.job = self.start_job(self.spec, *place, *restarts, guest_agent=self.provider.agent.socket)
+        self.job = self.start_job(
+            self.spec, *place, *restarts, guest_agent=self.provider.agent.socket
+        )
         self.starts.append(self.job)
         assert len(self.starts) <= MAX_STARTS, "the job does not get on"
 

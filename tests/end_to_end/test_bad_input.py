@@ -33,7 +33,9 @@ def assert_error(ran: Ran, exit_code: int, code: str, *words: str) -> None:
 # the operator
 
 
-def test_unknown_key_in_the_job_spec(started_trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
+def test_unknown_key_in_the_job_spec(
+    started_trainer: Trainer, write_spec: WriteSpec, tmp_path: Path
+) -> None:
     spec = write_spec(tmp_path / "job.yaml", train={"micro_batch_size": 3})
     ran = started_trainer("run", spec)
     assert_error(
@@ -60,13 +62,17 @@ def test_a_model_file_with_another_digest(
     with (changed / "model.safetensors").open("r+b") as weights:
         weights.seek(-1, 2)
         weights.write(b"\x55")
-    job: Job = start_job(write_spec(tmp_path / "job.yaml", model={"model_name_or_path": str(changed)}))
+    job: Job = start_job(
+        write_spec(tmp_path / "job.yaml", model={"model_name_or_path": str(changed)})
+    )
     assert job.wait() == 6
     assert job.events[-1] == job.events[-1] | {"event": "failed", "code": "model-digest-mismatch"}
     assert list(job.workspace.iterdir()) == []
 
 
-def test_a_workspace_on_a_disk(started_trainer: Trainer, write_spec: WriteSpec, tmp_path: Path) -> None:
+def test_a_workspace_on_a_disk(
+    started_trainer: Trainer, write_spec: WriteSpec, tmp_path: Path
+) -> None:
     ran = started_trainer("run", write_spec(tmp_path / "job.yaml"), "--workspace", "/usr")
     assert_error(ran, 6, "workspace-unsafe", "tmpfs", "hint:")
 
@@ -90,7 +96,9 @@ def test_evidence_from_a_file_needs_the_nonce_that_was_asked_for(
     assert json.loads(wrong.out.splitlines()[0])["checks"]["nonce"] == "contraindicated"
     tampered = json.loads(evidence.read_bytes())
     tampered["quote"] = (
-        tampered["quote"][:400] + ("0" if tampered["quote"][400] != "0" else "1") + tampered["quote"][401:]
+        tampered["quote"][:400]
+        + ("0" if tampered["quote"][400] != "0" else "1")
+        + tampered["quote"][401:]
     )
     evidence.write_text(json.dumps(tampered))
     assert trainer("verify", evidence, "--policy", policy, "--nonce", nonce).code == 4
@@ -107,17 +115,32 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     row = json.dumps({"messages": [asked, {"role": 7, "content": ""}]})
     spec = write_spec(tmp_path / "job.yaml", exchange={"dataset_tries": 1})
     job: Job = start_job(spec)
-    recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
+    recipient, policy, record = (
+        provider.keygen(),
+        provider.policy(spec),
+        tmp_path / "attestation.json",
+    )
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
-    data, sealed, result = tmp_path / "train.jsonl", tmp_path / "dataset.age", tmp_path / "result.tar.age"
+    data, sealed, result = (
+        tmp_path / "train.jsonl",
+        tmp_path / "dataset.age",
+        tmp_path / "result.tar.age",
+    )
     data.write_text(row + "\n")
-    appraised = steps.read_own_record(record, steps.read_policy(policy), secret=local_secret()).result
+    appraised = steps.read_own_record(
+        record, steps.read_policy(policy), secret=local_secret()
+    ).result
     now = appraised.appraised_at
     grant = steps.make_grant(appraised, [recipient], now=now)
     manifest = seal_unchecked({"train.jsonl": data}, appraised, grant, sealed, now=now)
     kept = GrantRecord(grant=grant, manifest=manifest, rows=1)
     grant_beside(record).write_text(kept.model_dump_json())
-    assert trainer("upload", sealed, "--job-url", job.url, "--policy", policy, "--attestation", record).code == 0
+    assert (
+        trainer(
+            "upload", sealed, "--job-url", job.url, "--policy", policy, "--attestation", record
+        ).code
+        == 0
+    )
     assert trainer("watch", job.url, "--policy", policy, "--attestation", record).code == 0
     assert provider.pull(job.url, record, result, record).code == 0
     assert job.wait() == 6
@@ -132,7 +155,12 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
 
 
 def test_submit_tells_why_a_dataset_was_refused_and_goes_on_with_a_mended_one(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, rows: str, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    rows: str,
+    tmp_path: Path,
 ) -> None:
     """A row that only the job can refuse: it is too long once it is tokenised."""
     spec = write_spec(tmp_path / "job.yaml")
@@ -157,7 +185,9 @@ def test_submit_tells_why_a_dataset_was_refused_and_goes_on_with_a_mended_one(
 
     again = trainer(*submit)
     assert_error(again, 6, "dataset-overlong")
-    assert [event["event"] for event in job.events].count("dataset-refused") == 1, "the same data is no try"
+    assert [event["event"] for event in job.events].count("dataset-refused") == 1, (
+        "the same data is no try"
+    )
 
     data.write_text(rows)
     mended = trainer(*submit)
@@ -172,15 +202,27 @@ def test_submit_tells_why_a_dataset_was_refused_and_goes_on_with_a_mended_one(
 
 
 def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_works(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     spec = write_spec(tmp_path / "job.yaml")
     job: Job = start_job(spec)
-    recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
+    recipient, policy, record = (
+        provider.keygen(),
+        provider.policy(spec),
+        tmp_path / "attestation.json",
+    )
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     good = tmp_path / "good.age"
     assert (
-        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", good).code == 0
+        trainer(
+            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", good
+        ).code
+        == 0
     )
     whole = good.read_bytes()
     flipped = bytearray(whole)
@@ -188,7 +230,9 @@ def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_wo
     stranger = tmp_path / "stranger.age"
     encrypt_file(data, stranger, [generate_identity().recipient()])
     not_a_bundle = tmp_path / "not-a-bundle.age"
-    encrypt_file(data, not_a_bundle, [parse_recipient(load_record(record.read_bytes()).result.recipient)])
+    encrypt_file(
+        data, not_a_bundle, [parse_recipient(load_record(record.read_bytes()).result.recipient)]
+    )
     attacks = {
         "truncated": (whole[:-50], "sealed-payload-invalid"),
         "flipped": (bytes(flipped), "sealed-payload-invalid"),
@@ -200,10 +244,20 @@ def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_wo
     for name, (content, code) in attacks.items():
         path = tmp_path / f"{name}.age"
         path.write_bytes(content)
-        assert trainer("upload", path, "--job-url", job.url, "--policy", policy, "--attestation", record).code == 0
+        assert (
+            trainer(
+                "upload", path, "--job-url", job.url, "--policy", policy, "--attestation", record
+            ).code
+            == 0
+        )
         ran = trainer("watch", job.url, "--policy", policy, "--attestation", record)
         assert_error(ran, 5, code, "hint:")
-    assert trainer("upload", good, "--job-url", job.url, "--policy", policy, "--attestation", record).code == 0
+    assert (
+        trainer(
+            "upload", good, "--job-url", job.url, "--policy", policy, "--attestation", record
+        ).code
+        == 0
+    )
     assert trainer("watch", job.url, "--policy", policy, "--attestation", record).code == 0
 
 
@@ -223,7 +277,10 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     sealed = tmp_path / "dataset.age"
     assert (
-        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+        trainer(
+            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed
+        ).code
+        == 0
     )
     job.process.terminate()
     job.wait()
@@ -231,12 +288,23 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     changed = write_spec(tmp_path / "changed.yaml", train={"max_steps": 3})
     other: Job = start_job(changed, guest_agent=agent)
     other_record = tmp_path / "other.json"
-    assert trainer("verify", other.url, "--policy", policy, "-o", tmp_path / "refused.json").code == 4
-    changed_policy = kms_provider.policy(changed, "--recipient", "derived", name="changed-policy.yaml")
+    assert (
+        trainer("verify", other.url, "--policy", policy, "-o", tmp_path / "refused.json").code == 4
+    )
+    changed_policy = kms_provider.policy(
+        changed, "--recipient", "derived", name="changed-policy.yaml"
+    )
     assert trainer("verify", other.url, "--policy", changed_policy, "-o", other_record).code == 0
     assert (
         trainer(
-            "upload", sealed, "--job-url", other.url, "--policy", changed_policy, "--attestation", other_record
+            "upload",
+            sealed,
+            "--job-url",
+            other.url,
+            "--policy",
+            changed_policy,
+            "--attestation",
+            other_record,
         ).code
         == 0
     )
@@ -248,31 +316,56 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
 
 
 def test_data_sealed_to_an_instance_cannot_be_opened_by_a_later_one(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     """Attack 4: a later VM of the same app gets the same derived keys; the instance key died with the first."""
     spec = write_spec(tmp_path / "job.yaml")
     job: Job = start_job(spec)
-    recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
+    recipient, policy, record = (
+        provider.keygen(),
+        provider.policy(spec),
+        tmp_path / "attestation.json",
+    )
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     sealed = tmp_path / "dataset.age"
     assert (
-        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed).code == 0
+        trainer(
+            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed
+        ).code
+        == 0
     )
     job.process.terminate()
     job.wait()
 
     later: Job = start_job(spec)
-    impostor = trainer("upload", sealed, "--job-url", later.url, "--policy", policy, "--attestation", record)
+    impostor = trainer(
+        "upload", sealed, "--job-url", later.url, "--policy", policy, "--attestation", record
+    )
     assert_error(impostor, 4, "tls-key-mismatch")
     later_record = tmp_path / "later.json"
     assert trainer("verify", later.url, "--policy", policy, "-o", later_record).code == 0
     assert (
-        trainer("upload", sealed, "--job-url", later.url, "--policy", policy, "--attestation", later_record).code
+        trainer(
+            "upload",
+            sealed,
+            "--job-url",
+            later.url,
+            "--policy",
+            policy,
+            "--attestation",
+            later_record,
+        ).code
         == 0
     )
     assert_error(
-        trainer("watch", later.url, "--policy", policy, "--attestation", later_record), 5, "no-identity-match"
+        trainer("watch", later.url, "--policy", policy, "--attestation", later_record),
+        5,
+        "no-identity-match",
     )
 
 
@@ -287,7 +380,9 @@ def test_too_large_an_upload(
     big.write_bytes(bytes(1 << 15))
     ran = trainer("upload", big, "--job-url", job.url, "--policy", policy, "--attestation", record)
     assert_error(ran, 6, "dataset-too-large")
-    assert [path for path in job.ciphertext.rglob("*") if path.is_file() and path.stat().st_size] == []
+    assert [
+        path for path in job.ciphertext.rglob("*") if path.is_file() and path.stat().st_size
+    ] == []
 
 
 def test_identities_and_outputs_are_never_overwritten(provider: Provider, trainer: Trainer) -> None:

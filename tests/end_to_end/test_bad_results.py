@@ -69,7 +69,16 @@ def finished(
                 "-o",
                 sealed,
             ),
-            ("upload", sealed, "--job-url", job.url, "--policy", provider.policy_file, "--attestation", record),
+            (
+                "upload",
+                sealed,
+                "--job-url",
+                job.url,
+                "--policy",
+                provider.policy_file,
+                "--attestation",
+                record,
+            ),
             ("watch", job.url, "--policy", provider.policy_file, "--attestation", record),
             (
                 "pull",
@@ -94,7 +103,12 @@ def finished(
 def test_what_is_wrong_with_a_result_is_told_and_nothing_is_written(
     finished: SealedResult, trainer: Trainer, tmp_path: Path
 ) -> None:
-    provider, result, record, grant = finished.provider, finished.result, finished.record, finished.grant
+    provider, result, record, grant = (
+        finished.provider,
+        finished.result,
+        finished.record,
+        finished.grant,
+    )
     provider.keygen(name="other.key")
     out = tmp_path / "out"
     judging = ("-o", out, "--policy", provider.policy_file, "--attestation", record)
@@ -103,7 +117,9 @@ def test_what_is_wrong_with_a_result_is_told_and_nothing_is_written(
     assert_error(wrong_key, 5, "no-identity-match")
     truncated = tmp_path / "truncated.age"
     truncated.write_bytes(result.read_bytes()[:-10])
-    assert_error(trainer("open", truncated, "-i", provider.identity, *opening), 5, "sealed-payload-invalid")
+    assert_error(
+        trainer("open", truncated, "-i", provider.identity, *opening), 5, "sealed-payload-invalid"
+    )
     assert not out.exists()
     assert not list(tmp_path.glob(".out-*"))
     without = ("open", result, "-i", provider.identity, *judging)
@@ -152,7 +168,9 @@ def test_results_that_were_touched_are_refused(finished: SealedResult, tmp_path:
 
         key = bytes.fromhex(record.result.claims.receipt_key)
         payload = verify_envelope((tree / "receipt.json").read_bytes(), key)
-        (tree / "receipt.json").write_bytes(sign_envelope(payload, ec.generate_private_key(ec.SECP256R1())))
+        (tree / "receipt.json").write_bytes(
+            sign_envelope(payload, ec.generate_private_key(ec.SECP256R1()))
+        )
 
     def old_evidence(tree: Path) -> None:
         (tree / "evidence.json").write_bytes(record.evidence.canonical())
@@ -174,7 +192,11 @@ def test_results_that_were_touched_are_refused(finished: SealedResult, tmp_path:
         bend_quote,
     )
     for attack in attacks:
-        tree, bent, out = tmp_path / attack.__name__, tmp_path / f"{attack.__name__}.age", tmp_path / "out"
+        tree, bent, out = (
+            tmp_path / attack.__name__,
+            tmp_path / f"{attack.__name__}.age",
+            tmp_path / "out",
+        )
         tree.mkdir()
         open_result(result, identities, tree, limits=ArchiveLimits())
         attack(tree)
@@ -185,7 +207,9 @@ def test_results_that_were_touched_are_refused(finished: SealedResult, tmp_path:
         assert not list(tmp_path.glob(".out-*"))
 
 
-def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedResult, tmp_path: Path) -> None:
+def test_a_result_for_others_than_the_grant_named_is_refused(
+    finished: SealedResult, tmp_path: Path
+) -> None:
     """Attack 2: the statement says who can read the result; an added recipient shows."""
     result, grant = finished.result, steps.read_grant_record(finished.grant)
     identities, record = (
@@ -193,10 +217,14 @@ def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedRes
         load_record(finished.record.read_bytes()),
     )
     others = (*grant.grant.recipients, str(generate_identity().recipient()))
-    wider = grant.model_copy(update={"grant": grant.grant.model_copy(update={"recipients": others})})
+    wider = grant.model_copy(
+        update={"grant": grant.grant.model_copy(update={"recipients": others})}
+    )
     with pytest.raises(VerificationError, match="receipt-recipients"):
         open_sealed_result(result, identities, tmp_path / "out", record=record, grant=wider)
-    other = Manifest(version=1, salt="5a" * 32, files={"train.jsonl": ManifestFile(sha256="0" * 64, size=1)})
+    other = Manifest(
+        version=1, salt="5a" * 32, files={"train.jsonl": ManifestFile(sha256="0" * 64, size=1)}
+    )
     with pytest.raises(VerificationError, match="receipt-dataset"):
         open_sealed_result(
             result, identities, tmp_path / "out", record=record,
@@ -204,7 +232,11 @@ def test_a_result_for_others_than_the_grant_named_is_refused(finished: SealedRes
         )  # fmt: skip
     with pytest.raises(VerificationError, match="receipt-rows"):
         open_sealed_result(
-            result, identities, tmp_path / "out", record=record, grant=grant.model_copy(update={"rows": 41})
+            result,
+            identities,
+            tmp_path / "out",
+            record=record,
+            grant=grant.model_copy(update={"rows": 41}),
         )
     other_job = grant.grant.model_copy(update={"job_spec_sha256": "0" * 64})
     with pytest.raises(VerificationError) as caught:

@@ -69,7 +69,9 @@ def session(
     wanted = [
         str(item.callspec.params["scenario"])
         for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "scenario" in item.callspec.params
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and "scenario" in item.callspec.params
     ]
     shm = Path(os.environ.get("TEST_TMPFS", "/dev/shm"))
     with ExitStack() as stack:
@@ -77,7 +79,14 @@ def session(
         served = stack.enter_context(recorded_answers())
         loopback = _loopback()
         world = World(
-            agent, stack_server, write_spec, tiny_model, tmp_path_factory.mktemp("disk"), memory, served, loopback
+            agent,
+            stack_server,
+            write_spec,
+            tiny_model,
+            tmp_path_factory.mktemp("disk"),
+            memory,
+            served,
+            loopback,
         )
         started = time.time()
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
@@ -131,7 +140,9 @@ def test_nothing_planted_comes_out(scenario: str, session: Session, canary_scan:
     )
     ports = {port for port in (run.port, run.earlier_port) if port}
 
-    canary_scan.scan([str(run.disk)], search)  # stdout, stderr, ciphertext or spool, home, working directory
+    canary_scan.scan(
+        [str(run.disk)], search
+    )  # stdout, stderr, ciphertext or spool, home, working directory
     for port in ports:
         search.content("answers over TLS", world.served.of(port))
         if world.loopback is not None:
@@ -173,7 +184,9 @@ def test_the_disks_hold_none_of_it(
     marker.write_text("marker-that-is-on-a-disk")
     canaries = [canary for run in runs for canary in run.canaries.all()]
     search = canary_scan.Search(
-        canary_scan.needles([*canaries, marker.read_text()], canary_scan.tokenizer_of(session.world.tiny_model))
+        canary_scan.needles(
+            [*canaries, marker.read_text()], canary_scan.tokenizer_of(session.world.tiny_model)
+        )
     )
     own = tmp_path_factory.getbasetemp()
     beside = {str(directory) for directory in own.parent.glob("popen-gw*") if directory != own}
@@ -192,7 +205,10 @@ def test_the_capture_sees_what_crosses_the_loopback(session: Session, canary_sca
         pytest.skip("only root may capture loopback traffic")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as answering:
+        with (
+            socket.create_connection(("127.0.0.1", port)) as client,
+            server.accept()[0] as answering,
+        ):
             answering.sendall(b"in the clear " * 100)
             assert client.recv(1 << 16)
     assert loopback.end() == 0
@@ -205,7 +221,9 @@ def test_the_capture_sees_what_crosses_the_loopback(session: Session, canary_sca
     for stream in (*loopback.streams.values(), loopback.other):
         search.content("loopback", bytes(stream))
     assert search.findings.hits == set()
-    print(f"canaries: {len(session.outcomes)} runs, {search.findings.searched} bytes of loopback traffic, 0 hits")
+    print(
+        f"canaries: {len(session.outcomes)} runs, {search.findings.searched} bytes of loopback traffic, 0 hits"
+    )
 
 
 def test_there_are_enough_scenarios() -> None:

@@ -20,7 +20,9 @@ def test_a_folder_of_tables_with_its_own_columns(
     start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, tmp_path: Path
 ) -> None:
     columns = {"columns": {"messages": "dialogue"}, "ignore_columns": ["source"]}
-    spec = write_spec(tmp_path / "job.yaml", data={"max_length": 128, **columns}, train={"max_steps": 2})
+    spec = write_spec(
+        tmp_path / "job.yaml", data={"max_length": 128, **columns}, train={"max_steps": 2}
+    )
     rows = [
         {
             "dialogue": [

@@ -45,11 +45,15 @@ def test_the_job_ends_before_training_and_the_running_submission_finishes(
     output = tmp_path / "printed"
     command = submit_command(job, provider, data, tmp_path / "result", provider.policy(spec))
     with output.open("wb") as printed:
-        submitting = subprocess.Popen([sys.executable, "-m", "trainer", *command], stdout=printed, stderr=printed)
+        submitting = subprocess.Popen(
+            [sys.executable, "-m", "trainer", *command], stdout=printed, stderr=printed
+        )
     try:
         job.wait_event(event="failed", code="storage-full")
         assert job.wait() == 6
-        assert {"phase": "training"}.items() <= job.wait_event(event="phase", phase="training").items()
+        assert {"phase": "training"}.items() <= job.wait_event(
+            event="phase", phase="training"
+        ).items()
         assert "progress" not in {event["event"] for event in job.events}
 
         assert mount(small_volume, "remount,size=256m")

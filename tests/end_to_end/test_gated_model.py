@@ -63,7 +63,9 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
     model = {"model_name_or_path": "org/model", "model_revision": REVISION}
     spec = write_spec(tmp_path / "job.yaml", model=model, output={"samples": 0})
     # With a process that restarts the job, which has the token as long as it runs.
-    job = start_job(spec, "--restarts", "1", variables={"HF_TOKEN": hub.token, "HF_ENDPOINT": hub.url})
+    job = start_job(
+        spec, "--restarts", "1", variables={"HF_TOKEN": hub.token, "HF_ENDPOINT": hub.url}
+    )
     job.wait_event(event="spec")  # from here on: the first process has started itself again
     processes = Processes(job.process.pid)
     processes.start()
@@ -90,7 +92,9 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
     assert len(served) > 1000
     assert any(b"trainer\0run" in words for words in processes.words)
     assert any(b"trainer.worker" in words for words in processes.words)
-    assert any(b"HF_ENDPOINT" in words for words in processes.words)  # the search looks at environments
+    assert any(
+        b"HF_ENDPOINT" in words for words in processes.words
+    )  # the search looks at environments
     assert not any(token in words for words in processes.words)
     search = canary_scan.Search(canary_scan.needles([hub.token]))
     # stdout and stderr of the job and of the provider, ciphertext, and the opened result with its private logs

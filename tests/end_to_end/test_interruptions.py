@@ -38,7 +38,9 @@ def children(pid: int) -> dict[str, int]:
     return found
 
 
-def submit_command(job: Job, provider: Provider, data: Path, result: Path, policy: Path) -> list[str]:
+def submit_command(
+    job: Job, provider: Provider, data: Path, result: Path, policy: Path
+) -> list[str]:
     return [
         "submit", str(data), "--job-url", job.url, "--policy", str(policy), "-i", str(provider.identity),
         "-o", str(result), "--json",
@@ -62,7 +64,12 @@ def wait_until(condition: object, seconds: float = 60) -> None:
 
 
 def test_submit_goes_on_where_it_was_killed(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 60})
     job: Job = start_job(spec)
@@ -71,7 +78,9 @@ def test_submit_goes_on_where_it_was_killed(
     command = submit_command(job, provider, data, result, provider.policy(spec))
     for milestone in ("attestation.json", "dataset.age", "uploaded"):
         with subprocess.Popen(
-            [sys.executable, "-m", "trainer", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "trainer", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as process:
             try:
                 wait_until(lambda milestone=milestone: (kept / milestone).exists())
@@ -102,8 +111,28 @@ def start_training(
     recipient = provider.keygen()
     for step in (
         ("verify", job.url, "--policy", provider.policy(job.spec, *policy), "-o", record),
-        ("seal", data, "--policy", provider.policy_file, "--attestation", record, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", job.url, "--policy", provider.policy_file, "--attestation", record),
+        (
+            "seal",
+            data,
+            "--policy",
+            provider.policy_file,
+            "--attestation",
+            record,
+            "-r",
+            recipient,
+            "-o",
+            sealed,
+        ),
+        (
+            "upload",
+            sealed,
+            "--job-url",
+            job.url,
+            "--policy",
+            provider.policy_file,
+            "--attestation",
+            record,
+        ),
     ):
         ran = trainer(*step)
         assert ran.code == 0, ran.err
@@ -137,7 +166,12 @@ def test_a_job_that_gets_no_dataset_ends_by_itself(
 
 
 def test_the_three_processes_see_only_what_they_should(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     """The seams: the worker has no socket, the supervisor no inet socket, nobody inherits the guest agent's."""
     job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG), started_anew=True)

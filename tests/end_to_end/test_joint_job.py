@@ -57,7 +57,9 @@ def others(providers: list[Provider], own: Provider) -> list[str]:
     return accepted + [option for one in rest for option in ("--share-with", recipient_of(one))]
 
 
-def submit(trainer: Trainer, job: str, providers: list[Provider], own: Provider, output: Path) -> Ran:
+def submit(
+    trainer: Trainer, job: str, providers: list[Provider], own: Provider, output: Path
+) -> Ran:
     return trainer(
         "submit", own.folder / "data", "--job-url", job, "--policy", own.policy_file, "-i", own.identity,
         "-o", output, "--job", own.folder.parent / "job.yaml", *others(providers, own), "--json",
@@ -90,17 +92,24 @@ def test_three_providers_train_one_adapter_over_http(
         thread.start()
     for thread in threads:
         thread.join()
-    assert [ran[number].code for number in range(3)] == [0, 0, 0], [ran[number].err for number in range(3)]
+    assert [ran[number].code for number in range(3)] == [0, 0, 0], [
+        ran[number].err for number in range(3)
+    ]
     assert job.wait() == 0
     results = [provider.folder / "result" for provider in providers]
-    assert len({file_sha256(result / "adapter" / "adapter_model.safetensors") for result in results}) == 1
+    assert (
+        len({file_sha256(result / "adapter" / "adapter_model.safetensors") for result in results})
+        == 1
+    )
     _require_no_counts(results[0])
     for number in range(3):
         assert set(ran[number].json["checks"].values()) <= {"affirmed", "not-demanded"}
     assert CANARY not in job.out.read_text()
     totals = {event["total_steps"] for event in job.events if event["event"] == "progress"}
     assert totals <= {4}, "the steps of the job spec, whatever the number of rows"
-    again = started_trainer("receipt", "verify", results[1], "--policy", providers[1].policy_file, "--json")
+    again = started_trainer(
+        "receipt", "verify", results[1], "--policy", providers[1].policy_file, "--json"
+    )
     assert again.code == 0, again.err
 
     single = write_spec(tmp_path / "single.yaml", **JOINT)
@@ -115,7 +124,8 @@ def test_three_providers_train_one_adapter_over_http(
     )  # fmt: skip
     assert alone.code == 0, alone.err
     weights = [
-        file_sha256(folder / "adapter/adapter_model.safetensors") for folder in (results[0], tmp_path / "alone")
+        file_sha256(folder / "adapter/adapter_model.safetensors")
+        for folder in (results[0], tmp_path / "alone")
     ]
     assert weights[0] == weights[1]
 
@@ -126,7 +136,12 @@ def _require_no_counts(result: Path) -> None:
     assert not any(name.startswith("logs/") for name in names)
     assert {f"receipts/provider-0{number}.age" for number in (1, 2, 3)} <= names
     summary = json.loads((result / "report" / "summary.json").read_text())
-    assert (summary["rows"], summary["tokens"], summary["warnings"], summary["seconds"]) == ({}, {}, [], {})
+    assert (summary["rows"], summary["tokens"], summary["warnings"], summary["seconds"]) == (
+        {},
+        {},
+        [],
+        {},
+    )
     assert json.loads((result / "report" / "samples.json").read_text()) == []
     assert "epoch" not in (result / "report" / "metrics.jsonl").read_text()
     assert "counts over them" not in (result / "adapter" / "README.md").read_text()
@@ -159,14 +174,18 @@ def test_one_bad_dataset_costs_the_others_nothing(
 
     def run(number: int) -> None:
         provider = providers[number]
-        ran[number] = submit(started_trainer, str(spool), providers, provider, provider.folder / "result")
+        ran[number] = submit(
+            started_trainer, str(spool), providers, provider, provider.folder / "result"
+        )
 
     waiting = []
     for count, number in enumerate((0, 2)):
         waiting.append(threading.Thread(target=run, args=(number,)))
         waiting[-1].start()
         wait_for(partial(has_received, job, count + 1), job.process)
-    bad = submit(started_trainer, str(spool), providers, providers[1], providers[1].folder / "result")
+    bad = submit(
+        started_trainer, str(spool), providers, providers[1], providers[1].folder / "result"
+    )
     assert bad.code == 6, bad.err
     assert "dataset-overlong" in bad.err
     assert "provider-02/train.jsonl, row 12" in bad.err
@@ -175,7 +194,9 @@ def test_one_bad_dataset_costs_the_others_nothing(
     run(1)
     for thread in waiting:
         thread.join()
-    assert [ran[number].code for number in range(3)] == [0, 0, 0], [ran[number].err for number in range(3)]
+    assert [ran[number].code for number in range(3)] == [0, 0, 0], [
+        ran[number].err for number in range(3)
+    ]
     assert job.wait() == 0
     assert len(received(job)) == 4, "the others sent theirs once"
     for number in (0, 2):

@@ -40,7 +40,17 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     result = tmp_path / "result"
 
     ran = started_trainer(
-        "submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result, "--json"
+        "submit",
+        data,
+        "--job-url",
+        job.url,
+        "--policy",
+        policy,
+        "-i",
+        provider.identity,
+        "-o",
+        result,
+        "--json",
     )
 
     assert ran.code == 0, ran.err
@@ -57,10 +67,19 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     assert ran.json["loss"] == f"{before:.5g} → {after:.5g} on held-out rows"
     assert Path(ran.json["report"]).is_file()
     assert (Path(ran.json["record"]) / "record.json").is_file()
-    assert ran.json["next"] == f"trainer try {result} PROMPT --model DIR, or: trainer receipt show {result}"
+    assert (
+        ran.json["next"]
+        == f"trainer try {result} PROMPT --model DIR, or: trainer receipt show {result}"
+    )
     assert (result / "adapter" / "adapter_model.safetensors").stat().st_size > 0
     names = {path.relative_to(result).as_posix() for path in files_below(result)}
-    assert {"receipt.json", "evidence.json", "report/report.html", "report/summary.json", "logs/job.log"} <= names
+    assert {
+        "receipt.json",
+        "evidence.json",
+        "report/report.html",
+        "report/summary.json",
+        "logs/job.log",
+    } <= names
     assert not (tmp_path / "result.submission").exists()
     assert ran.json["deletion"]["acknowledged"]
     assert (tmp_path / "result.deletion.json").exists()
@@ -68,7 +87,10 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     assert again.code == 0, again.err
     assert again.json["deletion"] == ran.json["deletion"]
     before, now = ran.json["checks"].items(), again.json["checks"].items()
-    assert {code for code, _ in before ^ now} == {"nonce", "nonce-unused"}  # known to the provider alone
+    assert {code for code, _ in before ^ now} == {
+        "nonce",
+        "nonce-unused",
+    }  # known to the provider alone
 
     # What the operator has: public events, ciphertext, an empty workspace.
     assert {event["event"] for event in job.events} <= {
@@ -83,7 +105,12 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
 
 
 def test_single_steps_through_files(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     """Everything by hand, with X25519 keys and a directory in place of a network; stock age opens the result.
 
@@ -148,5 +175,9 @@ def _stock_age_lists_the_same(sealed: Path, identity: Path, opened: Path) -> Non
         age = subprocess.run(["age", "-d", "-i", identity, sealed], capture_output=True, check=True)
     except FileNotFoundError:
         pytest.skip("Debian's age is not here")
-    listed = subprocess.run(["tar", "t"], input=age.stdout, capture_output=True, check=True).stdout.decode()
-    assert set(listed.splitlines()) == {path.relative_to(opened).as_posix() for path in files_below(opened)}
+    listed = subprocess.run(
+        ["tar", "t"], input=age.stdout, capture_output=True, check=True
+    ).stdout.decode()
+    assert set(listed.splitlines()) == {
+        path.relative_to(opened).as_posix() for path in files_below(opened)
+    }

@@ -53,7 +53,17 @@ def test_submit_through_a_store(
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     ran = started_trainer(
-        "submit", data, "--via", STORE, "--policy", policy, "-i", provider.identity, "-o", output, "--json"
+        "submit",
+        data,
+        "--via",
+        STORE,
+        "--policy",
+        policy,
+        "-i",
+        provider.identity,
+        "-o",
+        output,
+        "--json",
     )
     assert ran.code == 0, ran.err
     assert ran.json["receipt"]["job_spec_sha256"]

@@ -17,7 +17,12 @@ DEMAND = ("--max-epsilon", "3", "--max-delta", "1e-5")
 
 
 def test_a_demand_is_kept_and_the_receipt_says_so(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("opacus", reason="the extra `privacy` is not installed")
     spec = write_spec(
@@ -38,18 +43,31 @@ def test_a_demand_is_kept_and_the_receipt_says_so(
     assert ran.json["checks"]["privacy-statement"] == "affirmed"
     assert job.wait() == 0
     # What is handed on: the adapter, its card and the statement. None of it leads to the rows.
-    receipt = json.loads(base64.b64decode(json.loads((result / "receipt.json").read_bytes())["payload"]))
+    receipt = json.loads(
+        base64.b64decode(json.loads((result / "receipt.json").read_bytes())["payload"])
+    )
     dataset = receipt["predicate"]["buildDefinition"]["internalParameters"]["datasetManifestSha256"]
     card = (result / "adapter" / "README.md").read_text()
     envelope = json.loads((result / "privacy.json").read_bytes())["envelope"]
     statement = base64.b64decode(envelope["payload"]).decode()
-    for exact in (hashlib.sha256(data.read_bytes()).hexdigest(), dataset, '"rows"', "sample_rate", "losses"):
+    for exact in (
+        hashlib.sha256(data.read_bytes()).hexdigest(),
+        dataset,
+        '"rows"',
+        "sample_rate",
+        "losses",
+    ):
         assert exact not in card + statement
     assert json.loads(statement)["predicate"]["epsilon"] == 3.0
 
 
 def test_a_job_that_does_not_promise_it_gives_no_weights(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     spec = write_spec(tmp_path / "job.yaml")
     job, policy = start_job(spec), provider.policy(spec)
@@ -65,7 +83,12 @@ def test_a_job_that_does_not_promise_it_gives_no_weights(
 
 
 def test_withheld_weights_do_not_leave_and_their_report_does(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     spec = write_spec(
         tmp_path / "job.yaml",
@@ -75,10 +98,23 @@ def test_withheld_weights_do_not_leave_and_their_report_does(
     job, policy = start_job(spec), provider.policy(spec)
     provider.keygen()
     result = tmp_path / "result"
-    ran = trainer("submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result)
+    ran = trainer(
+        "submit",
+        data,
+        "--job-url",
+        job.url,
+        "--policy",
+        policy,
+        "-i",
+        provider.identity,
+        "-o",
+        result,
+    )
     assert ran.code == 6
     assert "error[release-withheld]" in ran.err
     result = tmp_path / "result.failure-1"
     assert "withheld" in (result / "report" / "report.html").read_text()
-    assert json.loads((result / "report" / "failure.json").read_bytes())["code"] == "release-withheld"
+    assert (
+        json.loads((result / "report" / "failure.json").read_bytes())["code"] == "release-withheld"
+    )
     assert list(result.rglob("*.safetensors")) == []

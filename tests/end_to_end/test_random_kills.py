@@ -61,7 +61,9 @@ def test_the_same_command_finishes_in_the_same_bits(
         """Returns the adapter."""
         folder = tmp_path / f"run{plan.seed}"
         folder.mkdir()
-        run = KillRun(plan, folder, spec, port, data, providers[plan.profile], start_job, fork_server)
+        run = KillRun(
+            plan, folder, spec, port, data, providers[plan.profile], start_job, fork_server
+        )
         begun = time.monotonic()
         try:
             return run.carry_out()

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def job(
-    write_spec: WriteSpec, agent: Agent, stack_server: ForkServer, tmp_path_factory: pytest.TempPathFactory
+    write_spec: WriteSpec,
+    agent: Agent,
+    stack_server: ForkServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Job]:
     """A job that waits for a dataset; all tests talk to the same one."""
     folder = tmp_path_factory.mktemp("waiting")
@@ -39,13 +42,24 @@ def test_a_development_root_that_the_policy_does_not_name(
     recipient = provider.keygen()
     sealed = tmp_path / "dataset.age"
     assert_error(
-        trainer("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed),
+        trainer(
+            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed
+        ),
         4,
         "verification-failed",
     )
     result = tmp_path / "result"
     submitted = trainer(
-        "submit", data, "--job-url", job.url, "--policy", policy, "-i", provider.identity, "-o", result
+        "submit",
+        data,
+        "--job-url",
+        job.url,
+        "--policy",
+        policy,
+        "-i",
+        provider.identity,
+        "-o",
+        result,
     )
     assert_error(submitted, 4, "verification-failed")
     assert not sealed.exists()
@@ -84,7 +98,8 @@ def test_a_malformed_row_is_found_before_anything_is_sent(
     spec = job.spec
     data = tmp_path / "train.jsonl"
     data.write_text(
-        rows + '{"messages": [{"role": "user", "content": "canary-in-a-bad-row"}, {"role": "assistant"}]}\n'
+        rows
+        + '{"messages": [{"role": "user", "content": "canary-in-a-bad-row"}, {"role": "assistant"}]}\n'
     )
     provider.keygen()
     ran = trainer(

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.end_to_end.conftest import CANARY, Agent, Provider, starting_jobs
-from tests.end_to_end.test_interruptions import free_port, pull_failure, start_training, submit_command
+from tests.end_to_end.test_interruptions import (
+    free_port,
+    pull_failure,
+    start_training,
+    submit_command,
+)
 from trainer.attestation.result.record import load_record
 
 if TYPE_CHECKING:
@@ -105,7 +110,9 @@ def test_told_to_end_and_started_again_it_ends_in_the_same_bits(
     folder = tmp_path / "again"
     folder.mkdir()
     assert adapter_of(again, provider, trainer, record, folder) == expected
-    first, second = (load_record(path.read_bytes()).result.recipient for path in (record, folder / "now.json"))
+    first, second = (
+        load_record(path.read_bytes()).result.recipient for path in (record, folder / "now.json")
+    )
     assert first == second, "the derived key is the same where the spec is"
     summary = json.loads((folder / "out" / "report" / "summary.json").read_bytes())
     assert summary["resumed_at"] == [step]
@@ -125,7 +132,9 @@ def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
     result = tmp_path / "result"
     command = submit_command(job, provider, data, result, provider.policy(saving))
     with (tmp_path / "told").open("wb") as told:
-        submitting = subprocess.Popen([sys.executable, "-m", "trainer", *command], stdout=told, stderr=told)
+        submitting = subprocess.Popen(
+            [sys.executable, "-m", "trainer", *command], stdout=told, stderr=told
+        )
     try:
         job.wait_for_step("checkpoint-sealed")
         job.process.kill()

@@ -60,7 +60,9 @@ def test_a_provider_written_from_the_specification_alone(
     pyrage = pytest.importorskip("pyrage")
     identity, signer = pyrage.x25519.Identity.generate(), Signer(Ed25519PrivateKey.generate())
     spec = write_spec(
-        tmp_path / "job.yaml", output={"include_logs": False}, exchange={"providers": [signer.public]}
+        tmp_path / "job.yaml",
+        output={"include_logs": False},
+        exchange={"providers": [signer.public]},
     )
     job: Job = start_job(spec)
     client = JobClient(int(job.url.rpartition(":")[2]))
@@ -68,10 +70,14 @@ def test_a_provider_written_from_the_specification_alone(
 
     appraised = attest(client, sha256(jcs(job_spec)))
     recipient = appraised["claims"]["recipients"]["instance"]
-    grant = bundles.new_grant(sha256(jcs(job_spec)), str(identity.to_public()), int(time.time()) + 3600)
+    grant = bundles.new_grant(
+        sha256(jcs(job_spec)), str(identity.to_public()), int(time.time()) + 3600
+    )
     files = {"train.jsonl": rows.encode()}
     manifest = bundles.new_manifest(grant, files)
-    dataset = age_files.encrypt(bundles.pack_dataset(grant, manifest, files, signer, recipient), recipient)
+    dataset = age_files.encrypt(
+        bundles.pack_dataset(grant, manifest, files, signer, recipient), recipient
+    )
     sealed = Sealed(appraised, job_spec, grant, manifest)
 
     assert client.create_upload(len(dataset), "no authorisation").status == 401
@@ -164,11 +170,15 @@ def pull(client: JobClient) -> bytes:
 
 def verify_receipt(opened: Mapping[str, bytes], sealed: Sealed) -> None:
     attested = json.loads(opened["evidence.json"])
-    signed = evidence.verify_statement(json.loads(opened["receipt.json"]), attested, "receipt", sealed.appraised)
+    signed = evidence.verify_statement(
+        json.loads(opened["receipt.json"]), attested, "receipt", sealed.appraised
+    )
     statement, predicate = signed.statement, signed.statement["predicate"]
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
     covered = {
-        name: sha256(data) for name, data in opened.items() if name not in {"receipt.json", "evidence.json"}
+        name: sha256(data)
+        for name, data in opened.items()
+        if name not in {"receipt.json", "evidence.json"}
     }
     assert evidence.digests(statement["subject"]) == covered
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(covered)
@@ -182,8 +192,14 @@ def verify_receipt(opened: Mapping[str, bytes], sealed: Sealed) -> None:
         "recipients": [sha256(text.encode()) for text in sealed.grant.document["recipients"]],
         "datasetManifestSha256": sha256(jcs(sealed.manifest)),
     }
-    base = {f"{model['model_name_or_path']}/{name}": value for name, value in model["model_file_sha256"].items()}
-    data = {f"data/{name}": bundles.salted_digest(sealed.manifest, name) for name in sealed.manifest["files"]}
+    base = {
+        f"{model['model_name_or_path']}/{name}": value
+        for name, value in model["model_file_sha256"].items()
+    }
+    data = {
+        f"data/{name}": bundles.salted_digest(sealed.manifest, name)
+        for name in sealed.manifest["files"]
+    }
     assert evidence.digests(definition["resolvedDependencies"]) == {**base, **data}
 
     details = predicate["runDetails"]

@@ -45,7 +45,12 @@ def events(job: Job) -> set[object]:
 
 
 def test_a_finished_result_is_offered_and_not_trained_again(
-    spec: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    spec: Path,
+    start_job: StartJob,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(DIES_WHILE_IT_DESTROYS)
     first: Job = start_job(spec, variables={"PYTHONPATH": str(tmp_path)})
@@ -62,14 +67,28 @@ def test_a_finished_result_is_offered_and_not_trained_again(
     job.process.kill()
     job.process.wait(20)
     wait_until(lambda: not children_of_front(spec))
-    assert {path.name for path in job.ciphertext.iterdir()} == {"deletion.json", "end.sealed", "result.tar.age"}
+    assert {path.name for path in job.ciphertext.iterdir()} == {
+        "deletion.json",
+        "end.sealed",
+        "result.tar.age",
+    }
 
     again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
     again.wait_event(event="phase", phase="awaiting-pull")
-    url, now = f"https://127.0.0.1:{again.wait_event(event='listening')['port']}", tmp_path / "now.json"
+    url, now = (
+        f"https://127.0.0.1:{again.wait_event(event='listening')['port']}",
+        tmp_path / "now.json",
+    )
     assert trainer("verify", url, "--policy", provider.policy_file, "-o", now).code == 0
     pulled = trainer(
-        "pull", url, "--policy", provider.policy_file, "--attestation", now, "-o", tmp_path / "result.age"
+        "pull",
+        url,
+        "--policy",
+        provider.policy_file,
+        "--attestation",
+        now,
+        "-o",
+        tmp_path / "result.age",
     )
     assert pulled.code == 0, pulled.err
     grant, deletion = grant_beside(record), tmp_path / "deletion.json"
@@ -108,7 +127,11 @@ def test_a_finished_result_is_offered_and_not_trained_again(
 def children_of_front(spec: Path) -> list[int]:
     """Process ids that still listen for this spec's job: the front ends after its supervisor."""
     found = []
-    port = next(line.split()[1] for line in spec.read_text().splitlines() if line.strip().startswith("port:"))
+    port = next(
+        line.split()[1]
+        for line in spec.read_text().splitlines()
+        if line.strip().startswith("port:")
+    )
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes()
@@ -126,11 +149,35 @@ def test_a_failure_for_good_is_not_repeated_until_the_provider_knows_of_it(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": "only a question"}]}\n' * 3)
     job: Job = start_job(spec)
-    recipient, record, sealed = provider.keygen(), tmp_path / "attestation.json", tmp_path / "dataset.age"
+    recipient, record, sealed = (
+        provider.keygen(),
+        tmp_path / "attestation.json",
+        tmp_path / "dataset.age",
+    )
     for step in (
         ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
-        ("seal", bad, "--policy", provider.policy_file, "--attestation", record, "-r", recipient, "-o", sealed),
-        ("upload", sealed, "--job-url", job.url, "--policy", provider.policy_file, "--attestation", record),
+        (
+            "seal",
+            bad,
+            "--policy",
+            provider.policy_file,
+            "--attestation",
+            record,
+            "-r",
+            recipient,
+            "-o",
+            sealed,
+        ),
+        (
+            "upload",
+            sealed,
+            "--job-url",
+            job.url,
+            "--policy",
+            provider.policy_file,
+            "--attestation",
+            record,
+        ),
     ):
         ran = trainer(*step)
         assert ran.code == 0, ran.err
@@ -153,7 +200,13 @@ def test_a_failure_for_good_is_not_repeated_until_the_provider_knows_of_it(
 
 
 def pull_failure_of(
-    job: Job, url: str, provider: Provider, trainer: Trainer, now: Path, record: Path, tmp_path: Path
+    job: Job,
+    url: str,
+    provider: Provider,
+    trainer: Trainer,
+    now: Path,
+    record: Path,
+    tmp_path: Path,
 ) -> dict[str, object]:
     result = tmp_path / "failure.age"
     pulled = provider.pull(url, now, result, record)
@@ -167,7 +220,12 @@ def pull_failure_of(
 
 
 def test_a_dataset_for_a_key_that_is_gone_waits_for_its_provider(
-    write_spec: WriteSpec, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path
+    write_spec: WriteSpec,
+    start_job: StartJob,
+    provider: Provider,
+    trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     spec = write_spec(tmp_path / "job.yaml", train=LONG, exchange={"port": free_port()})
     job: Job = start_job(spec)
@@ -202,15 +260,21 @@ def test_lost_processes_cost_time_and_nothing_else(
 ) -> None:
     """Each of the three in turn: `--restarts`, and data sealed to the derived key. The job needs nobody."""
     saving = {"max_steps": 1000, "save_steps": 5}  # seven seconds of training on a fast machine
-    spec = write_spec(tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20})
+    spec = write_spec(
+        tmp_path / "job.yaml", train=saving, exchange={"port": free_port(), "linger_seconds": 20}
+    )
     provider = kms_provider
-    job: Job = start_job(spec, "--restarts", "3", guest_agent=provider.agent.socket, started_anew=True)
+    job: Job = start_job(
+        spec, "--restarts", "3", guest_agent=provider.agent.socket, started_anew=True
+    )
     record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
     resumed: list[int] = []
     for victim in ("trainer.worker", "trainer.front", "supervisor"):
         job.wait_for_step("checkpoint-sealed", resumed[-1] + 1 if resumed else 1)
         supervisor = supervisor_of(job)
-        os.kill(supervisor if victim == "supervisor" else children(supervisor)[victim], signal.SIGKILL)
+        os.kill(
+            supervisor if victim == "supervisor" else children(supervisor)[victim], signal.SIGKILL
+        )
         wait_for(lambda: len(resumed_steps(job)) > len(resumed), job.process)  # noqa: B023 -- waited for here
         resumed = resumed_steps(job)
     assert resumed == sorted(resumed)

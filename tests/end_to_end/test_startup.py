@@ -34,14 +34,18 @@ open(sys.argv[1], "w").write(json.dumps([code, sorted(sys.modules)]))
 def modules_of(tmp_path: Path, *arguments: object, code: int = 0) -> set[str]:
     """Names of all modules that a command had imported when it ended with `code`."""
     report = tmp_path / "modules.json"
-    subprocess.run([sys.executable, "-c", RUN, report, *map(str, arguments)], capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-c", RUN, report, *map(str, arguments)], capture_output=True, check=True
+    )
     ended, modules = json.loads(report.read_text())
     assert ended == code
     return {name.partition(".")[0] for name in modules}
 
 
 def test_help_imports_next_to_nothing(tmp_path: Path) -> None:
-    assert not (HEAVY | {"httpx", "cryptography", "dcap_qvl", "pydantic"}) & modules_of(tmp_path, "--help")
+    assert not (HEAVY | {"httpx", "cryptography", "dcap_qvl", "pydantic"}) & modules_of(
+        tmp_path, "--help"
+    )
 
 
 def test_no_step_of_the_provider_imports_the_training_stack(
@@ -50,7 +54,11 @@ def test_no_step_of_the_provider_imports_the_training_stack(
     spec, spool = write_spec(tmp_path / "job.yaml"), tmp_path / "spool"
     job: Job = start_job(spec, "--spool", spool)
     job.wait_event(event="phase", phase="awaiting-dataset")
-    recipient, policy, record = provider.keygen(), provider.policy(spec), tmp_path / "attestation.json"
+    recipient, policy, record = (
+        provider.keygen(),
+        provider.policy(spec),
+        tmp_path / "attestation.json",
+    )
     sealed = tmp_path / "dataset.age"
     grant = f"{sealed}.grant.json"
     steps = (
@@ -59,7 +67,18 @@ def test_no_step_of_the_provider_imports_the_training_stack(
         ("verify", spool, "--policy", policy, "-o", record),
         ("seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed),
         ("upload", sealed, "--job-url", spool, "--policy", policy, "--attestation", record),
-        ("watch", spool, "--policy", policy, "--attestation", record, "-i", provider.identity, "--grant", grant),
+        (
+            "watch",
+            spool,
+            "--policy",
+            policy,
+            "--attestation",
+            record,
+            "-i",
+            provider.identity,
+            "--grant",
+            grant,
+        ),
         ("pull", spool, "--policy", policy, "--attestation", record, "-o", tmp_path / "result.age"),
         (
             "open",

@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
 
 def test_the_next_job_begins_where_the_last_one_ended(
-    start_job: StartJob, write_spec: WriteSpec, provider: Provider, trainer: Trainer, rows: str, tmp_path: Path
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    trainer: Trainer,
+    rows: str,
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -41,4 +46,6 @@ def test_the_next_job_begins_where_the_last_one_ended(
     submit("second", {"start_from": "adapter"}, "--adapter", first / "adapter")
     assert summaries["second"]["eval_loss_before"] == summaries["first"]["eval_loss_after"]
     assert trainer("receipt", "verify", tmp_path / "second").code == 0
-    assert "adapter/adapter_model.safetensors" in trainer("receipt", "show", tmp_path / "second").out
+    assert (
+        "adapter/adapter_model.safetensors" in trainer("receipt", "show", tmp_path / "second").out
+    )

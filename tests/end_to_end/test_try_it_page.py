@@ -40,7 +40,9 @@ def test_the_commands_of_the_page_bring_an_adapter(
     ran: dict[str, Ran] = {}
 
     def begin(name: str, arguments: list[str], ready: Callable[[], bool]) -> None:
-        server, module = (fork_server, "trainer") if name == "simulate" else (stack_server, "tests.forked_job")
+        server, module = (
+            (fork_server, "trainer") if name == "simulate" else (stack_server, "tests.forked_job")
+        )
         with (tmp_path / f"{name}.log").open("wb") as log:
             descriptors = {1: log.fileno(), 2: log.fileno()}
             started[name] = server.start(
@@ -67,7 +69,9 @@ def test_the_commands_of_the_page_bring_an_adapter(
             process.kill()
             process.wait(20)
     # `job init --local` prints these very commands.
-    printed = [shlex.split(line)[1:] for line in ran["job"].out.splitlines() if line.startswith("trainer ")]
+    printed = [
+        shlex.split(line)[1:] for line in ran["job"].out.splitlines() if line.startswith("trainer ")
+    ]
     assert printed == COMMANDS[1 : 1 + len(printed)]
     assert len(printed) == 5
     assert "loss: " in ran["submit"].out

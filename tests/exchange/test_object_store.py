@@ -31,7 +31,11 @@ def test_objects(server: SeaweedServer) -> None:
     store.put("nonce", b"second")
     assert first is not None
     assert store.tag("nonce") not in {None, first}
-    assert (store.get("nonce", 6), store.get("nonce", 5), store.get("other", 6)) == (b"second", None, None)
+    assert (store.get("nonce", 6), store.get("nonce", 5), store.get("other", 6)) == (
+        b"second",
+        None,
+        None,
+    )
     assert open_store("s3://trainer/jobs", server.environment).get("first/nonce", 6) == b"second"
     store.delete("nonce")
     store.delete("nonce")

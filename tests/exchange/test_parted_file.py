@@ -37,7 +37,9 @@ def source(tmp_path: Path) -> Path:
 def fetch(store: MemoryStore, target: Path, slept: list[float] | None = None) -> bytes:
     index = read_index(store, "file")
     assert index is not None
-    download_parts(store, "file", index, target, attempts=4, sleep=(slept if slept is not None else []).append)
+    download_parts(
+        store, "file", index, target, attempts=4, sleep=(slept if slept is not None else []).append
+    )
     return target.read_bytes()
 
 
@@ -61,8 +63,12 @@ def test_an_upload_sends_each_part_once_however_often_the_store_dies(
     for _ in range(5):
         store.dies_after = 3  # it forgets the index, and takes two parts
         with pytest.raises(UnavailableError):
-            upload_parts(store, "file", source, ConfirmedParts(state) if kept_on_disk else confirmed)
-        assert read_index(MemoryStore(store.objects), "file") is None, "an index before all parts are there"
+            upload_parts(
+                store, "file", source, ConfirmedParts(state) if kept_on_disk else confirmed
+            )
+        assert read_index(MemoryStore(store.objects), "file") is None, (
+            "an index before all parts are there"
+        )
     store.dies_after = None
     upload_parts(store, "file", source, ConfirmedParts(state) if kept_on_disk else confirmed)
     assert len(store.writes) == len(set(store.writes)) == 12
@@ -87,7 +93,9 @@ def test_what_was_confirmed_of_another_file_is_sent(source: Path, tmp_path: Path
     assert fetch(store, tmp_path / "target") == source.read_bytes()
 
 
-def test_a_download_asks_for_each_part_once_however_often_the_store_dies(source: Path, tmp_path: Path) -> None:
+def test_a_download_asks_for_each_part_once_however_often_the_store_dies(
+    source: Path, tmp_path: Path
+) -> None:
     store, target = MemoryStore(), tmp_path / "target"
     upload_parts(store, "file", source, ConfirmedParts())
     index = read_index(store, "file")
@@ -107,13 +115,19 @@ def test_objects_that_come_late_are_waited_for(source: Path, tmp_path: Path) -> 
     store, slept = MemoryStore(), list[float]()
     upload_parts(store, "file", source, ConfirmedParts())
     earlier = os.urandom(PART)
-    store.lies = {"file.parts/00003": [None, None], "file.parts/00004": [earlier], "file.parts/00005": [b"", b"x"]}
+    store.lies = {
+        "file.parts/00003": [None, None],
+        "file.parts/00004": [earlier],
+        "file.parts/00005": [b"", b"x"],
+    }
     assert fetch(store, tmp_path / "target", slept) == source.read_bytes()
     assert sorted(slept) == [1, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"exchanged", bytes(PART), bytes(PART + 1)])
-def test_a_part_that_stays_wrong_is_refused(source: Path, tmp_path: Path, content: bytes | None) -> None:
+def test_a_part_that_stays_wrong_is_refused(
+    source: Path, tmp_path: Path, content: bytes | None
+) -> None:
     store = MemoryStore()
     upload_parts(store, "file", source, ConfirmedParts())
     store.lies = {"file.parts/00003": [content] * 9}

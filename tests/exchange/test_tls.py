@@ -40,8 +40,12 @@ def server() -> Iterator[tuple[int, str]]:
     thread.join()
 
 
-def connect(context: PinnedContext, port: int, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=5), session=session)
+def connect(
+    context: PinnedContext, port: int, session: ssl.SSLSession | None = None
+) -> ssl.SSLSocket:
+    return context.wrap_socket(
+        socket.create_connection(("127.0.0.1", port), timeout=5), session=session
+    )
 
 
 def test_records_then_demands(server: tuple[int, str]) -> None:

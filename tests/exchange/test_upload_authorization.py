@@ -33,7 +33,11 @@ GOOD = UploadAuthorization(
 
 
 def admits(
-    token: str | None, *, gate: UploadGate = GATE, scope: UploadScope | None = SCOPE, size: int = 4096
+    token: str | None,
+    *,
+    gate: UploadGate = GATE,
+    scope: UploadScope | None = SCOPE,
+    size: int = 4096,
 ) -> bool:
     return gate.admits(token, size, scope, now=NOW)
 
@@ -41,7 +45,9 @@ def admits(
 def test_a_listed_provider_is_admitted() -> None:
     token = sign_authorization(GOOD, PROVIDER)
     assert admits(token)
-    assert admits(sign_authorization(GOOD.model_copy(update={"recipient_sha256": DERIVED}), PROVIDER))
+    assert admits(
+        sign_authorization(GOOD.model_copy(update={"recipient_sha256": DERIVED}), PROVIDER)
+    )
     assert len(token) <= MAX_AUTHORIZATION_BYTES
 
 
@@ -69,7 +75,9 @@ def test_a_token_for_something_else_is_refused(changes: dict[str, Any]) -> None:
 def test_a_token_of_the_network_is_worth_nothing_in_a_spool() -> None:
     spool = UploadGate(GATE.providers, None)
     assert not admits(sign_authorization(GOOD, PROVIDER), gate=spool)
-    assert admits(sign_authorization(GOOD.model_copy(update={"tls_spki_sha256": None}), PROVIDER), gate=spool)
+    assert admits(
+        sign_authorization(GOOD.model_copy(update={"tls_spki_sha256": None}), PROVIDER), gate=spool
+    )
 
 
 def test_a_stranger_is_refused() -> None:
@@ -91,10 +99,16 @@ def test_nobody_is_admitted_before_the_job_has_keys() -> None:
 def test_what_a_provider_signed_for_another_use_authorises_nothing() -> None:
     document = canonical_json(GOOD.model_dump(mode="json"))
     parts = (document, PROVIDER.sign("confidential-trainer/bundle-signature/v1", document))
-    assert not admits(".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts))
+    assert not admits(
+        ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+    )
 
 
-@pytest.mark.parametrize("document", [b"{}", b"[]", b"\xff", b'{"version":1,"version":1}', b"x" * 500])
+@pytest.mark.parametrize(
+    "document", [b"{}", b"[]", b"\xff", b'{"version":1,"version":1}', b"x" * 500]
+)
 def test_what_a_provider_signed_and_is_no_authorisation_is_refused(document: bytes) -> None:
     parts = (document, PROVIDER.sign("confidential-trainer/upload-authorization/v1", document))
-    assert not admits(".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts))
+    assert not admits(
+        ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+    )

@@ -41,7 +41,11 @@ class Hub:
                 stored = self.path.startswith("/store/")
                 name = self.path.removeprefix("/store/" if stored else prefix)
                 content = hub.files.get(name) if stored or self.path.startswith(prefix) else None
-                if hub.token and not stored and self.headers["Authorization"] != f"Bearer {hub.token}":
+                if (
+                    hub.token
+                    and not stored
+                    and self.headers["Authorization"] != f"Bearer {hub.token}"
+                ):
                     self.send_response(401)
                     self.send_header("X-Error-Code", "GatedRepo")
                     self.send_header("Content-Length", "0")
@@ -66,9 +70,16 @@ class Hub:
                 self.send_header("ETag", f'"{digest[:40]}"')
                 self.send_header("Content-Length", str(len(content) - start))
                 if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                    self.send_header(
+                        "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
+                    )
                 self.end_headers()
-                if with_body and stored and hub.cut_after is not None and len(content) > hub.cut_after:
+                if (
+                    with_body
+                    and stored
+                    and hub.cut_after is not None
+                    and len(content) > hub.cut_after
+                ):
                     content, hub.cut_after = content[: hub.cut_after], None
                     self.close_connection = True
                 if with_body:
@@ -91,7 +102,9 @@ class Hub:
     def tokens(self) -> set[str | None]:
         """What the requests had in the header Authorization."""
         return {
-            next((value for name, value in headers.items() if name.lower() == "authorization"), None)
+            next(
+                (value for name, value in headers.items() if name.lower() == "authorization"), None
+            )
             for _, _, headers in self.requests
         }
 

@@ -38,7 +38,11 @@ def section(name: str, **changes: str) -> ModelSection:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -49,7 +53,11 @@ def into(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def local(tmp_path: Path) -> Path:
-    for name, content in {**FILES, "pytorch_model.bin": b"a pickle", "modeling.py": b"code"}.items():
+    for name, content in {
+        **FILES,
+        "pytorch_model.bin": b"a pickle",
+        "modeling.py": b"code",
+    }.items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(content)
     return tmp_path
@@ -58,7 +66,11 @@ def local(tmp_path: Path) -> Path:
 def test_only_the_listed_files_come(local: Path, into: Path) -> None:
     fetch_model(section("./model"), local, into)
     assert tree(into) == FILES
-    assert sorted(path.name for path in into.iterdir()) == ["config.json", "model.safetensors", "tokenizer"]
+    assert sorted(path.name for path in into.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer",
+    ]
 
 
 def test_absolute_directory(local: Path, into: Path) -> None:
@@ -113,20 +125,28 @@ def test_hub_at_the_exact_revision(hub: Hub, into: Path, tmp_path: Path) -> None
     fetch(into)
     assert tree(into) == FILES
     assert not (tmp_path / "home").exists()  # no cache on a disk
-    assert {path.split("/resolve/")[1].split("/")[0] for _, path, _ in hub.requests if "/resolve/" in path} == {
-        REVISION
-    }
+    assert {
+        path.split("/resolve/")[1].split("/")[0]
+        for _, path, _ in hub.requests
+        if "/resolve/" in path
+    } == {REVISION}
     assert all("authorization" not in map(str.lower, headers) for _, _, headers in hub.requests)
-    assert not any(path.startswith(("/api/telemetry", "/api/whoami")) for _, path, _ in hub.requests)
+    assert not any(
+        path.startswith(("/api/telemetry", "/api/whoami")) for _, path, _ in hub.requests
+    )
     assert not any("pytorch_model" in path for _, path, _ in hub.requests)
-    agents = {headers.get("user-agent", headers.get("User-Agent", "")) for _, _, headers in hub.requests}
+    agents = {
+        headers.get("user-agent", headers.get("User-Agent", "")) for _, _, headers in hub.requests
+    }
     assert not any("torch" in agent for agent in agents), agents
 
 
 def test_hub_from_behind_walls(hub: Hub, into: Path) -> None:
     """The child has the network, this directory, and nothing else."""
     plan = SandboxPlan(role=Role.FETCH, writable=(into,), umask=0o027)
-    start(FetchOrder(model=section("org/model"), base_dir=str(into), into=str(into), plan=plan)).wait(60)
+    start(
+        FetchOrder(model=section("org/model"), base_dir=str(into), into=str(into), plan=plan)
+    ).wait(60)
     assert tree(into) == FILES
     assert {path.stat().st_mode & 0o777 for path in into.rglob("*") if path.is_file()} == {0o640}
 
@@ -136,7 +156,9 @@ def test_local_directory_that_the_plan_does_not_name(local: Path, into: Path) ->
         pytest.skip("this kernel has no Landlock")
     plan = SandboxPlan(role=Role.FETCH, writable=(into,))
     with pytest.raises(JobError) as caught:
-        start(FetchOrder(model=section("./model"), base_dir=str(local), into=str(into), plan=plan)).wait(60)
+        start(
+            FetchOrder(model=section("./model"), base_dir=str(local), into=str(into), plan=plan)
+        ).wait(60)
     assert caught.value.code is ErrorCode.MODEL_INVALID
     assert "Permission denied" in caught.value.message
 

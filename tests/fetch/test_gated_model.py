@@ -84,7 +84,10 @@ def test_an_order_shows_no_token() -> None:
 
 def test_files_by_their_urls(hub: Hub, store: Hub, into: Path) -> None:
     """No token goes to a URL; what has no URL comes from the hub."""
-    urls = {name: f"{store.url}/store/{name}?X-Amz-Signature=ab" for name in ("config.json", "model.safetensors")}
+    urls = {
+        name: f"{store.url}/store/{name}?X-Amz-Signature=ab"
+        for name in ("config.json", "model.safetensors")
+    }
     store.files = {f"{name}?X-Amz-Signature=ab": content for name, content in FILES.items()}
     fetch(into, with_urls(**urls), TOKEN)
     assert tree(into) == FILES

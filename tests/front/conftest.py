@@ -149,7 +149,11 @@ class Front:
         (self.spool / "result.tar.age").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         shown = ACKNOWLEDGEMENT_SHA256
-        self.send(ResultReady(size=len(content), sha256=digest, acknowledgement_sha256=(shown,), final=final))
+        self.send(
+            ResultReady(
+                size=len(content), sha256=digest, acknowledgement_sha256=(shown,), final=final
+            )
+        )
         self.enter(Phase.AWAITING_PULL)
         return digest
 
@@ -184,7 +188,10 @@ def start_front(tmp_path: Path, fork_server: ForkServer) -> Iterator[StartFront]
     fronts: list[Front] = []
 
     def start(
-        *arguments: str, exchange: dict[str, Any] | None = None, started_anew: bool = False, **limits: Any
+        *arguments: str,
+        exchange: dict[str, Any] | None = None,
+        started_anew: bool = False,
+        **limits: Any,
     ) -> Front:
         spool = tmp_path / f"spool{len(fronts)}"
         spool.mkdir(exist_ok=True)
@@ -280,7 +287,11 @@ def client_of() -> Callable[..., JobClient]:
     """A client of a front that does not really wait."""
 
     def make(front: Front, url: str | None = None, **options: Any) -> JobClient:
-        defaults = {"pinned_spki_sha256": front.ready.tls_spki_sha256, "timeout": 5, "sleep": lambda _: None}
+        defaults = {
+            "pinned_spki_sha256": front.ready.tls_spki_sha256,
+            "timeout": 5,
+            "sleep": lambda _: None,
+        }
         return JobClient(url or front.url, **{**defaults, **options})
 
     return make

@@ -53,7 +53,9 @@ def test_a_nonce_that_came_too_early_is_answered_later(tmp_path: Path) -> None:
     supervisor = BusySupervisor()
     (tmp_path / "nonce").write_text("cd" * 32)
     gate = UploadGate((), None)
-    SpoolFront(SpoolDirectory(tmp_path), cast("Any", supervisor), 1, gate, clock=lambda: supervisor.now).run()
+    SpoolFront(
+        SpoolDirectory(tmp_path), cast("Any", supervisor), 1, gate, clock=lambda: supervisor.now
+    ).run()
     assert (tmp_path / "evidence.json").exists()
     first, second, third = supervisor.asked  # not again once it was answered
     assert 2 <= second - first <= 3
@@ -75,8 +77,12 @@ def test_a_taken_dataset_of_a_joint_job_is_not_judged_by_an_earlier_report(
     monkeypatch.setattr(Path, "replace", replaced)
     dataset.write_bytes(b"sealed")
     supervisor = BusySupervisor()
-    front = SpoolFront(SpoolDirectory(tmp_path), cast("Any", supervisor), 10, UploadGate((), None), joint=True)
-    refusal = Status(phase=Phase.AWAITING_DATASET, error="dataset-overlong", result_bytes=7, received=(1,))
+    front = SpoolFront(
+        SpoolDirectory(tmp_path), cast("Any", supervisor), 10, UploadGate((), None), joint=True
+    )
+    refusal = Status(
+        phase=Phase.AWAITING_DATASET, error="dataset-overlong", result_bytes=7, received=(1,)
+    )
     front._take(StatusUpdate(status=refusal))
     front._take(OpenUpload(accept=True))
     front._look_for_files()

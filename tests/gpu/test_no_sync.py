@@ -43,7 +43,9 @@ def _older_torch() -> None:
 def example(length: int, seed: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(10, 500, (length,), generator=generator).tolist()
-    return Example(array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True)
+    return Example(
+        array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True
+    )
 
 
 EXAMPLES = tuple(example(20 + 7 * (number % 9), number) for number in range(64))
@@ -66,7 +68,9 @@ def make_training(kind: str) -> Trainer:
     loss = CausalLoss(model, BF16, pad_id=0, longest=100)
     assert loss.forward_mode == "fused"
     method: Any = "dpo" if kind == "pairs" else "sft"
-    section = TrainSection(method=method, per_device_train_batch_size=4, max_steps=40, logging_steps=1000)
+    section = TrainSection(
+        method=method, per_device_train_batch_size=4, max_steps=40, logging_steps=1000
+    )
     data = Dataset(EXAMPLES, (), RowCounts(64, 0, 0, 0), ())
     packing = DataSection(packing=kind == "packed", max_length=128)
     inputs = MethodInputs(data, loss, section, GPU, data=packing, reference=loss.adapter_disabled)
@@ -117,4 +121,6 @@ def test_loss_is_the_one_of_the_cpu() -> None:
     exact = Precision(torch.device("cpu"), torch.float32, autocast=False)
     expected = CausalLoss(make_model(exact.device, torch.float32), exact, pad_id=0, longest=100)
     on_gpu = found.total_loss(single_batch(EXAMPLES, GPU)).item()
-    assert on_gpu == pytest.approx(expected.total_loss(single_batch(EXAMPLES, exact.device)).item(), rel=1e-2)
+    assert on_gpu == pytest.approx(
+        expected.total_loss(single_batch(EXAMPLES, exact.device)).item(), rel=1e-2
+    )

@@ -58,7 +58,10 @@ messages: st.SearchStrategy[Message] = st.one_of(
         row=st.none() | counts,
         field=st.none() | st.text(max_size=100),
     ),
-    st.builds(Finished, summary=st.dictionaries(st.text(max_size=9), st.text(max_size=9) | counts | st.none())),
+    st.builds(
+        Finished,
+        summary=st.dictionaries(st.text(max_size=9), st.text(max_size=9) | counts | st.none()),
+    ),
 )
 
 
@@ -113,7 +116,9 @@ def test_an_order_survives_the_pipe(make_spec: Callable[..., JobSpec]) -> None:
     assert parsed.spec.sha256() == order.spec.sha256()
 
 
-def test_the_largest_bundle_and_job_spec_fit_into_an_order(make_spec: Callable[..., JobSpec]) -> None:
+def test_the_largest_bundle_and_job_spec_fit_into_an_order(
+    make_spec: Callable[..., JobSpec],
+) -> None:
     """The provider chooses number and names of the data files: what a bundle may hold, a worker can be sent."""
     files = ArchiveLimits().max_files - 2  # without grant and manifest
     names = [f"{number:04d}".ljust(MAX_NAME_BYTES - len("data/"), '"') for number in range(files)]
@@ -164,7 +169,9 @@ def test_a_failure_becomes_the_same_error_again() -> None:
 
 
 def test_long_texts_are_cut_to_fit_the_line() -> None:
-    message = Failed.of(JobError(ErrorCode.MODEL_INVALID, "x" * 10**6, expected="y" * 10**6, found="z" * 10**6))
+    message = Failed.of(
+        JobError(ErrorCode.MODEL_INVALID, "x" * 10**6, expected="y" * 10**6, found="z" * 10**6)
+    )
     assert FROM_WORKER.parse(FROM_WORKER.encode(message)) == message
 
 
@@ -180,7 +187,9 @@ def test_messages_are_written_whole() -> None:
     supervisor.close()
 
 
-def test_a_message_that_trickles_in_does_not_prolong_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_trickles_in_does_not_prolong_the_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What is due meanwhile would become public when the sender wants it to."""
     reading, writing = os.pipe()
     supervisor = to_worker_channel(reading, -1)

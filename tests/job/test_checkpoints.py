@@ -19,7 +19,12 @@ from trainer.logs import PublicEvent
 from trainer.sealing import sealed_checkpoint as sealed
 from trainer.sealing.age import encrypt_file, generate_identity
 from trainer.sealing.bundle import Grant
-from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
+from trainer.sealing.sealed_checkpoint import (
+    CheckpointBinding,
+    CheckpointKeys,
+    open_checkpoint,
+    seal_checkpoint,
+)
 from trainer.sealing.state_key import checkpoint_keys
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
@@ -35,7 +40,9 @@ RECIPIENT = str(generate_identity(hybrid=False).recipient())
 
 def keys_for(binding: CheckpointBinding = BINDING, *, secret: str = SECRET) -> CheckpointKeys:
     spec = binding.job_spec_sha256
-    grant = Grant(version=1, job_spec_sha256=spec, recipients=(RECIPIENT,), expires_at=1, secret=secret)
+    grant = Grant(
+        version=1, job_spec_sha256=spec, recipients=(RECIPIENT,), expires_at=1, secret=secret
+    )
     return checkpoint_keys([grant], binding)
 
 
@@ -51,7 +58,9 @@ class Job:
     ) -> None:
         self.output = folder / "output"
         self.events: list[PublicEvent] = []
-        self.at = CheckpointStore(folder / "ciphertext", keys or keys_for(binding), binding, 2, self.events.append)
+        self.at = CheckpointStore(
+            folder / "ciphertext", keys or keys_for(binding), binding, 2, self.events.append
+        )
         self.at.folder.mkdir(exist_ok=True)
         self._folder = folder
 
@@ -86,7 +95,10 @@ def test_the_newest_is_gone_on_with_and_the_last_ones_stay(tmp_path: Path) -> No
     assert job.resume() == (None, []), "a first start has nothing to say"
     job.take(1, 2, 10)
     sizes = {step: job.at.path(step).stat().st_size for step in (2, 10)}
-    assert job.events[1:] == [logs.CheckpointSealed(2, sizes[2]), logs.CheckpointSealed(10, sizes[10])]
+    assert job.events[1:] == [
+        logs.CheckpointSealed(2, sizes[2]),
+        logs.CheckpointSealed(10, sizes[10]),
+    ]
     assert sorted(job.at.folder.iterdir()) == [job.at.path(2), job.at.path(10)]
     assert list((job.output / CHECKPOINTS_DIR).iterdir()) == [], "the plaintext is gone"
     again = Job(tmp_path)
@@ -155,12 +167,20 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_a_checkpoint_of_another_job_opens_under_no_name(other: CheckpointKeys, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_job_opens_under_no_name(
+    other: CheckpointKeys, tmp_path: Path
+) -> None:
     theirs, ours = Job(tmp_path, other), Job(tmp_path)
     theirs.take(5)
-    assert ours.resume() == (None, [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.StartsOver(1)])
+    assert ours.resume() == (
+        None,
+        [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.StartsOver(1)],
+    )
     theirs.at.path(5).rename(ours.at.path(5))
-    assert ours.resume() == (None, [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.StartsOver(1)])
+    assert ours.resume() == (
+        None,
+        [logs.CheckpointRefused(ErrorCode.NO_IDENTITY_MATCH), logs.StartsOver(1)],
+    )
 
 
 def test_an_older_one_put_back_costs_work_and_cannot_pass_for_a_newer_one(tmp_path: Path) -> None:
@@ -196,7 +216,11 @@ def test_what_is_no_regular_file_is_passed_over(kind: str, tmp_path: Path) -> No
 
 
 def opened(
-    path: Path, into: Path, keys: CheckpointKeys, step: int = 1, binding: CheckpointBinding = BINDING
+    path: Path,
+    into: Path,
+    keys: CheckpointKeys,
+    step: int = 1,
+    binding: CheckpointBinding = BINDING,
 ) -> ErrorCode | None:
     try:
         with path.open("rb", buffering=0) as source:
@@ -234,7 +258,9 @@ def test_the_binding_is_looked_at_even_under_the_same_keys(tmp_path: Path) -> No
     seal_checkpoint(folder, CHECKPOINT_FILES, target, step=1, binding=BINDING, keys=keys)
     for name in type(BINDING).model_fields:
         other = BINDING.model_copy(update={name: "ff" * 32})
-        assert opened(target, tmp_path / "into", keys, binding=other) is ErrorCode.CHECKPOINT_INVALID
+        assert (
+            opened(target, tmp_path / "into", keys, binding=other) is ErrorCode.CHECKPOINT_INVALID
+        )
     assert opened(target, tmp_path / "into", keys, step=2) is ErrorCode.CHECKPOINT_INVALID
 
 
@@ -244,7 +270,10 @@ def test_other_archives_under_the_right_key_are_refused(tmp_path: Path) -> None:
     for content in (b"", b"\x80\x04.", bytes(10240)):
         plain.write_bytes(content)
         encrypt_file(plain, target, [keys.identity.recipient()])
-        assert opened(target, tmp_path / "into", keys) in {ErrorCode.BUNDLE_INVALID, ErrorCode.CHECKPOINT_INVALID}
+        assert opened(target, tmp_path / "into", keys) in {
+            ErrorCode.BUNDLE_INVALID,
+            ErrorCode.CHECKPOINT_INVALID,
+        }
         target.unlink()
 
 
@@ -276,10 +305,14 @@ def test_no_link_of_a_broken_worker_is_followed(kind: str, tmp_path: Path) -> No
     assert caught.value.code is ErrorCode.WORKER_DIED
     assert job.events == []
     assert list(job.at.folder.iterdir()) == []
-    assert {path.name for path in secret.iterdir()} == {*CONTENT, "1"}, "nothing is removed behind a link"
+    assert {path.name for path in secret.iterdir()} == {*CONTENT, "1"}, (
+        "nothing is removed behind a link"
+    )
 
 
-def test_a_worker_that_changes_what_it_saved_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_changes_what_it_saved_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the sealing breaks off can be seen on the operator's disk: a number of the worker's choice."""
     job = Job(tmp_path)
     folder = job.write(1)
@@ -297,7 +330,9 @@ def test_a_worker_that_changes_what_it_saved_is_ended(tmp_path: Path, monkeypatc
     assert list((job.output / CHECKPOINTS_DIR).iterdir()) == []
 
 
-def test_a_full_disk_costs_the_checkpoint_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_the_checkpoint_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = Job(tmp_path)
     job.take(1)
 
@@ -308,7 +343,9 @@ def test_a_full_disk_costs_the_checkpoint_only(tmp_path: Path, monkeypatch: pyte
         patched.setattr("trainer.atomic_files.os.fsync", full)
         job.take(2)
     assert job.events[-1] == logs.CheckpointMissed(2, ErrorCode.STORAGE_FULL)
-    assert list(job.at.folder.iterdir()) == [job.at.path(1)], "the one before stays, and no torn file"
+    assert list(job.at.folder.iterdir()) == [job.at.path(1)], (
+        "the one before stays, and no torn file"
+    )
     assert Job(tmp_path).resume()[0] == 1
 
 

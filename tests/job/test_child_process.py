@@ -58,7 +58,9 @@ def test_a_child_inherits_only_the_descriptors_named(tmp_path: Path) -> None:
     assert f"'{writing}'" not in seen or writing <= 3
 
 
-def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_ignores_sigterm_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(children, "TERMINATE_SECONDS", 0.3)
     ready = tmp_path / "ready"
     (tmp_path / "stubborn.py").write_text(

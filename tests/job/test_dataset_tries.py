@@ -115,8 +115,12 @@ class World:
         self.made = DatasetTries(
             processes=cast("Any", processes),
             reception=cast("Any", self),
-            hand_over=cast("Any", HandOver(Workspace(self.folder, tries=self.tries), ciphertext, self.said)),
-            spec=cast("Any", SimpleNamespace(sha256=lambda: "ab" * 32, train=train, privacy=privacy)),
+            hand_over=cast(
+                "Any", HandOver(Workspace(self.folder, tries=self.tries), ciphertext, self.said)
+            ),
+            spec=cast(
+                "Any", SimpleNamespace(sha256=lambda: "ab" * 32, train=train, privacy=privacy)
+            ),
             compose_sha256="cd" * 32,
             earlier=self.earlier,
             enter=lambda phase, **_: self.phases.append(phase),
@@ -152,7 +156,11 @@ class World:
 
     @property
     def refusals(self) -> list[tuple[ErrorCode, int]]:
-        return [(event.code, event.tries_left) for event in self.events if isinstance(event, logs.DatasetRefused)]
+        return [
+            (event.code, event.tries_left)
+            for event in self.events
+            if isinstance(event, logs.DatasetRefused)
+        ]
 
 
 @pytest.fixture
@@ -185,7 +193,10 @@ def test_bad_datasets_are_refused_until_one_is_trained_on(job: Callable[..., Wor
         ("refuse", ErrorCode.DATASET_ROW_INVALID, 2),
         ("seal", None, 3),
     ]
-    assert world.refusals == [(ErrorCode.DATASET_ROW_INVALID, 2), (ErrorCode.DATASET_ROW_INVALID, 1)]
+    assert world.refusals == [
+        (ErrorCode.DATASET_ROW_INVALID, 2),
+        (ErrorCode.DATASET_ROW_INVALID, 1),
+    ]
     assert len(world.noted) == 2
 
 
@@ -207,7 +218,9 @@ def test_the_last_try_ends_the_job(job: Callable[..., World]) -> None:
     assert len(world.begun) == 3
 
 
-def test_the_time_that_is_over_after_a_refusal_ends_the_job_with_its_report(job: Callable[..., World]) -> None:
+def test_the_time_that_is_over_after_a_refusal_ends_the_job_with_its_report(
+    job: Callable[..., World],
+) -> None:
     world = job(NOT_A_ROW, uploads=1)
     world.run()
     assert world.said[-1] == ("give up", ErrorCode.DATASET_ROW_INVALID, 2)
@@ -225,7 +238,11 @@ def test_only_faults_of_the_dataset_refuse_it(code: ErrorCode, job: Callable[...
     world = job(JobError(code, "whatever"))
     world.run()
     assert (world.said[0][0] == "refuse") is (code in DATASET_FAULTS)
-    assert {ErrorCode.OUT_OF_MEMORY, ErrorCode.TRAINING_DIVERGED, ErrorCode.WORKER_DIED} & DATASET_FAULTS == set()
+    assert {
+        ErrorCode.OUT_OF_MEMORY,
+        ErrorCode.TRAINING_DIVERGED,
+        ErrorCode.WORKER_DIED,
+    } & DATASET_FAULTS == set()
 
 
 def test_a_failure_after_the_first_step_ends_the_job(job: Callable[..., World]) -> None:
@@ -235,7 +252,9 @@ def test_a_failure_after_the_first_step_ends_the_job(job: Callable[..., World]) 
     assert world.refusals == []
 
 
-def test_a_dataset_that_has_been_trained_on_before_a_restart_is_not_refused(job: Callable[..., World]) -> None:
+def test_a_dataset_that_has_been_trained_on_before_a_restart_is_not_refused(
+    job: Callable[..., World],
+) -> None:
     world = job(NOT_A_ROW, checkpoint=5)
     world.run()
     assert world.said == [("seal", ErrorCode.DATASET_ROW_INVALID, 1)]
@@ -272,11 +291,15 @@ def test_privacy_that_was_spent_counts_for_its_own_dataset_alone(job: Callable[.
     assert world.made._spent is None or world.made._spent.runs == 1
 
 
-OF_THE_SECOND = ReportedDataError(ErrorCode.DATASET_OVERLONG, "too long", file="provider-02/a.jsonl", row=1)
+OF_THE_SECOND = ReportedDataError(
+    ErrorCode.DATASET_OVERLONG, "too long", file="provider-02/a.jsonl", row=1
+)
 OF_NOBODY = ReportedDataError(ErrorCode.DATASET_NOT_TRAINABLE, "no row is held out")
 
 
-def test_the_provider_of_a_bad_dataset_is_told_and_the_others_wait(job: Callable[..., World]) -> None:
+def test_the_provider_of_a_bad_dataset_is_told_and_the_others_wait(
+    job: Callable[..., World],
+) -> None:
     world = job(OF_THE_SECOND, is_joint=True)
     assert world.run().error is None
     assert [what for what, _, _ in world.said] == ["refuse", "seal"]

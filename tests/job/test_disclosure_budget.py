@@ -40,10 +40,16 @@ def bits(choices: float) -> int:
     return math.ceil(math.log2(choices))
 
 
-PROGRESS_BITS = bits(PROGRESS_VALUES + 1 + PREPARATION_VALUES + 1)  # a step, what comes before it, or nothing
+PROGRESS_BITS = bits(
+    PROGRESS_VALUES + 1 + PREPARATION_VALUES + 1
+)  # a step, what comes before it, or nothing
 STEP_BITS = bits(MAX_TOTAL_STEPS)
 # A padded number of records has at most 6 significant bits below 2^33 records (80 TiB): all of them, in order.
-SIZES = {padded_records(1 << exponent | (part << exponent) >> 6) for exponent in range(33) for part in range(64)}
+SIZES = {
+    padded_records(1 << exponent | (part << exponent) >> 6)
+    for exponent in range(33)
+    for part in range(64)
+}
 SIZE_BITS = bits(len(SIZES))
 CHECKPOINT_BITS = STEP_BITS + SIZE_BITS  # whether there was room for it is the operator's choice
 TIME_BITS = TICKS_PER_LEVEL * sum(bits(2**level + 1) for level in range(LEVELS))
@@ -108,7 +114,9 @@ def test_releases_lie_on_a_fixed_grid_that_becomes_coarser(one: float, other: fl
     assert following - BEGIN == schedule.seconds(count + 1)
     assert schedule.count(following) == count + 1
     # An interval is at most a 64th of the time since the beginning, or a tick.
-    assert schedule.seconds(count + 1) - schedule.seconds(count) <= max(1, 1 + schedule.seconds(count) / 64)
+    assert schedule.seconds(count + 1) - schedule.seconds(count) <= max(
+        1, 1 + schedule.seconds(count) / 64
+    )
 
 
 def test_tries_share_the_releases_of_one_start() -> None:
@@ -144,7 +152,9 @@ def test_published_steps_are_few_and_grow(total: int, advances: list[int]) -> No
     assert total // unit <= PROGRESS_VALUES
 
 
-@given(st.lists(st.tuples(st.sampled_from(Activity), st.integers(0, 100)), max_size=300).map(sorted))
+@given(
+    st.lists(st.tuples(st.sampled_from(Activity), st.integers(0, 100)), max_size=300).map(sorted)
+)
 def test_what_is_published_before_the_first_step_is_few_values_that_go_forward(
     said: list[tuple[Activity, int]],
 ) -> None:

@@ -92,7 +92,9 @@ def test_what_is_no_file_is_no_record(file: EndRecordFile, tmp_path: Path) -> No
 
 def test_a_job_that_got_no_dataset_to_train_on_leaves_the_checkpoints_of_another() -> None:
     for code in ErrorCode:
-        assert record(code).is_without_training is (code in DATASET_FAULTS or code is ErrorCode.DATASET_TIMEOUT)
+        assert record(code).is_without_training is (
+            code in DATASET_FAULTS or code is ErrorCode.DATASET_TIMEOUT
+        )
     assert not record().is_without_training
 
 

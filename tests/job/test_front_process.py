@@ -35,7 +35,9 @@ REQUEST = EvidenceRequest(id=7, nonce="ab" * 32)
 def connected() -> Iterator[tuple[FrontProcess, Channel[SupervisorMessage, FrontMessage]]]:
     """Yields the supervisor's view of a front, and the front's end of the channel."""
     ours, theirs = socket.socketpair()
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     with process, closing(front_channel(theirs)) as channel:
         front = FrontProcess(process, supervisor_channel(ours))
         front.start_listening()
@@ -46,7 +48,9 @@ def connected() -> Iterator[tuple[FrontProcess, Channel[SupervisorMessage, Front
 def test_a_request_without_a_source_of_evidence_gets_a_code() -> None:
     with connected() as (_, channel):
         channel.send(REQUEST)
-        assert channel.receive(timeout=20) == EvidenceReply(id=7, evidence=None, error=ErrorCode.JOB_BUSY)
+        assert channel.receive(timeout=20) == EvidenceReply(
+            id=7, evidence=None, error=ErrorCode.JOB_BUSY
+        )
 
 
 def test_an_unexpected_error_in_the_evidence_ends_the_wait_for_the_front() -> None:
@@ -73,7 +77,9 @@ def wait_until_taken(channel: Channel[SupervisorMessage, FrontMessage]) -> None:
 def test_a_front_that_was_taken_over_cannot_acknowledge_a_result() -> None:
     """It faces the network: its claim alone would make the job sign that the provider has the result."""
     right = "ac" * 32
-    result = ResultReady(size=6, sha256="ab" * 32, acknowledgement_sha256=(sha256_hex(right.encode()),))
+    result = ResultReady(
+        size=6, sha256="ab" * 32, acknowledgement_sha256=(sha256_hex(right.encode()),)
+    )
     with connected() as (front, channel):
         channel.send(Acknowledged(acknowledgement=right))  # before there is a result
         wait_until_taken(channel)
@@ -86,7 +92,9 @@ def test_a_front_that_was_taken_over_cannot_acknowledge_a_result() -> None:
         assert front.wait_acknowledged(20)
         assert front.has_acknowledgement
         front.offer_result(
-            result.model_copy(update={"acknowledgement_sha256": (sha256_hex(b"of the next result"),)})
+            result.model_copy(
+                update={"acknowledgement_sha256": (sha256_hex(b"of the next result"),)}
+            )
         )
         assert not front.has_acknowledgement
 

@@ -65,7 +65,9 @@ def test_a_spec_that_promises_less_is_refused_before_training(privacy: str, hold
 )  # fmt: skip
 def test_what_was_not_kept_or_not_said_is_refused_after_training(privacy: JsonValue) -> None:
     require_privacy_met(grant(demands=False), spent_by({"privacy": privacy}))
-    require_privacy_met(grant(), spent_by({"privacy": {"differential": {"epsilon": 3.0, "delta": 1e-5}}}))
+    require_privacy_met(
+        grant(), spent_by({"privacy": {"differential": {"epsilon": 3.0, "delta": 1e-5}}})
+    )
     with pytest.raises(JobError) as error:
         require_privacy_met(grant(), spent_by({"privacy": privacy}))
     assert error.value.code is ErrorCode.PRIVACY_NOT_MET
@@ -103,11 +105,17 @@ def test_half_a_demand_is_refused() -> None:
 @pytest.mark.skipif(filesystem_type(SHM) != "tmpfs", reason="no tmpfs at /dev/shm")
 def test_withheld_weights_stay_behind_and_their_report_goes_along() -> None:
     with open_workspace(SHM) as workspace:
-        for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "report/summary.json"):
+        for name in (
+            "adapter/adapter_model.safetensors",
+            "merged/model.safetensors",
+            "report/summary.json",
+        ):
             file: Path = workspace.output / name
             file.parent.mkdir(parents=True)
             file.write_bytes(b"{}")
-        tree = _gather_tree(JobOutcome(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, SPEC)
+        tree = _gather_tree(
+            JobOutcome(1, 2, {}, JobError(ErrorCode.RELEASE_WITHHELD, "no")), workspace, SPEC
+        )
         names = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
     assert names >= {"report/summary.json", "report/failure.json"}
     assert not any("safetensors" in name for name in names)

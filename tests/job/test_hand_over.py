@@ -79,9 +79,13 @@ class Agent:
 def start_of(vm: SimulatedVm) -> ReceiptSigner:
     """What signs in one start of the job: a key of its own."""
     receipt = ec.generate_private_key(ec.SECP256R1())
-    keys = SimpleNamespace(receipt=receipt, receipt_public_key=public_key_der(receipt.public_key()).hex())
+    keys = SimpleNamespace(
+        receipt=receipt, receipt_public_key=public_key_der(receipt.public_key()).hex()
+    )
     spec = SimpleNamespace(sha256=lambda: JOB_SPEC_SHA256)
-    return ReceiptSigner(cast("Any", Agent(vm)), cast("Any", keys), cast("Any", spec), "ef" * 32, {})
+    return ReceiptSigner(
+        cast("Any", Agent(vm)), cast("Any", keys), cast("Any", spec), "ef" * 32, {}
+    )
 
 
 @pytest.fixture
@@ -115,12 +119,16 @@ def test_a_finished_result_is_offered_though_no_quote_can_be_had(hand_over: Hand
     cast("Agent", hand_over.signer.agent).answers = False
     assert hand_over.offer(RECORD) is ExitCode.DONE
     messages = cast("Front", hand_over.front).messages
-    assert [type(message) for message in messages] == [ResultReady], "and no statement that nobody can verify"
+    assert [type(message) for message in messages] == [ResultReady], (
+        "and no statement that nobody can verify"
+    )
 
 
 def statements(hand_over: HandOver) -> list[bytes]:
     messages = cast("Front", hand_over.front).messages
-    return [message.statement.encode() for message in messages if isinstance(message, DeletionReady)]
+    return [
+        message.statement.encode() for message in messages if isinstance(message, DeletionReady)
+    ]
 
 
 DIGESTS: dict[str, Any] = {
@@ -145,9 +153,13 @@ def test_the_statements_of_a_later_start_are_verified_by_their_quotes(hand_over:
     assert said == [False, True, False, True]
 
 
-def test_a_later_version_of_the_app_cannot_make_a_statement_for_an_earlier_one(hand_over: HandOver) -> None:
+def test_a_later_version_of_the_app_cannot_make_a_statement_for_an_earlier_one(
+    hand_over: HandOver,
+) -> None:
     world = honest_world()
-    upgraded = SimulatedVm(APP_COMPOSE + " ", SEED, app_id=world.vm.app_id, options=world.vm.options)
+    upgraded = SimulatedVm(
+        APP_COMPOSE + " ", SEED, app_id=world.vm.app_id, options=world.vm.options
+    )
     later = replace(hand_over, signer=start_of(upgraded))
     later.offer(RECORD)
     with pytest.raises(VerificationError, match="same-vm") as refused:
@@ -158,8 +170,14 @@ def test_a_later_version_of_the_app_cannot_make_a_statement_for_an_earlier_one(h
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda made, _: made["evidence"]["claims"].update(receipt_key=TLS_KEY), ErrorCode.RECEIPT_INVALID),
-        (lambda made, _: made["evidence"]["claims"].update(issued_at=1), ErrorCode.RECEIPT_MISMATCH),
+        (
+            lambda made, _: made["evidence"]["claims"].update(receipt_key=TLS_KEY),
+            ErrorCode.RECEIPT_INVALID,
+        ),
+        (
+            lambda made, _: made["evidence"]["claims"].update(issued_at=1),
+            ErrorCode.RECEIPT_MISMATCH,
+        ),
         (lambda made, other: made.update(envelope=other["envelope"]), ErrorCode.RECEIPT_MISMATCH),
         (lambda made, other: made.update(evidence=other["evidence"]), ErrorCode.RECEIPT_MISMATCH),
         (lambda made, _: made.update(quote="00"), ErrorCode.RECEIPT_INVALID),
@@ -237,7 +255,9 @@ def test_each_start_offers_the_result_for_a_while(
     assert cast("Front", hand_over.front).waited == seconds
 
 
-def test_a_failure_that_nobody_acknowledges_does_not_block_the_directory_for_ever(hand_over: HandOver) -> None:
+def test_a_failure_that_nobody_acknowledges_does_not_block_the_directory_for_ever(
+    hand_over: HandOver,
+) -> None:
     """Anyone can upload a dataset that fails for good, and never come back."""
     cast("Front", hand_over.front).is_acknowledged = False
     assert hand_over.is_still_offered(FAILED)
@@ -281,7 +301,9 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     recipient = generate_identity(hybrid=False).recipient()
     monkeypatch.setattr(module, "with_checked_output", lambda outcome, *_: outcome)
     monkeypatch.setattr(module, "gather_result", lambda *_: tree)
-    monkeypatch.setattr(module, "destroy_plaintext", lambda *_: dict.fromkeys(DestroyedItem, 1790000000))
+    monkeypatch.setattr(
+        module, "destroy_plaintext", lambda *_: dict.fromkeys(DestroyedItem, 1790000000)
+    )
     return SimpleNamespace(
         grants=(SimpleNamespace(recipients=(str(recipient),), secret="ab" * 32),),
         manifest=SimpleNamespace(sha256=lambda: "34" * 32),
@@ -298,7 +320,9 @@ REFUSED = JobOutcome(1, 2, {}, JobError(ErrorCode.DATASET_INVALID, "no rows"), r
 
 
 @pytest.fixture
-def refusing(hand_over: HandOver, bundle: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], EndRecord]:
+def refusing(
+    hand_over: HandOver, bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], EndRecord]:
     """`refuse()` of a dataset; its directories are destroyed before its report is offered."""
 
     def destroy(_workspace: object) -> None:
@@ -339,7 +363,10 @@ def test_a_job_without_another_dataset_ends_with_its_last_report(
 
 
 def test_a_link_that_takes_the_place_of_a_result_is_not_followed(
-    hand_over: HandOver, sealing: Callable[[], EndRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hand_over: HandOver,
+    sealing: Callable[[], EndRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The front may write to the directory: a link would have the supervisor open up and hash its own files."""
     private, moved = tmp_path / "private", tmp_path / "moved"
@@ -355,7 +382,10 @@ def test_a_link_that_takes_the_place_of_a_result_is_not_followed(
     monkeypatch.setattr(module, "seal_result", swapped)
     record = sealing()
     assert private.stat().st_mode & 0o777 == 0o600
-    assert (record.result_sha256, record.result_bytes) == (sha256_hex(moved.read_bytes()), moved.stat().st_size)
+    assert (record.result_sha256, record.result_bytes) == (
+        sha256_hex(moved.read_bytes()),
+        moved.stat().st_size,
+    )
     assert moved.stat().st_mode & 0o777 == 0o644, "the front, another user, reads it"
 
 

@@ -11,7 +11,12 @@ import pytest
 
 from trainer.deployment import OPERATOR_VARIABLES
 from trainer.errors import ErrorCode, UsageError
-from trainer.job.hub_token import HUB_TOKEN_PIPE_VARIABLE, HUB_TOKEN_VARIABLE, MAX_HUB_TOKEN, take_hub_token
+from trainer.job.hub_token import (
+    HUB_TOKEN_PIPE_VARIABLE,
+    HUB_TOKEN_VARIABLE,
+    MAX_HUB_TOKEN,
+    take_hub_token,
+)
 
 TOKEN = "hf_" + "x" * 30
 STARTED = """

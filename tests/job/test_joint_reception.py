@@ -128,7 +128,9 @@ def rows(pool: Pool) -> dict[str, str]:
 IN_ORDER = {f"provider-0{number}/rows.jsonl": str(number) for number in (1, 2, 3)}
 
 
-def test_the_pool_has_the_order_of_the_spec_whoever_comes_first(job: Callable[..., World], tmp_path: Path) -> None:
+def test_the_pool_has_the_order_of_the_spec_whoever_comes_first(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
     world = job(*(sealed(number, tmp_path) for number in (3, 1, 2)))
     pool = world.receive()
     assert list(rows(pool).items()) == list(IN_ORDER.items())
@@ -160,10 +162,17 @@ def strange(folder: Path) -> dict[str, tuple[bytes, str]]:
             "grants-differ",
         ),
         "other recipients": (
-            sealed(2, folder, grant=grant_of(2, recipients=(str(generate_identity(hybrid=False).recipient()),))),
+            sealed(
+                2,
+                folder,
+                grant=grant_of(2, recipients=(str(generate_identity(hybrid=False).recipient()),)),
+            ),
             "grants-differ",
         ),
-        "another job spec": (sealed(2, folder, grant=grant_of(2, job_spec_sha256="cd" * 32)), "grant-mismatch"),
+        "another job spec": (
+            sealed(2, folder, grant=grant_of(2, job_spec_sha256="cd" * 32)),
+            "grant-mismatch",
+        ),
         "huge": (sealed(2, folder, content=bytes(1 << 17)), "bundle-invalid"),
         "no bundle": (b"", "sealed-header-invalid"),
     }
@@ -214,9 +223,13 @@ def test_a_report_is_announced_until_its_provider_has_sent_another(
     world = job(*(sealed(number, tmp_path) for number in (1, 2, 3)))
     pool = world.receive()
     for number in (1, 2):
-        report = cast("Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=number))
+        report = cast(
+            "Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=number)
+        )
         world.reception.note_refusal(pool.grants[number - 1], report, number)
-    world.uploads = [sealed(number, tmp_path, grant=grant_of(number, secret="dd" * 32)) for number in (1, 2)]
+    world.uploads = [
+        sealed(number, tmp_path, grant=grant_of(number, secret="dd" * 32)) for number in (1, 2)
+    ]
     assert rows(world.receive(2)) == IN_ORDER
     assert world.shown[3:] == [("dataset-row-invalid", (3,)), ("dataset-row-invalid", (1, 3))]
 
@@ -242,6 +255,8 @@ def test_what_the_operator_puts_in_the_place_of_a_kept_dataset_is_not_used(
     world.ciphertext.member(3).write_bytes(earlier)
     report = cast("Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=7))
     world.reception.note_refusal(pool.grants[1], report, 2)
-    world.uploads = [sealed(number, tmp_path, grant=grant_of(number, secret="dd" * 32)) for number in (1, 2, 3)]
+    world.uploads = [
+        sealed(number, tmp_path, grant=grant_of(number, secret="dd" * 32)) for number in (1, 2, 3)
+    ]
     assert rows(world.receive(2)) == IN_ORDER
     assert world.shown[3][1] == ()

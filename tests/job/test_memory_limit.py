@@ -28,7 +28,11 @@ def cgroups(folder: Path, files: dict[str, str], own: str | None = "0::/\n") -> 
         ({"memory.max": "max\n"}, "0::/\n", None),
         ({}, "0::/\n", None),
         ({}, None, None),
-        ({"a/b/memory.max": "max\n", "a/memory.max": "700\n", "memory.max": "900\n"}, "0::/a/b\n", 700),
+        (
+            {"a/b/memory.max": "max\n", "a/memory.max": "700\n", "memory.max": "900\n"},
+            "0::/a/b\n",
+            700,
+        ),
         ({"memory.max": "900\n"}, "0::/../other\n", 900),
         ({"memory.max": "900\n"}, "0::/absent\n", 900),
         ({"memory/memory.limit_in_bytes": "800\n"}, "4:memory:/docker/x\n", 800),
@@ -39,7 +43,9 @@ def test_limit(files: dict[str, str], own: str | None, limit: int | None, tmp_pa
     assert memory_limit(*cgroups(tmp_path, files, own)) == limit
 
 
-@pytest.mark.parametrize(("events", "kills"), [("low 0\noom 3\noom_kill 2\n", 2), ("low 0\n", 0), (None, 0)])
+@pytest.mark.parametrize(
+    ("events", "kills"), [("low 0\noom 3\noom_kill 2\n", 2), ("low 0\n", 0), (None, 0)]
+)
 def test_kills(events: str | None, kills: int, tmp_path: Path) -> None:
     files = {} if events is None else {"memory.events": events}
     assert oom_kills(*cgroups(tmp_path, files)) == kills

@@ -49,7 +49,9 @@ def tree_of(workspace: Workspace, code: ErrorCode) -> set[str]:
     return {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("code", "released"), [(ErrorCode.TRAINING_DIVERGED, True), (ErrorCode.INTERNAL, False)])
+@pytest.mark.parametrize(
+    ("code", "released"), [(ErrorCode.TRAINING_DIVERGED, True), (ErrorCode.INTERNAL, False)]
+)
 def test_only_a_divergence_brings_the_last_sound_adapter_along(
     workspace: Workspace, code: ErrorCode, *, released: bool
 ) -> None:
@@ -64,7 +66,9 @@ def test_an_output_of_weights_is_a_success(workspace: Workspace) -> None:
     assert checked(workspace).failure is None
 
 
-@pytest.mark.parametrize("name", ["adapter/extra.py", "report/report.html", "merged/model.bin", "adapter/link"])
+@pytest.mark.parametrize(
+    "name", ["adapter/extra.py", "report/report.html", "merged/model.bin", "adapter/link"]
+)
 def test_a_worker_that_leaves_something_else_has_failed(workspace: Workspace, name: str) -> None:
     path = workspace.output / name
     path.parent.mkdir(exist_ok=True)
@@ -79,7 +83,9 @@ def test_a_worker_that_leaves_something_else_has_failed(workspace: Workspace, na
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_worker_that_leaves_no_complete_adapter_has_failed(workspace: Workspace, file: str) -> None:
+def test_a_worker_that_leaves_no_complete_adapter_has_failed(
+    workspace: Workspace, file: str
+) -> None:
     (workspace.output / "adapter" / file).unlink()
     failure = checked(workspace).failure
     assert failure is not None
@@ -142,7 +148,9 @@ JOINT_SPEC = SPEC.model_copy(
         "output": SPEC.output.model_copy(update={"include_logs": False}),
     }
 )
-FAILED = JobOutcome(1, 2, {}, JobError(ErrorCode.INTERNAL, "a row of the first says: secret", found="secret"))
+FAILED = JobOutcome(
+    1, 2, {}, JobError(ErrorCode.INTERNAL, "a row of the first says: secret", found="secret")
+)
 
 
 @pytest.mark.parametrize("at_fault", [None, 1])
@@ -174,4 +182,7 @@ def test_a_log_that_grew_without_end_is_cut(workspace: Workspace) -> None:
     assert MAX_LOG_BYTES <= len(text) < MAX_LOG_BYTES + 200
     assert text.startswith(b"line 0\n")
     assert text.endswith(lines[-1])
-    assert b"\n[ %d bytes are left out ]\n" % (workspace.private_log.stat().st_size - MAX_LOG_BYTES) in text
+    assert (
+        b"\n[ %d bytes are left out ]\n" % (workspace.private_log.stat().st_size - MAX_LOG_BYTES)
+        in text
+    )

@@ -134,10 +134,14 @@ class Played:
             clock=self.clock,
         )
 
-    def hear(self, messages: Iterable[protocol.Message], *, seconds_each: float = MESSAGE_SECONDS) -> None:
+    def hear(
+        self, messages: Iterable[protocol.Message], *, seconds_each: float = MESSAGE_SECONDS
+    ) -> None:
         """Has the supervisor's own channel and loop hear a worker; the last message is `Finished`."""
         reading, writing = os.pipe()
-        lines = b"".join(map(protocol.FROM_WORKER.encode, (*messages, protocol.Finished(summary={}))))
+        lines = b"".join(
+            map(protocol.FROM_WORKER.encode, (*messages, protocol.Finished(summary={})))
+        )
 
         def speak() -> None:
             with suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
@@ -184,7 +188,10 @@ def test_what_comes_before_the_first_step_is_public_in_twentieths_at_the_same_ti
     before: list[protocol.Message] = [
         Preparing(activity=Activity.TOKENIZING, percent=n // 50) for n in range(5_001)
     ]
-    before += [Preparing(activity=activity, percent=0) for activity in (Activity.LOADING, Activity.EVALUATING)]
+    before += [
+        Preparing(activity=activity, percent=0)
+        for activity in (Activity.LOADING, Activity.EVALUATING)
+    ]
     played.hear([*before, *(Progress(step=step, total_steps=9000) for step in range(1, 3_001))])
     released = played.operator.preparation
     assert on_the_grid(seconds for seconds, _ in (*released, *played.operator.progress))
@@ -196,7 +203,9 @@ def test_what_comes_before_the_first_step_is_public_in_twentieths_at_the_same_ti
 
 def test_a_worker_that_prepares_after_its_first_step_is_ended() -> None:
     with pytest.raises(JobError) as caught:
-        Played().hear([Progress(step=1, total_steps=9), Preparing(activity=Activity.EVALUATING, percent=0)])
+        Played().hear(
+            [Progress(step=1, total_steps=9), Preparing(activity=Activity.EVALUATING, percent=0)]
+        )
     assert caught.value.code is ErrorCode.WORKER_DIED
 
 
@@ -248,9 +257,13 @@ def test_the_first_step_follows_from_the_spec_and_the_checkpoint(
     named: int, resumed: int | None, first: tuple[int, int]
 ) -> None:
     step, total = first
-    for wrong in ((step + 1, total), (step, total + 1)) if named > 0 else ((step + 1, total), (1, total)):
+    for wrong in (
+        ((step + 1, total), (step, total + 1)) if named > 0 else ((step + 1, total), (1, total))
+    ):
         with pytest.raises(JobError):
-            Played(max_steps=named, resumed=resumed).hear([Progress(step=wrong[0], total_steps=wrong[1])])
+            Played(max_steps=named, resumed=resumed).hear(
+                [Progress(step=wrong[0], total_steps=wrong[1])]
+            )
     played = Played(max_steps=named, resumed=resumed)
     played.hear([Progress(step=step, total_steps=total)])
     assert played.operator.progress[-1][1] == (step, total, None)
@@ -279,14 +292,18 @@ def test_checkpoints_at_other_steps_are_two_in_one_start() -> None:
     assert [step for _, step in played.checkpoints.sealed] == [1, 2]
     last = Played(save_steps=1, max_steps=3)
     last.hear(saving(3, 3))
-    assert [step for _, step in last.checkpoints.sealed] == [3], "the last one replaces those that wait"
+    assert [step for _, step in last.checkpoints.sealed] == [3], (
+        "the last one replaces those that wait"
+    )
     ended = Played(save_steps=1, max_steps=9)
     ended.is_terminating = True
     ended.hear(saving(1, 9))
     assert [step for _, step in ended.checkpoints.sealed] == [1]
 
 
-def events_of(worker: Callable[[int], list[protocol.TrainingMessage]], seconds: int = 200) -> Played:
+def events_of(
+    worker: Callable[[int], list[protocol.TrainingMessage]], seconds: int = 200
+) -> Played:
     """What becomes of a worker that says `worker(second)` in each second."""
     played = Played(max_steps=seconds)
     for second in range(1, seconds):
@@ -308,7 +325,10 @@ def test_number_size_and_time_of_private_events_do_not_depend_on_the_worker() ->
         lambda second: [metrics(second)] * (second % 3),
         lambda second: [metrics(number, 60) for number in range(second % 90)],
     ]
-    seen = [[(at, len(sealed)) for at, sealed in events_of(worker).operator.private] for worker in workers]
+    seen = [
+        [(at, len(sealed)) for at, sealed in events_of(worker).operator.private]
+        for worker in workers
+    ]
     assert seen[0] == seen[1] == seen[2]
     times = [at for at, _ in seen[0]]
     assert times == [*range(1, 65), *range(66, 193, 2), 196, 199], (
@@ -317,7 +337,9 @@ def test_number_size_and_time_of_private_events_do_not_depend_on_the_worker() ->
 
 
 def test_an_event_has_the_latest_metrics_that_fit() -> None:
-    played = events_of(lambda second: [metrics(second * 100 + number) for number in range(99)], seconds=3)
+    played = events_of(
+        lambda second: [metrics(second * 100 + number) for number in range(99)], seconds=3
+    )
     for (_, sealed), second in zip(played.operator.private, (1, 2), strict=False):
         opened = io.BytesIO()
         decrypt(io.BytesIO(base64.b64decode(sealed)), opened, [played.identity])

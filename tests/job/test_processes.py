@@ -28,12 +28,17 @@ def test_walls_that_stand() -> None:
 @pytest.mark.parametrize(
     ("walls", "missing"),
     [
-        ({SandboxProperty.WORKER_NO_NETWORK: True, SandboxProperty.SEPARATE_USERS: False}, "separate_users"),
+        (
+            {SandboxProperty.WORKER_NO_NETWORK: True, SandboxProperty.SEPARATE_USERS: False},
+            "separate_users",
+        ),
         ({SandboxProperty.SEPARATE_USERS: True}, "worker_no_network"),
         ({}, "worker_no_network, separate_users"),
     ],
 )
-def test_a_wall_that_is_missing_ends_the_job(walls: dict[SandboxProperty, bool], missing: str) -> None:
+def test_a_wall_that_is_missing_ends_the_job(
+    walls: dict[SandboxProperty, bool], missing: str
+) -> None:
     with pytest.raises(JobError) as caught:
         require_sandbox(DEMANDED, walls)
     assert caught.value.code is ErrorCode.SANDBOX_INCOMPLETE
@@ -42,9 +47,8 @@ def test_a_wall_that_is_missing_ends_the_job(walls: dict[SandboxProperty, bool],
 
 def test_a_wall_that_nobody_knows_is_a_usage_error() -> None:
     digests = "{config.json: " + "0" * 64 + ", model.safetensors: " + "0" * 64 + "}"
-    text = (
-        f"version: 1\nmodel: {{model_name_or_path: /m, model_file_sha256: {digests}}}\ntee: {{sandbox: [moat]}}\n"
-    )
+    model = f"{{model_name_or_path: /m, model_file_sha256: {digests}}}"
+    text = f"version: 1\nmodel: {model}\ntee: {{sandbox: [moat]}}\n"
     with pytest.raises(UsageError) as caught:
         parse_job_spec(text.encode())
     assert caught.value.code is ErrorCode.SPEC_INVALID
@@ -64,7 +68,11 @@ def test_every_property_belongs_to_one_process_or_to_the_supervisor_to_measure()
         for role in (Role.FRONT, Role.WORKER)
         for name in _properties_of(role, dict.fromkeys(SandboxProperty, True))
     }
-    rest = {name for name in SandboxProperty if name not in by_child and not name.startswith("supervisor_")}
+    rest = {
+        name
+        for name in SandboxProperty
+        if name not in by_child and not name.startswith("supervisor_")
+    }
     assert rest == {
         SandboxProperty.CORE_DUMPS_OFF,
         SandboxProperty.WORKSPACE_IN_MEMORY,

@@ -51,14 +51,21 @@ class World:
 
     def __post_init__(self) -> None:
         self.ciphertext = CiphertextDirectory(self.folder, self.lasts)
-        spec = SimpleNamespace(exchange=ExchangeSection(dataset_timeout_seconds=100), sha256=lambda: "ab" * 32)
+        spec = SimpleNamespace(
+            exchange=ExchangeSection(dataset_timeout_seconds=100), sha256=lambda: "ab" * 32
+        )
         self.reception = Reception(
             cast("Any", self), KEYS, cast("Any", spec), self.ciphertext, self.enter, self.events.append,
             left_over=self.left_over, clock=lambda: self.now,
         )  # fmt: skip
 
     def enter(
-        self, phase: Phase, *, error: ErrorCode | None = None, result_bytes: int | None = None, received: Any = ()
+        self,
+        phase: Phase,
+        *,
+        error: ErrorCode | None = None,
+        result_bytes: int | None = None,
+        received: Any = (),
     ) -> None:
         if phase in WAITS:
             self.shown.append((phase, error.value if error else None, result_bytes))
@@ -109,11 +116,15 @@ def test_no_upload_of_a_stranger_ends_the_wait(
     world = receiving(refusal, refusal, OURS, lasts=lasts)
     assert world.receive() is OURS
     assert [error for _, error, _ in world.shown] == [None, refusal.code.value, refusal.code.value]
-    assert world.ciphertext.dataset.exists() == lasts, "what opened stays where another start may find it"
+    assert world.ciphertext.dataset.exists() == lasts, (
+        "what opened stays where another start may find it"
+    )
 
 
 def test_what_strangers_send_does_not_fill_the_log_of_a_good_result(
-    receiving: Callable[..., World], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    receiving: Callable[..., World],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """And it reads as what it is: an upload that was refused, not a failure of the job."""
     caplog.set_level(logging.INFO, logs.private.name)  # as in a job
@@ -143,16 +154,23 @@ def test_only_a_file_is_taken_for_an_upload_of_an_earlier_start(kind: str, tmp_p
     assert ciphertext.dataset_bytes() is None
 
 
-def test_a_dataset_of_an_earlier_start_is_opened_once_and_first(receiving: Callable[..., World]) -> None:
+def test_a_dataset_of_an_earlier_start_is_opened_once_and_first(
+    receiving: Callable[..., World],
+) -> None:
     world = receiving(OURS, bundle_of("next"), left_over=4321)
     assert world.receive() is OURS
     assert (world.shown, world.waits) == ([], [])
     world.reception.note_refusal(OURS.grant, report())
     world.receive()
-    assert [event.bytes for event in world.events if isinstance(event, logs.DatasetReceived)] == [4321, 1]
+    assert [event.bytes for event in world.events if isinstance(event, logs.DatasetReceived)] == [
+        4321,
+        1,
+    ]
 
 
-def test_a_dataset_for_an_earlier_start_waits_for_its_provider(receiving: Callable[..., World]) -> None:
+def test_a_dataset_for_an_earlier_start_waits_for_its_provider(
+    receiving: Callable[..., World],
+) -> None:
     world = receiving(STRANGER, OURS, bundle_of("next"), left_over=4321)
     world.receive()
     world.reception.note_refusal(OURS.grant, report())
@@ -166,7 +184,9 @@ def test_a_dataset_for_an_earlier_start_waits_for_its_provider(receiving: Callab
 # datasets that opened, and were refused
 
 
-def test_the_wait_after_a_refusal_announces_it_and_its_ciphertext_is_gone(receiving: Callable[..., World]) -> None:
+def test_the_wait_after_a_refusal_announces_it_and_its_ciphertext_is_gone(
+    receiving: Callable[..., World],
+) -> None:
     """A second start must not find it: it would refuse it again."""
     world = receiving(OURS, bundle_of("mended"))
     world.receive()
@@ -174,7 +194,10 @@ def test_the_wait_after_a_refusal_announces_it_and_its_ciphertext_is_gone(receiv
     world.reception.note_refusal(OURS.grant, report())
     assert not world.ciphertext.dataset.exists()
     world.receive()
-    assert world.shown == [(Phase.AWAITING_DATASET, None, None), (Phase.AWAITING_DATASET, "dataset-invalid", 7)]
+    assert world.shown == [
+        (Phase.AWAITING_DATASET, None, None),
+        (Phase.AWAITING_DATASET, "dataset-invalid", 7),
+    ]
 
 
 def test_no_refusal_prolongs_the_wait(receiving: Callable[..., World]) -> None:
@@ -189,7 +212,9 @@ def test_no_refusal_prolongs_the_wait(receiving: Callable[..., World]) -> None:
     assert world.waits == [100, 40, -20]
 
 
-def test_a_refused_dataset_that_somebody_sends_again_is_no_try(receiving: Callable[..., World]) -> None:
+def test_a_refused_dataset_that_somebody_sends_again_is_no_try(
+    receiving: Callable[..., World],
+) -> None:
     """The operator has its ciphertext, and could use up the tries of an honest provider with it."""
     mended = bundle_of("mended")
     world = receiving(OURS, OURS, OURS, mended)
@@ -212,7 +237,9 @@ def test_a_report_that_was_replaced_is_not_announced_again(receiving: Callable[.
     ]
 
 
-def test_a_strangers_upload_after_a_refusal_is_not_told_of_the_report(receiving: Callable[..., World]) -> None:
+def test_a_strangers_upload_after_a_refusal_is_not_told_of_the_report(
+    receiving: Callable[..., World],
+) -> None:
     world = receiving(OURS, STRANGER, bundle_of("mended"))
     world.reception.note_refusal(world.receive().grants[0], report())
     world.receive()

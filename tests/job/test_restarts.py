@@ -33,7 +33,12 @@ sys.exit(int(run_with_restarts(start, {restarts})))
 CASES = {
     "done": ("return JobEnd(ExitCode.DONE)", 3, 1, 0),
     "failed for good": ("return JobEnd(ExitCode.JOB)", 3, 1, 6),
-    "goes on": ("return JobEnd(ExitCode.DONE if count == 3 else ExitCode.JOB, can_go_on=count < 3)", 3, 3, 0),
+    "goes on": (
+        "return JobEnd(ExitCode.DONE if count == 3 else ExitCode.JOB, can_go_on=count < 3)",
+        3,
+        3,
+        0,
+    ),
     "goes on too often": ("return JobEnd(ExitCode.JOB, can_go_on=True)", 2, 3, 6),
     "killed": (
         "os.kill(os.getpid(), signal.SIGKILL) if count < 3 else None; return JobEnd(ExitCode.DONE)",
@@ -82,7 +87,10 @@ def test_what_the_public_log_ends_with(name: str, tmp_path: Path) -> None:
     """A child that was killed for good is the parent's to report; the kernel's counter says if memory was it."""
     kill, counter = "os.kill(os.getpid(), signal.{})", tmp_path / "kills"
     more = {
-        "killed for memory": (f"Path({str(counter)!r}).write_text('1'); " + kill.format("SIGKILL"), 0),
+        "killed for memory": (
+            f"Path({str(counter)!r}).write_text('1'); " + kill.format("SIGKILL"),
+            0,
+        ),
         "crashed": (kill.format("SIGSEGV"), 0),
     }
     body, restarts = more[name] if name in more else CASES[name][:2]
@@ -92,7 +100,10 @@ trainer.job.restarts.oom_kills = lambda: int(Path({str(counter)!r}).exists())
 """
     text = script(body, restarts).replace("starts = Path", counting + "starts = Path", 1)
     ended = subprocess.run(
-        [sys.executable, "-c", text, tmp_path / "starts"], check=False, timeout=60, capture_output=True
+        [sys.executable, "-c", text, tmp_path / "starts"],
+        check=False,
+        timeout=60,
+        capture_output=True,
     )
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [(event["event"], event["code"]) for event in events] == (
@@ -117,7 +128,9 @@ def test_sigterm_reaches_the_child_and_ends_the_restarts(tmp_path: Path) -> None
 
 
 def test_the_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", script("time.sleep(60)", 3), tmp_path / "starts"]) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", script("time.sleep(60)", 3), tmp_path / "starts"]
+    ) as parent:
         child = child_of(tmp_path / "starts")
         parent.send_signal(signal.SIGKILL)
         parent.wait(30)

@@ -94,7 +94,10 @@ def test_directories_are_handed_over(
     assert plans.fetch.account == WORKER, "who talks to a hub does not own the keys"
     assert plans.supervisor.account is None
     assert workspace.root.stat().st_mode & 0o007 == 0
-    assert (workspace.output.stat().st_uid, workspace.output.stat().st_mode & 0o777) == (WORKER.uid, 0o700)
+    assert (workspace.output.stat().st_uid, workspace.output.stat().st_mode & 0o777) == (
+        WORKER.uid,
+        0o700,
+    )
     assert workspace.dataset.stat().st_mode & 0o7777 == 0o2750
     assert tmp_path.stat().st_gid == FRONT.gid
     secret = workspace.dataset / "data" / "rows.jsonl"
@@ -132,7 +135,9 @@ def test_what_is_added_later_is_readable_too_with_the_capabilities_that_a_contai
     assert {path.stat().st_mode & 0o777 for path in found} == {0o750, 0o640}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be told that users cannot be separated")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root, to be told that users cannot be separated"
+)
 def test_users_are_not_separated_where_they_could_not_reach_their_files(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +175,9 @@ def test_what_policies_demand() -> None:
     strict = select_sandbox_demands([spec()])
     assert "worker_no_programs" in strict
     assert "worker_no_network" in strict
-    assert not any(name.endswith(("_files_confined", "_own_network", "_memory_locked")) for name in strict)
+    assert not any(
+        name.endswith(("_files_confined", "_own_network", "_memory_locked")) for name in strict
+    )
     lenient = select_sandbox_demands([spec(), spec("unsloth")])
     assert set(strict) - set(lenient) == {"worker_no_programs", "worker_no_signals"}
     assert select_sandbox_demands([spec(torch_compile=True)]) == lenient
@@ -184,7 +191,11 @@ def test_one_process_for_each_gpu_if_so_asked(
         return plan.processes, plan.loopback
 
     monkeypatch.setattr(planning, "can_separate_users", lambda: False)
-    for found, expected in (([], 1), (["/dev/nvidia0"], 1), ([f"/dev/nvidia{n}" for n in range(8)], 8)):
+    for found, expected in (
+        ([], 1),
+        (["/dev/nvidia0"], 1),
+        ([f"/dev/nvidia{n}" for n in range(8)], 8),
+    ):
         monkeypatch.setattr(planning, "gpus", lambda found=found: found)
         assert planned(num_processes="auto") == (expected, expected > 1)
         assert planned() == (1, False)

@@ -59,7 +59,9 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "room for 1 bytes more" in str(error.hint)
 
 
-@pytest.mark.parametrize("sizes", [(-1, 0), (0, -1), (10**12 + 1, 0), (0, 2**50 + 1), (1.5, 0), (0, True)])
+@pytest.mark.parametrize(
+    "sizes", [(-1, 0), (0, -1), (10**12 + 1, 0), (0, 2**50 + 1), (1.5, 0), (0, True)]
+)
 def test_the_worker_s_numbers_are_bounded(sizes: tuple[Any, Any]) -> None:
     with pytest.raises(ValidationError):
         OutputSize(trained_parameters=sizes[0], copied_bytes=sizes[1])

@@ -42,9 +42,8 @@ def test_something_else_may_be_done_once() -> None:
 
 def test_a_worker_that_does_not_end_in_time_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "SAVE_SECONDS", 0.2)
-    code = (
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
-    )
+    ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    code = f"import signal, time\n{ignoring}\nprint(1, flush=True)\ntime.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"1\n"

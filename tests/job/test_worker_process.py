@@ -31,7 +31,9 @@ def saying(*messages: protocol.Message) -> Iterator[worker.WorkerProcess]:
     for message in messages:
         os.write(writing, protocol.FROM_WORKER.encode(message))
     os.close(writing)
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     with closing(channel_to(process, reading)) as channel, process:
         yield worker.WorkerProcess(process, channel)
         process.kill()
@@ -66,7 +68,9 @@ def test_its_first_word() -> None:
         assert started.wait_confined() == {SandboxProperty.WORKER_NO_NETWORK: True}
 
 
-@pytest.mark.parametrize("messages", [(), (PROGRESS,), (PROGRESS, CONFINED)], ids=["nothing", "other", "late"])
+@pytest.mark.parametrize(
+    "messages", [(), (PROGRESS,), (PROGRESS, CONFINED)], ids=["nothing", "other", "late"]
+)
 def test_another_first_word_ends_the_job(messages: tuple[protocol.Message, ...]) -> None:
     with saying(*messages) as started, pytest.raises(JobError) as caught:
         started.wait_confined()
@@ -83,7 +87,11 @@ def spec() -> JobSpec:
 def test_it_is_told_of_the_model_only_where_it_prepares(prepares: bool, tmp_path: Path) -> None:
     ahead = protocol.Preparation(spec=spec(), model_dir=tmp_path, output_dir=tmp_path)
     order = protocol.TrainingOrder(
-        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path, split_key="5a" * 32
+        spec=spec(),
+        model_dir=tmp_path,
+        data_files={"a": tmp_path},
+        output_dir=tmp_path,
+        split_key="5a" * 32,
     )
     command = [sys.executable, "-c", "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"]
     reading, writing = os.pipe()
@@ -99,7 +107,9 @@ def test_it_is_told_of_the_model_only_where_it_prepares(prepares: bool, tmp_path
         assert process.stdout is not None
         instructions: list[protocol.WorkerInstruction]
         instructions = [ahead, protocol.ModelReady(), order] if prepares else [order]
-        assert process.stdout.read() == b"".join(protocol.TO_WORKER.encode(one) for one in instructions)
+        assert process.stdout.read() == b"".join(
+            protocol.TO_WORKER.encode(one) for one in instructions
+        )
 
 
 def test_a_worker_that_died_is_noticed_where_it_is_heard(tmp_path: Path) -> None:
@@ -122,7 +132,11 @@ def test_an_order_that_is_too_large_is_not_taken_for_a_dead_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = protocol.TrainingOrder(
-        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path, split_key="5a" * 32
+        spec=spec(),
+        model_dir=tmp_path,
+        data_files={"a": tmp_path},
+        output_dir=tmp_path,
+        split_key="5a" * 32,
     )
     monkeypatch.setattr(protocol, "TO_WORKER", replace(protocol.TO_WORKER, max_bytes=100))
     with saying(CONFINED) as started, pytest.raises(JobError) as caught:
@@ -143,14 +157,20 @@ class Releasing(Heard):
     def release(self) -> None:
         self.releases += 1
         if self.releases == 3:
-            os.write(self._writing, protocol.FROM_WORKER.encode(protocol.Finished(summary={"steps": 2})))
+            os.write(
+                self._writing, protocol.FROM_WORKER.encode(protocol.Finished(summary={"steps": 2}))
+            )
             os.close(self._writing)
 
 
 def test_what_is_due_is_released_while_the_worker_is_silent(tmp_path: Path) -> None:
     """The worker's next message would tell when, so nothing waits for it."""
     order = protocol.TrainingOrder(
-        spec=spec(), model_dir=tmp_path, data_files={"a": tmp_path}, output_dir=tmp_path, split_key="5a" * 32
+        spec=spec(),
+        model_dir=tmp_path,
+        data_files={"a": tmp_path},
+        output_dir=tmp_path,
+        split_key="5a" * 32,
     )
     (events, writing), (orders, sending) = os.pipe(), os.pipe()
     follower = Releasing(writing)
@@ -164,7 +184,9 @@ def test_what_is_due_is_released_while_the_worker_is_silent(tmp_path: Path) -> N
 def test_silence_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "CONFINED_SECONDS", 0.1)
     reading, writing = os.pipe()
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     with closing(channel_to(process, reading)) as channel, process:
         with pytest.raises(JobError) as caught:
             worker.WorkerProcess(process, channel).wait_confined()

@@ -69,7 +69,10 @@ def test_what_a_refused_dataset_left_is_destroyed_and_the_next_ones_directories_
             "job.log", "front.log", "model", "model/config.json",
             "tries", "tries/2", "tries/2/dataset", "tries/2/output", "tries/2/scratch",
         }  # fmt: skip
-        assert [log.stat().st_size for log in (workspace.private_log, workspace.front_log)] == [0, 0]
+        assert [log.stat().st_size for log in (workspace.private_log, workspace.front_log)] == [
+            0,
+            0,
+        ]
 
 
 ABANDON = """
@@ -84,7 +87,9 @@ with open_workspace(Path(sys.argv[1])) as workspace:
 
 
 @needs_tmpfs
-def test_plaintext_of_a_killed_start_is_removed_by_the_next_and_that_of_a_running_one_is_not() -> None:
+def test_plaintext_of_a_killed_start_is_removed_by_the_next_and_that_of_a_running_one_is_not() -> (
+    None
+):
     with tempfile.TemporaryDirectory(dir=SHM) as folder:
         base = Path(folder)
         (base / "trainer-job-link").symlink_to("/usr")
@@ -101,7 +106,9 @@ def test_plaintext_of_a_killed_start_is_removed_by_the_next_and_that_of_a_runnin
                 }
 
 
-def test_a_workspace_that_goes_while_it_is_looked_at_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workspace_that_goes_while_it_is_looked_at_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of another job on this machine, which ends at that moment."""
     with tempfile.TemporaryDirectory(dir=SHM) as name:
         going = Path(name) / "trainer-job-going"
@@ -140,5 +147,9 @@ def test_the_last_sound_adapter_is_kept_while_room_is_made(tmp_path: Path, keeps
     for folder in (workspace.model, workspace.output, workspace.scratch):
         (folder / "adapter").mkdir(parents=True)
     workspace.make_room(keep_output=keeps)
-    left = [folder for folder in (workspace.model, workspace.output, workspace.scratch) if any(folder.iterdir())]
+    left = [
+        folder
+        for folder in (workspace.model, workspace.output, workspace.scratch)
+        if any(folder.iterdir())
+    ]
     assert left == ([workspace.output] if keeps else [])

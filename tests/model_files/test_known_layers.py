@@ -32,5 +32,9 @@ def test_every_layer_has_these_modules(model_type: str) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert language_modules(TensorListing(shapes)) == modules_of_the_worker(model).keys()
     names = {name for name in model.state_dict() if name.endswith(".weight")} - {"lm_head.weight"}
-    expected = {f"model.layers.{number}.{name}.weight" for number in (0, 1) for name in LAYER_MODULES[model_type]}
+    expected = {
+        f"model.layers.{number}.{name}.weight"
+        for number in (0, 1)
+        for name in LAYER_MODULES[model_type]
+    }
     assert names == expected | {"model.embed_tokens.weight", "model.norm.weight"}

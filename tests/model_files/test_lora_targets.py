@@ -25,7 +25,9 @@ def section(**fields: object) -> LoraSection:
 
 
 def test_each_name_is_counted() -> None:
-    lora = section(lora_target_modules=("q_proj", "mlp.up_proj", "model.layers.1.self_attn.k_proj", "lm_head"))
+    lora = section(
+        lora_target_modules=("q_proj", "mlp.up_proj", "model.layers.1.self_attn.k_proj", "lm_head")
+    )
     expected = {"q_proj": 2, "mlp.up_proj": 2, "model.layers.1.self_attn.k_proj": 1, "lm_head": 1}
     assert check_lora_names(lora, MODULES) == expected
     assert check_lora_names(section(), MODULES) == {}
@@ -48,7 +50,8 @@ def test_names_that_select_nothing_are_refused_with_their_key(key: str) -> None:
 def test_no_module_is_trained_in_two_ways() -> None:
     with pytest.raises(JobError, match=r"1: model\.embed_tokens"):
         check_lora_names(
-            section(lora_target_modules=("embed_tokens",), modules_to_save=("embed_tokens",)), MODULES
+            section(lora_target_modules=("embed_tokens",), modules_to_save=("embed_tokens",)),
+            MODULES,
         )
 
 
@@ -64,8 +67,13 @@ def test_towers_are_no_targets_and_experts_count_once_a_layer() -> None:
 
 
 def test_a_head_without_a_tensor_of_its_own_is_a_module_too() -> None:
-    tied = TensorListing({name: shape for name, shape in LISTING.shapes.items() if "lm_head" not in name})
-    assert count_targets(section(lora_target_modules=("lm_head", "q_proj")), tied) == {"lm_head": 1, "q_proj": 2}
+    tied = TensorListing(
+        {name: shape for name, shape in LISTING.shapes.items() if "lm_head" not in name}
+    )
+    assert count_targets(section(lora_target_modules=("lm_head", "q_proj")), tied) == {
+        "lm_head": 1,
+        "q_proj": 2,
+    }
 
 
 def test_names_that_select_nothing_of_an_unknown_architecture_are_warned_of() -> None:

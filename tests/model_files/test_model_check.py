@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.model_files.tiny_files import Shapes, llama_shapes, write_index, write_model, write_safetensors
+from tests.model_files.tiny_files import (
+    Shapes,
+    llama_shapes,
+    write_index,
+    write_model,
+    write_safetensors,
+)
 from trainer.errors import ErrorCode, JobError
 from trainer.model_files.model_check import ModelFiles, check_model_files
 from trainer.spec import JobSpec
@@ -46,7 +52,11 @@ def test_a_whole_model_is_listed(tmp_path: Path) -> None:
 
 
 def without(*parts: str) -> Shapes:
-    return {name: shape for name, shape in llama_shapes().items() if not any(part in name for part in parts)}
+    return {
+        name: shape
+        for name, shape in llama_shapes().items()
+        if not any(part in name for part in parts)
+    }
 
 
 def renamed(old: str, new: str) -> Shapes:
@@ -62,7 +72,11 @@ BROKEN: dict[str, tuple[Shapes, dict[str, object], str]] = {
     ),
     "a layer": (without("layers.1."), {}, "layers 0 to 1, got no 1: model.layers.1"),
     "the usual names": (renamed("mlp", "ffn"), {}, MLP),
-    "quantized projections": (renamed("_proj.weight", "_proj.qweight"), {}, "14: model.layers.0.mlp.down_proj"),
+    "quantized projections": (
+        renamed("_proj.weight", "_proj.qweight"),
+        {},
+        "14: model.layers.0.mlp.down_proj",
+    ),
     "a configuration of all layers": (
         llama_shapes(),
         {"num_hidden_layers": 1},
@@ -71,13 +85,19 @@ BROKEN: dict[str, tuple[Shapes, dict[str, object], str]] = {
     "the embedding": (without("embed_tokens"), {}, "1: model.embed_tokens.weight"),
     "the norm": (without("model.norm"), {}, "1: model.norm.weight"),
     "an untied head": (without("lm_head"), {}, "lm_head.weight (tie_word_embeddings is false)"),
-    "its vocabulary": (llama_shapes(), {"vocab_size": 12}, "model.embed_tokens.weight [10, 4] for [12, 4]"),
+    "its vocabulary": (
+        llama_shapes(),
+        {"vocab_size": 12},
+        "model.embed_tokens.weight [10, 4] for [12, 4]",
+    ),
     "its width": (llama_shapes(), {"intermediate_size": 8}, MLP + ".weight [4, 6] for [4, 8]"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_model_that_lacks_something_is_refused_by_names_and_counts(case: str, tmp_path: Path) -> None:
+def test_a_model_that_lacks_something_is_refused_by_names_and_counts(
+    case: str, tmp_path: Path
+) -> None:
     shapes, config, part = BROKEN[case]
     write_model(tmp_path, shapes, **config)
     message = refusal(tmp_path)
@@ -118,7 +138,9 @@ def sharded(folder: Path) -> dict[str, str]:
     write_model(folder, {})
     (folder / "model.safetensors").unlink()
     files: dict[str, Shapes] = {"a.safetensors": {}, "b.safetensors": {}}
-    places = {name: "a.safetensors" if "layers.0" in name else "b.safetensors" for name in llama_shapes()}
+    places = {
+        name: "a.safetensors" if "layers.0" in name else "b.safetensors" for name in llama_shapes()
+    }
     for name, shape in llama_shapes().items():
         files[places[name]][name] = shape
     for name, shapes in files.items():
@@ -162,10 +184,22 @@ def replace_by_broken_index(folder: Path) -> None:
 
 
 CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "unused weights": ("also 1: b.safetensors", lambda folder: write_safetensors(folder / "b.safetensors", {})),
-    "an adapter": ("(adapter_config.json)", lambda folder: (folder / "adapter_config.json").write_text("{}")),
-    "a cut file": ("in the format", lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 9)),
-    "another name": ("c.safe", lambda folder: (folder / "model.safetensors").rename(folder / "c.safetensors")),
+    "unused weights": (
+        "also 1: b.safetensors",
+        lambda folder: write_safetensors(folder / "b.safetensors", {}),
+    ),
+    "an adapter": (
+        "(adapter_config.json)",
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    ),
+    "a cut file": (
+        "in the format",
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 9),
+    ),
+    "another name": (
+        "c.safe",
+        lambda folder: (folder / "model.safetensors").rename(folder / "c.safetensors"),
+    ),
     "an index of another form": ("weight_map", replace_by_broken_index),
 }
 
@@ -190,8 +224,12 @@ def test_names_that_no_module_has_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["gptq", "awq", "fp8", "mxfp4", "compressed-tensors", None])
 @pytest.mark.parametrize("nested", [False, True])
-def test_other_schemes_of_quantization_are_refused(scheme: str | None, nested: bool, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"quantization_config": {"bits": 4} | ({"quant_method": scheme} if scheme else {})}
+def test_other_schemes_of_quantization_are_refused(
+    scheme: str | None, nested: bool, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "quantization_config": {"bits": 4} | ({"quant_method": scheme} if scheme else {})
+    }
     write_model(tmp_path, llama_shapes(), **({"text_config": settings} if nested else settings))
     assert f"got {scheme or 'unknown'}" in refusal(tmp_path)
 
@@ -202,7 +240,9 @@ def test_weights_of_bitsandbytes_need_the_same_bits_in_the_job_spec(tmp_path: Pa
     assert "model.load_in_4bit: true" in refusal(tmp_path)
     assert "model.load_in_4bit: true" in refusal(tmp_path, model={"load_in_8bit": True})
     check(tmp_path, model={"load_in_4bit": True})
-    assert "merged_16bit" in refusal(tmp_path, model={"load_in_4bit": True}, output={"merged_16bit": True})
+    assert "merged_16bit" in refusal(
+        tmp_path, model={"load_in_4bit": True}, output={"merged_16bit": True}
+    )
 
 
 def test_a_configuration_that_names_other_weights_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.model_files.tiny_files import Tensors, llama_shapes, lora_tensors, write_model, write_weights
+from tests.model_files.tiny_files import (
+    Tensors,
+    llama_shapes,
+    lora_tensors,
+    write_model,
+    write_weights,
+)
 from trainer.encoding import file_sha256
 from trainer.errors import DataError, ErrorCode
 from trainer.model_files.adapter_config import CONFIG_FILE
@@ -27,7 +33,9 @@ from trainer.spec import JobSpec
 
 PINS = {"config.json": "0" * 64, "model.safetensors": "a" * 64, "tokenizer.json": "b" * 64}
 LINEARS = [
-    name.removesuffix(".weight") for name, shape in llama_shapes().items() if len(shape) == 2 and "layers." in name
+    name.removesuffix(".weight")
+    for name, shape in llama_shapes().items()
+    if len(shape) == 2 and "layers." in name
 ]
 
 
@@ -60,22 +68,32 @@ def config(**changes: object) -> dict[str, object]:
 
 
 def write_adapter(
-    folder: Path, spec: JobSpec, tensors: Tensors | None = None, metadata: bool = True, **changes: object
+    folder: Path,
+    spec: JobSpec,
+    tensors: Tensors | None = None,
+    metadata: bool = True,
+    **changes: object,
 ) -> dict[str, Path]:
     """Writes an adapter; returns the files of a dataset with it."""
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config(**changes)))
-    write_weights(folder / WEIGHTS_FILE, lora_tensors(llama_shapes(), LINEARS) if tensors is None else tensors)
+    write_weights(
+        folder / WEIGHTS_FILE, lora_tensors(llama_shapes(), LINEARS) if tensors is None else tensors
+    )
     if metadata:
         add_metadata(folder / WEIGHTS_FILE, base_metadata(spec.model))
-    return {name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)} | {"train.jsonl": folder / "train.jsonl"}
+    return {name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)} | {
+        "train.jsonl": folder / "train.jsonl"
+    }
 
 
 def check(files: Mapping[str, Path], spec: JobSpec, model: Path | None = None) -> CheckedAdapter:
     rows, adapter = take_start_adapter(files, spec)
     assert list(rows) == ["train.jsonl"]
     assert adapter is not None
-    base = check_model_files(model, {path.name for path in model.iterdir()}, spec) if model else None
+    base = (
+        check_model_files(model, {path.name for path in model.iterdir()}, spec) if model else None
+    )
     return check_start_adapter(adapter, spec, base)
 
 
@@ -115,7 +133,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "scales of its own": ({"alpha_pattern": {"q_proj": 4}}, "field alpha_pattern: "),
     "some layers": ({"layers_to_transform": [0]}, "field layers_to_transform: "),
     "layers twice": ({"layer_replication": [[0, 1], [0, 1]]}, "field layer_replication: "),
-    "another base than the published one": ({"init_lora_weights": "pissa"}, "field init_lora_weights: "),
+    "another base than the published one": (
+        {"init_lora_weights": "pissa"},
+        "field init_lora_weights: ",
+    ),
     "another kind of adapter": ({"peft_type": "IA3"}, "field peft_type: "),
     "another task": ({"task_type": "SEQ_CLS"}, "field task_type: "),
     "a key that PEFT does not have": ({"auto_code": "x.py"}, "field auto_code: "),
@@ -134,7 +155,9 @@ def test_a_configuration_that_section_lora_does_not_have_is_refused_by_its_field
     assert said in message
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"r": 1, "r": 2}', "[" * 100_000, "x" * ((1 << 20) + 1)])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"r": 1, "r": 2}', "[" * 100_000, "x" * ((1 << 20) + 1)]
+)
 def test_a_configuration_that_is_no_small_object_is_refused(text: str, tmp_path: Path) -> None:
     spec = make_spec()
     files = write_adapter(tmp_path, spec)
@@ -150,18 +173,32 @@ def changed(tensors: Tensors, name: str, dtype: str, shape: list[int]) -> Tensor
 
 
 def without(tensors: Tensors, *parts: str) -> Tensors:
-    return {name: value for name, value in tensors.items() if not any(part in name for part in parts)}
+    return {
+        name: value for name, value in tensors.items() if not any(part in name for part in parts)
+    }
 
 
 FULL = lora_tensors(llama_shapes(), LINEARS)
 TENSORS: dict[str, tuple[dict[str, object], Tensors, str]] = {
     "half a pair": ({}, without(FULL, f"{Q}.lora_B"), "lora_B"),
-    "another rank than its configuration": ({}, changed(FULL, f"{Q}.lora_A.weight", "F32", [3, 4]), "q_proj"),
+    "another rank than its configuration": (
+        {},
+        changed(FULL, f"{Q}.lora_A.weight", "F32", [3, 4]),
+        "q_proj",
+    ),
     "three dimensions": ({}, changed(FULL, f"{Q}.lora_A.weight", "F32", [2, 2, 2]), "q_proj"),
-    "magnitudes without DoRA": ({}, changed(FULL, f"{Q}.lora_magnitude_vector", "F32", [4]), "magnitude"),
+    "magnitudes without DoRA": (
+        {},
+        changed(FULL, f"{Q}.lora_magnitude_vector", "F32", [4]),
+        "magnitude",
+    ),
     "no magnitudes with DoRA": ({"use_dora": True}, FULL, "magnitude"),
     "a tensor of another name": ({}, changed(FULL, f"{Q}.hook", "F32", [4]), "q_proj.hook"),
-    "a base weight": ({}, changed(FULL, "base_model.model.model.norm.weight", "F32", [4]), "model.norm"),
+    "a base weight": (
+        {},
+        changed(FULL, "base_model.model.model.norm.weight", "F32", [4]),
+        "model.norm",
+    ),
     "a module in full is missing": ({"modules_to_save": ["lm_head"]}, FULL, "lm_head"),
     "an excluded module": ({"exclude_modules": ["up_proj"]}, FULL, "up_proj"),
     "another module": ({"lora_target_modules": ["q_proj"]}, FULL, "down_proj"),
@@ -176,10 +213,14 @@ TENSORS: dict[str, tuple[dict[str, object], Tensors, str]] = {
 
 
 @pytest.mark.parametrize("case", TENSORS)
-def test_other_tensors_than_section_lora_makes_are_refused_by_name(case: str, tmp_path: Path) -> None:
+def test_other_tensors_than_section_lora_makes_are_refused_by_name(
+    case: str, tmp_path: Path
+) -> None:
     lora, tensors, said = TENSORS[case]
     spec = make_spec(**lora, train={"bf16": True})
-    message = refusal(write_adapter(tmp_path, spec, tensors, use_dora=lora.get("use_dora", False)), spec)
+    message = refusal(
+        write_adapter(tmp_path, spec, tensors, use_dora=lora.get("use_dora", False)), spec
+    )
     assert f"file {WEIGHTS_FILE}" in message
     assert said in message
 
@@ -220,7 +261,9 @@ BITS: dict[str, tuple[str, bytes]] = {
 def test_one_number_that_is_not_finite_is_refused(case: str, place: int, tmp_path: Path) -> None:
     dtype, value = BITS[case]
     spec = make_spec()
-    files = write_adapter(tmp_path, spec, {name: (dtype, shape) for name, (_, shape) in FULL.items()})
+    files = write_adapter(
+        tmp_path, spec, {name: (dtype, shape) for name, (_, shape) in FULL.items()}
+    )
     data = bytearray(files[WEIGHTS_FILE].read_bytes())
     (length,) = struct.unpack("<Q", data[:8])
     start = 8 + length if place == 0 else len(data) - len(value)
@@ -235,18 +278,24 @@ def test_the_largest_finite_numbers_are_accepted(dtype: str, tmp_path: Path) -> 
     largest = {"F32": b"\xff\xff\x7f\x7f", "F16": b"\xff\x7b", "BF16": b"\x7f\x7f"}[dtype]
     spec = make_spec()
     files = write_adapter(tmp_path, spec)
-    write_weights(files[WEIGHTS_FILE], {name: (dtype, shape) for name, (_, shape) in FULL.items()}, largest)
+    write_weights(
+        files[WEIGHTS_FILE], {name: (dtype, shape) for name, (_, shape) in FULL.items()}, largest
+    )
     add_metadata(files[WEIGHTS_FILE], base_metadata(spec.model))
     check(files, spec)
 
 
 def other_base(spec: JobSpec) -> JobSpec:
     pins = {**PINS, "model.safetensors": "c" * 64}
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"model_file_sha256": pins})})
+    return spec.model_copy(
+        update={"model": spec.model.model_copy(update={"model_file_sha256": pins})}
+    )
 
 
 @pytest.mark.parametrize("start_from", ["adapter", "adapter_of_unchecked_base"])
-def test_an_adapter_of_another_base_is_refused_with_both_digests(start_from: str, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused_with_both_digests(
+    start_from: str, tmp_path: Path
+) -> None:
     spec = make_spec(start_from=start_from)
     other = other_base(spec)
     message = refusal(write_adapter(tmp_path, other), spec)
@@ -269,7 +318,9 @@ def test_an_adapter_that_names_no_base_needs_the_word_of_the_job_spec(tmp_path: 
     assert not check(files, make_spec(start_from="adapter_of_unchecked_base")).base_is_checked
 
 
-@pytest.mark.parametrize("metadata", [{"base_model_sha256": 1}, ["x"], {"base_model_sha256": {"a": "b"}}])
+@pytest.mark.parametrize(
+    "metadata", [{"base_model_sha256": 1}, ["x"], {"base_model_sha256": {"a": "b"}}]
+)
 def test_metadata_that_is_no_map_of_texts_is_refused(metadata: object, tmp_path: Path) -> None:
     spec = make_spec(start_from="adapter_of_unchecked_base")
     files = write_adapter(tmp_path, spec, metadata=False)
@@ -328,7 +379,9 @@ def test_a_header_that_is_far_too_long_is_not_read(tmp_path: Path) -> None:
     assert f"file {WEIGHTS_FILE}" in refusal(files, spec)
 
 
-@pytest.mark.parametrize("more", ["adapter/adapter_model.bin", "adapter/README.md", "adapter/train.jsonl"])
+@pytest.mark.parametrize(
+    "more", ["adapter/adapter_model.bin", "adapter/README.md", "adapter/train.jsonl"]
+)
 def test_a_third_file_beside_them_is_refused(more: str, tmp_path: Path) -> None:
     spec = make_spec()
     files = write_adapter(tmp_path, spec) | {more: tmp_path / "x"}

@@ -37,9 +37,15 @@ def llama_shapes() -> Shapes:
         "input_layernorm": [4],
         "post_attention_layernorm": [4],
     }
-    outer = {"model.embed_tokens.weight": [10, 4], "model.norm.weight": [4], "lm_head.weight": [10, 4]}
+    outer = {
+        "model.embed_tokens.weight": [10, 4],
+        "model.norm.weight": [4],
+        "lm_head.weight": [10, 4],
+    }
     return outer | {
-        f"model.layers.{number}.{name}.weight": shape for number in (0, 1) for name, shape in layer.items()
+        f"model.layers.{number}.{name}.weight": shape
+        for number in (0, 1)
+        for name, shape in layer.items()
     }
 
 
@@ -77,7 +83,9 @@ def lora_tensors(shapes: Mapping[str, Sequence[int]], modules: list[str], rank: 
 _SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
-def write_weights(path: Path, tensors: Mapping[str, tuple[str, list[int]]], fill: bytes = b"\0") -> None:
+def write_weights(
+    path: Path, tensors: Mapping[str, tuple[str, list[int]]], fill: bytes = b"\0"
+) -> None:
     """Writes a file of tensors as PEFT does: name → type and shape; `fill` is repeated."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0

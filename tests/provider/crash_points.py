@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 CRASHED: Final = 77
-_CHANGES: Final = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+_CHANGES: Final = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+}
 
 
 def crash_before(change: int, folder: Path, run: Callable[[], object]) -> bool:

@@ -44,7 +44,9 @@ FILES = {
 }
 
 
-MANIFEST = Manifest(version=1, salt="5a" * 32, files={"train.jsonl": ManifestFile(sha256="3" * 64, size=1)})
+MANIFEST = Manifest(
+    version=1, salt="5a" * 32, files={"train.jsonl": ManifestFile(sha256="3" * 64, size=1)}
+)
 ROWS: dict[str, JsonValue] = {"train": 1, "eval": 0, "dropped": 0}
 
 
@@ -89,10 +91,16 @@ class Sealing:
             signature = self.signature or sign_model(tree_digests(tree), self.key)
             public = self.public or make_public_provenance(parse_statement(make_statement(stated)))
             (tree / MODEL_SIGNATURE).write_bytes(signature)
-            (tree / PUBLIC_PROVENANCE).write_bytes(self.attest(public, self.public_purpose).canonical())
-        statement = make_statement(replace(stated, files=self.statement.get("files", tree_digests(tree))))
+            (tree / PUBLIC_PROVENANCE).write_bytes(
+                self.attest(public, self.public_purpose).canonical()
+            )
+        statement = make_statement(
+            replace(stated, files=self.statement.get("files", tree_digests(tree)))
+        )
         attested = self.attest(statement, "receipt")
-        (tree / "receipt.json").write_bytes(canonical_json(attested.envelope.model_dump(mode="json")))
+        (tree / "receipt.json").write_bytes(
+            canonical_json(attested.envelope.model_dump(mode="json"))
+        )
         (tree / "evidence.json").write_bytes(attested.evidence.canonical())
         recipients = [identity.recipient() for identity in (IDENTITY, BACKUP, *self.also_sealed_to)]
         seal_result(tree, folder / "result.tar.age", recipients)
@@ -137,4 +145,6 @@ def sealing() -> Sealing:
 
 def opened(sealing: Sealing, folder: Path) -> OpenedResult:
     source, record = sealing.seal(folder), sealing.record()
-    return open_sealed_result(source, [IDENTITY], folder / "out", record=record, grant=grant_record(sealing.spec))
+    return open_sealed_result(
+        source, [IDENTITY], folder / "out", record=record, grant=grant_record(sealing.spec)
+    )

@@ -31,7 +31,13 @@ def test_the_spec_of_the_shipped_compose_file_is_found() -> None:
 
 @pytest.mark.parametrize(
     "compose",
-    ["services: {}", "services: []", "a: [", "", "services:\n  x:\n    environment:\n      TRAINER_JOB: ${JOB}\n"],
+    [
+        "services: {}",
+        "services: []",
+        "a: [",
+        "",
+        "services:\n  x:\n    environment:\n      TRAINER_JOB: ${JOB}\n",
+    ],
 )
 def test_a_text_without_one_gives_none(compose: str) -> None:
     assert attested_job_spec(record(compose), None) is None

@@ -15,7 +15,12 @@ import pytest
 from tests.provider.honest_result import SPEC, Sealing, opened
 from trainer.attestation.policy import policy_yaml
 from trainer.cli.app import run_command_line
-from trainer.deployment import SHIPPED_COMPOSE, DeploymentProfile, render_app_compose, render_compose
+from trainer.deployment import (
+    SHIPPED_COMPOSE,
+    DeploymentProfile,
+    render_app_compose,
+    render_compose,
+)
 from trainer.provider.receipt_record import record_directory
 from trainer.simulator.agent import SimulatedVm, VmOptions
 from trainer.simulator.appraisal_world import SEED, honest_world
@@ -32,7 +37,9 @@ ELSEWHERE = ("git ", "scripts/")
 @pytest.fixture
 def folder(sealing: Sealing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with `result`, its record, and a policy."""
-    compose = re.sub(r"(?m)^(    image: ).*$", rf"\g<1>{IMAGE}", render_compose(SHIPPED_COMPOSE, SPEC))
+    compose = re.sub(
+        r"(?m)^(    image: ).*$", rf"\g<1>{IMAGE}", render_compose(SHIPPED_COMPOSE, SPEC)
+    )
     app = render_app_compose(compose, DeploymentProfile.SEALED).decode()
     options = VmOptions(gpu_attestation=GPU_BOOT, image="dstack-0.6.0")
     # Records are judged under NVIDIA's own root, so the test's GPU stays out of them.

@@ -79,7 +79,9 @@ def test_files_of_one_name_are_told_apart_by_their_folders(
         (tmp_path / name).write_text("x")
     files = find_data_files([tmp_path / name for name in asked])
     places = {"TOP": tmp_path.name, "UP": tmp_path.parent.name}
-    assert set(files) == {"/".join(places.get(part, part) for part in name.split("/")) for name in expected}
+    assert set(files) == {
+        "/".join(places.get(part, part) for part in name.split("/")) for name in expected
+    }
     assert all(path.as_posix().endswith(name) for name, path in files.items())
 
 
@@ -139,7 +141,10 @@ def test_the_adapter_of_a_result_is_taken_as_it_lies(tmp_path: Path) -> None:
         (("adapter/adapter_config.json", "receipt.json"), "the directory"),
         ((*OPENED, "adapter_model.bin"), "adapter_model.bin"),
         ((*OPENED, "optimizer.pt"), "optimizer.pt"),
-        ((*OPENED, "checkpoint-10/adapter_model.safetensors"), "checkpoint-10/adapter_model.safetensors"),
+        (
+            (*OPENED, "checkpoint-10/adapter_model.safetensors"),
+            "checkpoint-10/adapter_model.safetensors",
+        ),
         ((*OPENED, ".git/hooks/x.py"), ".git/hooks/x.py"),
     ],
 )

@@ -8,7 +8,12 @@ import pytest
 
 from trainer.errors import ErrorCode, ExitCode, JobError, SealingError, TrainerError
 from trainer.models import Activity, Phase, Status
-from trainer.provider.job_events import PrivateMetrics, RefusedBeforeError, describe_training, watch_job
+from trainer.provider.job_events import (
+    PrivateMetrics,
+    RefusedBeforeError,
+    describe_training,
+    watch_job,
+)
 from trainer.provider.transport.carrier import Carrier
 
 
@@ -45,12 +50,21 @@ def test_a_refused_dataset_ends_the_watch_and_its_report_can_be_pulled() -> None
     status = Status(phase=Phase.AWAITING_DATASET, error="dataset-row-invalid", result_bytes=7)
     assert list(watch_job(cast("Carrier", Job(status)), (), None)) == [status]
     with pytest.raises(RefusedBeforeError) as caught:
-        list(watch_job(cast("Carrier", Job(status.model_copy(update={"result_bytes": None}))), (), None))
-    assert (caught.value.code, caught.value.exit_code) == (ErrorCode.DATASET_ROW_INVALID, ExitCode.JOB)
+        list(
+            watch_job(
+                cast("Carrier", Job(status.model_copy(update={"result_bytes": None}))), (), None
+            )
+        )
+    assert (caught.value.code, caught.value.exit_code) == (
+        ErrorCode.DATASET_ROW_INVALID,
+        ExitCode.JOB,
+    )
 
 
 def test_a_line_of_metrics_has_numbers_only() -> None:
-    metrics = PrivateMetrics({"step": 3, "loss": 1.25, "eval_loss": "x" * 10_000, "grad_norm": [1], "other": 5})
+    metrics = PrivateMetrics(
+        {"step": 3, "loss": 1.25, "eval_loss": "x" * 10_000, "grad_norm": [1], "other": 5}
+    )
     assert metrics.shown() == {"step": "3", "loss": "1.25"}
     assert not PrivateMetrics({"step": 10**400, "eval_loss": True}).shown()
 
@@ -59,7 +73,10 @@ def test_a_line_of_metrics_has_numbers_only() -> None:
     ("status", "line"),
     [
         ({"activity": Activity.TOKENIZING, "percent": 0}, "tokenizing 0 %"),
-        ({"activity": Activity.TOKENIZING, "percent": 35, "eta_seconds": 40}, "tokenizing 35 %, 40 s left"),
+        (
+            {"activity": Activity.TOKENIZING, "percent": 35, "eta_seconds": 40},
+            "tokenizing 35 %, 40 s left",
+        ),
         ({"activity": Activity.LOADING}, "loading"),
         ({"step": 3, "total_steps": 20, "eta_seconds": 41}, "step 3 of 20, 41 s left"),
         ({}, ""),
@@ -71,7 +88,9 @@ def test_how_far_training_is_fits_one_line(status: dict[str, Any], line: str) ->
 
 def test_in_a_joint_job_the_refusals_of_others_are_not_ones_own() -> None:
     others = Status(phase=Phase.AWAITING_DATASET, error="grants-differ", received=(1, 3))
-    assert list(watch_job(cast("Carrier", Job(others)), (), None, number=3)) == [others.without_refusal()]
+    assert list(watch_job(cast("Carrier", Job(others)), (), None, number=3)) == [
+        others.without_refusal()
+    ]
     with pytest.raises(SealingError) as caught:
         list(watch_job(cast("Carrier", Job(others)), (), None, number=2))
     assert caught.value.code is ErrorCode.GRANTS_DIFFER

@@ -47,14 +47,18 @@ def test_the_file_is_private_and_holds_no_nonce(path: Path) -> None:
 
 def test_old_nonces_are_forgotten_once_no_policy_takes_their_evidence() -> None:
     spent = SpentNonces().add_nonce(NONCE, EVIDENCE, NOW)
-    assert spent.add_nonce(OTHER, ELSE, NOW + RETENTION_SECONDS - 1).find_evidence(NONCE) == EVIDENCE
+    assert (
+        spent.add_nonce(OTHER, ELSE, NOW + RETENTION_SECONDS - 1).find_evidence(NONCE) == EVIDENCE
+    )
     assert spent.add_nonce(OTHER, ELSE, NOW + RETENTION_SECONDS).find_evidence(NONCE) is None
     assert RETENTION_SECONDS > 30 * 86400
 
 
 def test_the_list_is_bounded(path: Path) -> None:
     entry = {"nonce_sha256": "cc" * 32, "evidence_sha256": EVIDENCE, "at": NOW}
-    full = SpentNonces.model_validate_json(json.dumps({"version": 1, "spent": [entry] * MAX_NONCES}))
+    full = SpentNonces.model_validate_json(
+        json.dumps({"version": 1, "spent": [entry] * MAX_NONCES})
+    )
     grown = full.add_nonce(NONCE, EVIDENCE, NOW)
     assert len(grown.spent) == MAX_NONCES
     assert grown.find_evidence(NONCE) == EVIDENCE

@@ -53,7 +53,9 @@ def command(tmp_path: Path, body: str) -> str:
     return f"{sys.executable} '{script}' 'two words' $HOME"
 
 
-def test_a_url_gets_the_outcome_and_nothing_else(posts: tuple[str, list[tuple[str, bytes]]]) -> None:
+def test_a_url_gets_the_outcome_and_nothing_else(
+    posts: tuple[str, list[tuple[str, bytes]]],
+) -> None:
     url, received = posts
     assert send_notice(f"{url}/hook?token=secret", FAILED) is None
     ((path, body),) = received
@@ -91,9 +93,14 @@ def test_a_failure_is_said_without_the_target(
     assert "secret" not in problem
 
 
-def test_neither_takes_longer_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_takes_longer_than_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(notification, "LIMIT_SECONDS", 0.2)
-    assert send_notice(f"{sys.executable} -c 'import time; time.sleep(60)'", DONE) == "it took more than 0.2 s"
+    assert (
+        send_notice(f"{sys.executable} -c 'import time; time.sleep(60)'", DONE)
+        == "it took more than 0.2 s"
+    )
     assert tmp_path
 
 

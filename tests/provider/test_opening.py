@@ -59,7 +59,9 @@ def test_an_honest_result_opens(sealing: Sealing, tmp_path: Path) -> None:
     assert all(check.acceptable for check in result.checks)
 
 
-def test_a_link_that_leads_nowhere_is_an_output_that_exists(sealing: Sealing, tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_is_an_output_that_exists(
+    sealing: Sealing, tmp_path: Path
+) -> None:
     (tmp_path / "out").symlink_to("elsewhere")
     with pytest.raises(UsageError) as caught:
         opened(sealing, tmp_path)
@@ -85,18 +87,34 @@ def private(sealing: Sealing, *, purpose: Any = "privacy", **changes: Any) -> Se
         issued_at=world.now + 60,
     )
     envelope = parse_envelope(sign_envelope(statement, RECEIPT_KEY))
-    attested = AttestedEnvelope(envelope=envelope, evidence=world.change(receipt=claims).receipt_evidence())
-    receipt = {"metrics": {"rows": ROWS, "privacy": {"differential": {"epsilon": 2.987654321, "delta": 1e-5}}}}
-    return replace(sealing, statement=receipt, files={**FILES, PRIVACY_STATEMENT: attested.canonical()})
+    attested = AttestedEnvelope(
+        envelope=envelope, evidence=world.change(receipt=claims).receipt_evidence()
+    )
+    receipt = {
+        "metrics": {
+            "rows": ROWS,
+            "privacy": {"differential": {"epsilon": 2.987654321, "delta": 1e-5}},
+        }
+    }
+    return replace(
+        sealing, statement=receipt, files={**FILES, PRIVACY_STATEMENT: attested.canonical()}
+    )
 
 
-def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(sealing: Sealing, tmp_path: Path) -> None:
+def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(
+    sealing: Sealing, tmp_path: Path
+) -> None:
     result = opened(private(sealing), tmp_path)
-    assert "privacy-statement" in {check.code for check in result.checks if check.state is CheckState.AFFIRMED}
+    assert "privacy-statement" in {
+        check.code for check in result.checks if check.state is CheckState.AFFIRMED
+    }
     place = [check.code for check in result.checks].index("privacy-statement")
     assert [check.number for check in result.checks[: place + 1]] == list(range(1, place + 2))
     # Without the receipt, and without a key: what is handed on is the statement and the weights.
-    document, weights = (result.folder / PRIVACY_STATEMENT).read_bytes(), "adapter/adapter_model.safetensors"
+    document, weights = (
+        (result.folder / PRIVACY_STATEMENT).read_bytes(),
+        "adapter/adapter_model.safetensors",
+    )
     files = {weights: sha256_hex(FILES[weights])}
     said = verify_privacy_statement(document, sealing.record(), files).predicate
     assert (said.epsilon, said.delta, said.runs) == (3.0, 1e-5, 1)
@@ -104,7 +122,9 @@ def test_a_private_result_has_a_statement_that_can_be_shown_by_itself(sealing: S
         verify_privacy_statement(document, sealing.record(), {weights: "0" * 64})
 
 
-def test_what_is_printed_of_privacy_is_the_sum_over_all_runs(sealing: Sealing, tmp_path: Path) -> None:
+def test_what_is_printed_of_privacy_is_the_sum_over_all_runs(
+    sealing: Sealing, tmp_path: Path
+) -> None:
     """The receipt has ε of the one run; who reads it alone takes the rows for better protected than they are."""
     result = opened(private(sealing, runs=2, epsilon=6.0, delta=2e-5), tmp_path)
     assert result.privacy is not None
@@ -115,7 +135,12 @@ def test_what_is_printed_of_privacy_is_the_sum_over_all_runs(sealing: Sealing, t
 def test_a_receipt_with_something_else_than_numbers_bears_no_privacy_statement_out(
     epsilon: object, sealing: Sealing, tmp_path: Path
 ) -> None:
-    receipt = {"metrics": {"rows": ROWS, "privacy": {"differential": {"epsilon": epsilon, "delta": "1e-5"}}}}
+    receipt = {
+        "metrics": {
+            "rows": ROWS,
+            "privacy": {"differential": {"epsilon": epsilon, "delta": "1e-5"}},
+        }
+    }
     with pytest.raises(VerificationError, match="privacy-statement"):
         opened(replace(private(sealing), statement=receipt), tmp_path)
 
@@ -137,7 +162,9 @@ def test_a_privacy_statement_that_the_receipt_does_not_bear_out_is_refused(
         opened(private(sealing, **change), tmp_path)
 
 
-def test_a_private_result_without_its_statement_is_refused(sealing: Sealing, tmp_path: Path) -> None:
+def test_a_private_result_without_its_statement_is_refused(
+    sealing: Sealing, tmp_path: Path
+) -> None:
     with pytest.raises(VerificationError, match=r"privacy\.json"):
         opened(replace(private(sealing), files=FILES), tmp_path)
 
@@ -151,7 +178,11 @@ def test_a_failure_report_opens_to_its_error(sealing: Sealing, tmp_path: Path) -
 
 
 def failing(sealing: Sealing, files: Mapping[str, bytes]) -> Sealing:
-    return replace(sealing, statement={"outcome": ReceiptOutcome.FAILED, "error": ErrorCode.INTERNAL}, files=files)
+    return replace(
+        sealing,
+        statement={"outcome": ReceiptOutcome.FAILED, "error": ErrorCode.INTERNAL},
+        files=files,
+    )
 
 
 def stating(**changes: object) -> Callable[[Sealing], Sealing]:
@@ -159,7 +190,10 @@ def stating(**changes: object) -> Callable[[Sealing], Sealing]:
 
 
 ATTACKS: dict[str, tuple[str, Callable[[Sealing], Sealing]]] = {
-    "a failure without its report": ("receipt-outcome", lambda s: failing(s, {"logs/job.log": b"text"})),
+    "a failure without its report": (
+        "receipt-outcome",
+        lambda s: failing(s, {"logs/job.log": b"text"}),
+    ),
     "a failure with a report that nobody can read": (
         "receipt-outcome",
         lambda s: failing(s, {"report/failure.json": b"{}"}),
@@ -173,10 +207,19 @@ ATTACKS: dict[str, tuple[str, Callable[[Sealing], Sealing]]] = {
         lambda s: replace(s, also_sealed_to=(generate_identity(),)),
     ),
     "an end in the year 2099": ("receipt-times", stating(finished_at=4_070_908_800)),
-    "an end that the quote does not know": ("receipt-times", lambda s: replace(s, quoted_at=s.world.now + 61)),
+    "an end that the quote does not know": (
+        "receipt-times",
+        lambda s: replace(s, quoted_at=s.world.now + 61),
+    ),
     "a start before the evidence": ("receipt-times", stating(started_at=1)),
-    "the dataset's files without the salt": ("receipt-dataset", stating(dataset_files={"train.jsonl": "3" * 64})),
-    "another dataset's files": ("receipt-dataset", stating(dataset_files={"train.jsonl": "4" * 64})),
+    "the dataset's files without the salt": (
+        "receipt-dataset",
+        stating(dataset_files={"train.jsonl": "3" * 64}),
+    ),
+    "another dataset's files": (
+        "receipt-dataset",
+        stating(dataset_files={"train.jsonl": "4" * 64}),
+    ),
     "no files of a dataset": ("receipt-dataset", stating(dataset_files={})),
     "one more file of a dataset": (
         "receipt-dataset",
@@ -186,7 +229,9 @@ ATTACKS: dict[str, tuple[str, Callable[[Sealing], Sealing]]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_one_difference_is_refused_and_nothing_is_written(sealing: Sealing, tmp_path: Path, name: str) -> None:
+def test_one_difference_is_refused_and_nothing_is_written(
+    sealing: Sealing, tmp_path: Path, name: str
+) -> None:
     code, change = ATTACKS[name]
     with pytest.raises(VerificationError) as refused:
         opened(change(sealing), tmp_path)
@@ -262,7 +307,8 @@ def test_a_file_that_no_result_has_is_not_written_though_it_was_signed_for(
 
 
 UNUSED_WHEN_OPENING = (
-    r"rows: .*|grant\.(secret|expires_at): .*|grant\.allow.*|grant\.require.*|(grant\.joint|pool): missing"
+    r"rows: .*|grant\.(secret|expires_at): .*|grant\.allow.*|grant\.require.*|"
+    r"(grant\.joint|pool): missing"
 )
 """Changes of a grant record that opening has no use for: they are about acknowledging, sealing and the run.
 
@@ -289,7 +335,9 @@ def test_no_field_of_the_grant_record_can_be_changed(sealing: Sealing, tmp_path:
 def test_what_is_no_sealed_file_is_refused(sealing: Sealing, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"no age file")
     with pytest.raises(TrainerError) as refused:
-        open_sealed_result(tmp_path / "file", [IDENTITY], tmp_path / "out", record=sealing.record(), grant=None)
+        open_sealed_result(
+            tmp_path / "file", [IDENTITY], tmp_path / "out", record=sealing.record(), grant=None
+        )
     assert refused.value.code is ErrorCode.HEADER_INVALID
     assert not (tmp_path / "out").exists()
 
@@ -303,7 +351,9 @@ def test_the_receipt_of_a_later_start_opens_by_the_key_that_its_quote_names(
     assert opened(replace(sealing, key=ANOTHER_KEY), tmp_path).failure is None
 
 
-def test_a_receipt_by_a_key_that_no_quote_names_is_refused(sealing: Sealing, tmp_path: Path) -> None:
+def test_a_receipt_by_a_key_that_no_quote_names_is_refused(
+    sealing: Sealing, tmp_path: Path
+) -> None:
     """Not even by the key that the claims before sealing named."""
     with pytest.raises(VerificationError) as refused:
         opened(replace(sealing, quoted_key=ANOTHER_KEY), tmp_path)
@@ -311,7 +361,9 @@ def test_a_receipt_by_a_key_that_no_quote_names_is_refused(sealing: Sealing, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_the_result_of_a_later_boot_opens_by_the_appraisal_of_that_boot(sealing: Sealing, tmp_path: Path) -> None:
+def test_the_result_of_a_later_boot_opens_by_the_appraisal_of_that_boot(
+    sealing: Sealing, tmp_path: Path
+) -> None:
     """Each boot measures its own GPU evidence, so that RTMR3 differs; the provider verified the job again."""
     vm = sealing.world.vm
     booted = SimulatedVm(APP_COMPOSE, SEED, options=vm.options)
@@ -321,7 +373,12 @@ def test_the_result_of_a_later_boot_opens_by_the_appraisal_of_that_boot(sealing:
 
     def opened_with(restarted: Record | None, name: str) -> OpenedResult:
         return open_sealed_result(
-            source, [IDENTITY], tmp_path / name, record=sealing.record(), grant=grant, restarted=restarted
+            source,
+            [IDENTITY],
+            tmp_path / name,
+            record=sealing.record(),
+            grant=grant,
+            restarted=restarted,
         )
 
     assert opened_with(later.record(), "out").failure is None

@@ -41,7 +41,9 @@ def test_the_secret_is_made_once_and_is_private(tmp_path: Path, secret: LocalSec
 
 
 @pytest.mark.parametrize("fault", ["readable", "short", "long", "link", "pipe", "directory"])
-def test_a_secret_that_others_may_know_is_not_used(fault: str, tmp_path: Path, secret: LocalSecret) -> None:
+def test_a_secret_that_others_may_know_is_not_used(
+    fault: str, tmp_path: Path, secret: LocalSecret
+) -> None:
     secret.key_for("a")
     file = tmp_path / "state" / "tool" / "secret"
     if fault == "readable":
@@ -62,7 +64,9 @@ def test_a_secret_that_others_may_know_is_not_used(fault: str, tmp_path: Path, s
     assert "XDG_STATE_HOME" in str(caught.value.hint)
 
 
-def test_of_another_user_it_is_not_used(secret: LocalSecret, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_another_user_it_is_not_used(
+    secret: LocalSecret, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret.key_for("a")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(UsageError, match="only you can read"):
@@ -138,14 +142,18 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_directory_that_others_reach_is_refused(kind: str, directory: OwnDirectory, tmp_path: Path) -> None:
+def test_a_directory_that_others_reach_is_refused(
+    kind: str, directory: OwnDirectory, tmp_path: Path
+) -> None:
     CHANGES[kind](directory.path, tmp_path / "other")
     with pytest.raises(UsageError) as caught:
         directory.require_own()
     assert caught.value.code is ErrorCode.OUTPUT_EXISTS
 
 
-def test_a_directory_below_one_of_a_group_is_found_again(tmp_path: Path, secret: LocalSecret) -> None:
+def test_a_directory_below_one_of_a_group_is_found_again(
+    tmp_path: Path, secret: LocalSecret
+) -> None:
     """Directories inherit the bit from one that a group shares; it gives nobody access."""
     tmp_path.chmod(0o2770)
     made = OwnDirectory(tmp_path / "work", secret)
@@ -154,7 +162,9 @@ def test_a_directory_below_one_of_a_group_is_found_again(tmp_path: Path, secret:
     made.require_own()
 
 
-def test_of_another_user_a_directory_is_refused(directory: OwnDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_another_user_a_directory_is_refused(
+    directory: OwnDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(UsageError, match="another user"):
         directory.require_own()

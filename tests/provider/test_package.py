@@ -14,9 +14,17 @@ import trainer.provider
 
 def test_every_name_is_that_of_its_module() -> None:
     tree = ast.parse(Path(trainer.provider.__file__).read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
-    declared = {alias.name: node.module for node in imports for alias in node.names if node.level == 0}
-    declared = {name: module for name, module in declared.items() if str(module).startswith("trainer.")}
+    imports = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module != "typing"
+    ]
+    declared = {
+        alias.name: node.module for node in imports for alias in node.names if node.level == 0
+    }
+    declared = {
+        name: module for name, module in declared.items() if str(module).startswith("trainer.")
+    }
     assert sorted(declared) == sorted(trainer.provider.__all__)
     for name, module in declared.items():
         assert getattr(trainer.provider, name) is getattr(sys.modules[str(module)], name)
@@ -29,6 +37,16 @@ def test_an_unknown_name_is_refused() -> None:
 
 def test_validating_imports_neither_evidence_nor_a_network() -> None:
     program = "import sys, trainer.provider as p; p.find_data_files; p.write_private_file; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout
-    unneeded = ("httpx", "asyncio", "cryptography", "dcap_qvl", "Crypto", "trainer.attestation", "trainer.sealing")
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    ).stdout
+    unneeded = (
+        "httpx",
+        "asyncio",
+        "cryptography",
+        "dcap_qvl",
+        "Crypto",
+        "trainer.attestation",
+        "trainer.sealing",
+    )
     assert [name for name in unneeded if name in found.split()] == []

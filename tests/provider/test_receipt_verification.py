@@ -17,7 +17,11 @@ from trainer.encoding import canonical_json
 from trainer.errors import ErrorCode, TrainerError, UsageError, VerificationError
 from trainer.provider.receipt_account import give_account
 from trainer.provider.receipt_record import RECORD_NAME, record_directory
-from trainer.provider.receipt_verification import VerifiedReceipt, read_receipt_record, verify_result
+from trainer.provider.receipt_verification import (
+    VerifiedReceipt,
+    read_receipt_record,
+    verify_result,
+)
 
 REFUSALS = (ErrorCode.RECEIPT_MISMATCH, ErrorCode.RECEIPT_INVALID, ErrorCode.EVIDENCE_INVALID)
 
@@ -49,7 +53,10 @@ def edit_record(result: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in files
+    }
 
 
 def test_an_opened_result_is_checked_again_and_left_as_it_was(result: Path, tmp_path: Path) -> None:
@@ -73,11 +80,16 @@ def test_the_record_has_no_secret(result: Path) -> None:
 
 def test_a_policy_and_a_time_of_ones_own(sealing: Sealing, result: Path) -> None:
     policy, now = sealing.world.policy, sealing.world.now
-    assert not any("--policy" in question for question in verify(result, policy=policy).open_questions)
+    assert not any(
+        "--policy" in question for question in verify(result, policy=policy).open_questions
+    )
     other = sealing.world.demanding("app", job_spec_sha256=("0" * 64,)).policy
     with pytest.raises(VerificationError) as caught:
         verify(result, policy=other)
-    assert (caught.value.code, caught.value.found) == (ErrorCode.VERIFICATION_FAILED, "job-spec-digest")
+    assert (caught.value.code, caught.value.found) == (
+        ErrorCode.VERIFICATION_FAILED,
+        "job-spec-digest",
+    )
     assert verify(result, at=now + 5).attestation.result.appraised_at == now + 5
     with pytest.raises(VerificationError):
         verify(result, at=now + 10 * 365 * 86400)
@@ -100,7 +112,9 @@ def replace_file(name: str, content: bytes) -> Callable[[Path], object]:
         lambda result: os.mkfifo(result / "pipe"),
     ],
 )
-def test_a_result_that_was_changed_is_refused(result: Path, change: Callable[[Path], object]) -> None:
+def test_a_result_that_was_changed_is_refused(
+    result: Path, change: Callable[[Path], object]
+) -> None:
     change(result)
     with pytest.raises(VerificationError) as caught:
         verify(result)
@@ -125,20 +139,28 @@ def test_a_result_that_was_changed_is_refused(result: Path, change: Callable[[Pa
         lambda record: record.update(version=2),
     ],
 )
-def test_a_record_of_something_else_is_refused(result: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+def test_a_record_of_something_else_is_refused(
+    result: Path, edit: Callable[[dict[str, Any]], object]
+) -> None:
     edit_record(result, edit)
     with pytest.raises(VerificationError):
         verify(result)
 
 
-def test_a_result_without_a_record_says_where_one_was_expected(result: Path, tmp_path: Path) -> None:
+def test_a_result_without_a_record_says_where_one_was_expected(
+    result: Path, tmp_path: Path
+) -> None:
     record_directory(result).rename(tmp_path / "kept")
     with pytest.raises(UsageError, match=r"out\.record") as caught:
         verify(result)
     assert "--record" in str(caught.value.hint)
-    assert verify_result(result, read_receipt_record(result, tmp_path / "kept"), policy=None, at=None)
+    assert verify_result(
+        result, read_receipt_record(result, tmp_path / "kept"), policy=None, at=None
+    )
     with pytest.raises(TrainerError, match="a result"):
-        verify_result(tmp_path / "none", read_receipt_record(result, tmp_path / "kept"), policy=None, at=None)
+        verify_result(
+            tmp_path / "none", read_receipt_record(result, tmp_path / "kept"), policy=None, at=None
+        )
 
 
 def test_what_was_opened_without_the_grant_leaves_more_open(result: Path) -> None:
@@ -159,7 +181,9 @@ def test_the_account_has_facts_and_a_timeline_in_order(result: Path) -> None:
     assert len(moments) == 5
 
 
-def test_the_commands_say_what_a_result_is(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_say_what_a_result_is(
+    result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command_line(["receipt", "verify", str(result), "--json"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["outcome"] == "succeeded"
@@ -183,8 +207,14 @@ def test_stock_tools_read_what_is_exported(result: Path, tmp_path: Path) -> None
     assert run_command_line(["receipt", "export", str(result), "-o", str(output)]) == 2
     assert run_command_line(["receipt", "export", str(result), "--public", "-o", str(output)]) == 0
     pem = output / "receipt-key.pem"
-    verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(result / "adapter", output / "model.sig")
-    envelope = dsse.Envelope.from_dict(json.loads((output / "provenance.intoto.jsonl").read_bytes()))
-    key = signer.SSlibKey.from_crypto(load_pem_public_key(pem.read_bytes()), keyid=next(iter(envelope.signatures)))
+    verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(
+        result / "adapter", output / "model.sig"
+    )
+    envelope = dsse.Envelope.from_dict(
+        json.loads((output / "provenance.intoto.jsonl").read_bytes())
+    )
+    key = signer.SSlibKey.from_crypto(
+        load_pem_public_key(pem.read_bytes()), keyid=next(iter(envelope.signatures))
+    )
     assert list(envelope.verify([key], threshold=1)) == [key.keyid]
     assert run_command_line(["receipt", "export", str(result), "--public", "-o", str(output)]) == 2

@@ -30,7 +30,9 @@ class Job:
         self.refusal: ErrorCode | None = None
 
     def status(self) -> Status:
-        return Status(phase=self.phases.pop(0) if len(self.phases) > 1 else self.phases[0], result_bytes=6)
+        return Status(
+            phase=self.phases.pop(0) if len(self.phases) > 1 else self.phases[0], result_bytes=6
+        )
 
     def upload(self, *_: object, **__: object) -> None:
         if self.refusal is not None:
@@ -45,14 +47,18 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], An
 
     def begin(job: Job) -> Any:
         monkeypatch.setattr(steps, "connect_to_job", lambda *_, **__: job)
-        monkeypatch.setattr(steps, "read_policy", lambda _: SimpleNamespace(sha256=lambda: "00" * 32))
+        monkeypatch.setattr(
+            steps, "read_policy", lambda _: SimpleNamespace(sha256=lambda: "00" * 32)
+        )
         monkeypatch.setattr("trainer.provider.submission.time.sleep", lambda _: None)
         submission = Submission(
             [tmp_path / "data.jsonl"], "https://127.0.0.1:1", tmp_path / "policy.yaml",
             [generate_identity(hybrid=False)], tmp_path / "result", tmp_path,
             LocalSecret(tmp_path / "state" / "secret"), 100, wait_seconds=0.0,
         )  # fmt: skip
-        quiet = cast("ProgressReporter", SimpleNamespace(step=print, line=print, bytes_done=lambda *_: None))
+        quiet = cast(
+            "ProgressReporter", SimpleNamespace(step=print, line=print, bytes_done=lambda *_: None)
+        )
         run = steps._SubmissionRun(submission, quiet)
         run._directory.open_for(b'{"a":"test"}')
         return run
@@ -63,7 +69,11 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Job], An
 @pytest.mark.parametrize("code", [ErrorCode.JOB_UNREACHABLE, ErrorCode.STORE_UNAVAILABLE])
 @pytest.mark.parametrize(("peer", "known"), [(None, False), ("ab" * 32, True)])
 def test_a_job_that_ended_while_it_prepared_is_waited_for(
-    peer: str | None, known: bool, code: ErrorCode, begin: Callable[[Job], Any], monkeypatch: pytest.MonkeyPatch
+    peer: str | None,
+    known: bool,
+    code: ErrorCode,
+    begin: Callable[[Job], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = begin(Job(Phase.PREPARING, peer=peer))
     waits: list[str] = []
@@ -73,7 +83,9 @@ def test_a_job_that_ended_while_it_prepared_is_waited_for(
 
     monkeypatch.setattr(steps, "appraise_job", unreachable)
     monkeypatch.setattr(steps, "submission_identity", lambda *_: b'{"a":"test"}')
-    waiting = SimpleNamespace(wait_after=lambda error: waits.append(error.code) if len(waits) < 3 else end())
+    waiting = SimpleNamespace(
+        wait_after=lambda error: waits.append(error.code) if len(waits) < 3 else end()
+    )
     monkeypatch.setattr(run, "_job_wait", waiting)
     with pytest.raises(KeyboardInterrupt if known else UnavailableError):
         run.run()
@@ -92,7 +104,9 @@ def test_a_restarted_job_that_is_about_to_offer_its_result_keeps_its_dataset(
     adopted: list[bool] = []
     monkeypatch.setattr(run, "_appraise", lambda: RECORD)
     monkeypatch.setattr(
-        run._directory, "adopt_restarted_job", lambda _record, *, has_result: adopted.append(has_result)
+        run._directory,
+        "adopt_restarted_job",
+        lambda _record, *, has_result: adopted.append(has_result),
     )
     with pytest.raises(UnavailableError) as caught:
         run._adopt_restarted_job()
@@ -112,7 +126,9 @@ def refusal_of_upload(run: Any, job: Job, grant: object, *, begun: bool) -> Erro
     return caught.value.code
 
 
-@pytest.mark.parametrize(("begun", "code"), [(True, ErrorCode.JOB_BUSY), (False, ErrorCode.WRONG_PHASE)])
+@pytest.mark.parametrize(
+    ("begun", "code"), [(True, ErrorCode.JOB_BUSY), (False, ErrorCode.WRONG_PHASE)]
+)
 def test_a_job_that_opens_what_it_kept_is_asked_again(
     begun: bool, code: ErrorCode, begin: Callable[[Job], Any]
 ) -> None:

@@ -65,7 +65,9 @@ GRANT = GrantRecord(
         expires_at=1,
         secret="cd" * 32,
     ),
-    manifest=Manifest(version=1, salt="5a" * 32, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}),
+    manifest=Manifest(
+        version=1, salt="5a" * 32, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}
+    ),
     rows=1,
 )
 
@@ -117,7 +119,9 @@ class Job:
     def acknowledge(self, _acknowledgement: str) -> bytes | None:
         return self.answer
 
-    def open(self, _source: Path, _identities: object, target: Path, **_options: object) -> OpenedResult:
+    def open(
+        self, _source: Path, _identities: object, target: Path, **_options: object
+    ) -> OpenedResult:
         failure = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if failure is ErrorCode.PAYLOAD_INVALID:
             raise SealingError(failure, "not the result")
@@ -207,7 +211,10 @@ def test_a_report_of_an_interruption_is_not_pulled_for_ever(
     """A spool shows the end of the earlier start until the job is started again, which may never be."""
     with pytest.raises(UnavailableError):
         submit(Job([ErrorCode.INTERRUPTED]))
-    assert {path.name for path in tmp_path.glob("out.failure-*")} == {"out.failure-1", "out.failure-1.record"}
+    assert {path.name for path in tmp_path.glob("out.failure-*")} == {
+        "out.failure-1",
+        "out.failure-1.record",
+    }
 
 
 def test_a_job_that_always_has_another_key_is_not_appraised_for_ever(
@@ -222,7 +229,10 @@ def test_a_job_that_always_has_another_key_is_not_appraised_for_ever(
 @pytest.mark.parametrize("code", [ErrorCode.NO_IDENTITY_MATCH, ErrorCode.UNAUTHORIZED])
 @pytest.mark.parametrize("is_restarted", [True, False])
 def test_a_job_in_a_spool_that_was_started_again_gets_the_dataset_anew(
-    code: ErrorCode, is_restarted: bool, submit: Callable[..., SubmissionResult], monkeypatch: pytest.MonkeyPatch
+    code: ErrorCode,
+    is_restarted: bool,
+    submit: Callable[..., SubmissionResult],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Files show no TLS key that would change: all that tells is that the job cannot open what it was sent."""
     first, later = "age1 first", "age1 second" if is_restarted else "age1 first"
@@ -234,10 +244,14 @@ def test_a_job_in_a_spool_that_was_started_again_gets_the_dataset_anew(
 
     monkeypatch.setattr(steps, "appraise_job", lambda *_args, **_options: record(recipients.pop(0)))
     monkeypatch.setattr(
-        submission_directory, "save_record", lambda record: canonical_json({"recipient": record.result.recipient})
+        submission_directory,
+        "save_record",
+        lambda record: canonical_json({"recipient": record.result.recipient}),
     )
     monkeypatch.setattr(
-        submission_directory, "load_record", lambda data, **_options: record(json.loads(data)["recipient"])
+        submission_directory,
+        "load_record",
+        lambda data, **_options: record(json.loads(data)["recipient"]),
     )
     refusals = [SealingError(code, "the job could not open the dataset")]
 
@@ -276,12 +290,17 @@ def test_a_refused_dataset_is_mended_and_sent_by_the_same_command(
     """Nothing of the refused one is in its way, whether its report could be pulled or was replaced by another."""
     (tmp_path / "mended.jsonl").write_text("mended")
     refusal = Status(
-        phase=Phase.AWAITING_DATASET, error="dataset-row-invalid", result_bytes=7 if has_report else None
+        phase=Phase.AWAITING_DATASET,
+        error="dataset-row-invalid",
+        result_bytes=7 if has_report else None,
     )
     job = Job([ErrorCode.DATASET_ROW_INVALID], answers=refusal)
     if has_report:
         assert submit(job).result.failure is not None
-        assert "  the job waits for another dataset: mend this one, and repeat the command" in job.lines
+        assert (
+            "  the job waits for another dataset: mend this one, and repeat the command"
+            in job.lines
+        )
         assert not any("destroyed" in line for line in job.lines), "it states nothing yet"
     else:
         with pytest.raises(SealingError, match="refused this sealed dataset before"):
@@ -292,7 +311,9 @@ def test_a_refused_dataset_is_mended_and_sent_by_the_same_command(
     assert not (tmp_path / "out.submission").exists()
 
 
-def test_a_result_that_does_not_open_is_pulled_again(submit: Callable[..., SubmissionResult]) -> None:
+def test_a_result_that_does_not_open_is_pulled_again(
+    submit: Callable[..., SubmissionResult],
+) -> None:
     job = Job([ErrorCode.PAYLOAD_INVALID, None])
     with pytest.raises(SealingError):
         submit(job)
@@ -328,7 +349,9 @@ def test_a_forged_answer_to_the_acknowledgement_costs_neither_result_nor_stateme
 
 @pytest.mark.parametrize("outcome", [None, ErrorCode.DATASET_INVALID])
 def test_a_result_is_hashed_by_its_download_alone(
-    outcome: ErrorCode | None, submit: Callable[..., SubmissionResult], monkeypatch: pytest.MonkeyPatch
+    outcome: ErrorCode | None,
+    submit: Callable[..., SubmissionResult],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It may have gigabytes."""
     hashed: list[str] = []
@@ -342,7 +365,9 @@ def test_a_result_is_hashed_by_its_download_alone(
     assert "result.tar.age" not in hashed
 
 
-@pytest.mark.parametrize("outcomes", [[None], [ErrorCode.INTERRUPTED, None]], ids=["undisturbed", "interrupted"])
+@pytest.mark.parametrize(
+    "outcomes", [[None], [ErrorCode.INTERRUPTED, None]], ids=["undisturbed", "interrupted"]
+)
 def test_killed_before_any_change_of_a_file_the_same_command_finishes(
     submit: Callable[..., SubmissionResult],
     tmp_path: Path,
@@ -350,7 +375,9 @@ def test_killed_before_any_change_of_a_file_the_same_command_finishes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each moment that a kill can tell from another one: the result is in place, and nothing else is left."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # takes most of the time, and no kill sees it
+    monkeypatch.setattr(
+        os, "fsync", lambda _descriptor: None
+    )  # takes most of the time, and no kill sees it
     change, crashed = 0, True
     while crashed:
         change += 1
@@ -358,7 +385,11 @@ def test_killed_before_any_change_of_a_file_the_same_command_finishes(
         was_finished = (tmp_path / "out").exists() and not (tmp_path / "out.submission").exists()
         if not was_finished:
             assert submit(Job([None])).result.failure is None, change
-        left = {path.name for path in tmp_path.iterdir() if path.name[0] != "." and ".failure-" not in path.name}
+        left = {
+            path.name
+            for path in tmp_path.iterdir()
+            if path.name[0] != "." and ".failure-" not in path.name
+        }
         assert left == {"out", "out.record", "policy.yaml", "rows.jsonl", "state"}, change
         assert (tmp_path / "out" / "report").is_dir()
         assert (tmp_path / "out.record" / "record.json").is_file()

@@ -21,7 +21,9 @@ from trainer.simulator.appraisal_world import World, honest_world
 
 DESCRIPTION = canonical_json({"source": "https://job"})
 NOW = 1_000.0
-MANIFEST = Manifest(version=1, salt="5a" * 32, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)})
+MANIFEST = Manifest(
+    version=1, salt="5a" * 32, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,11 @@ def begun(tmp_path: Path, world: World, secret: LocalSecret, record: Record) -> 
 
 def grant(token: str) -> GrantRecord:
     recipient = str(generate_identity(hybrid=False).recipient())
-    fields: dict[str, Any] = {"job_spec_sha256": "ab" * 32, "recipients": (recipient,), "expires_at": 1}
+    fields: dict[str, Any] = {
+        "job_spec_sha256": "ab" * 32,
+        "recipients": (recipient,),
+        "expires_at": 1,
+    }
     return GrantRecord(grant=Grant(version=1, secret=token, **fields), manifest=MANIFEST, rows=1)
 
 
@@ -105,7 +111,12 @@ def relink(path: Path) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_somebody_else_wrote_is_refused(
-    attack: str, begun: SubmissionDirectory, secret: LocalSecret, world: World, record: Record, tmp_path: Path
+    attack: str,
+    begun: SubmissionDirectory,
+    secret: LocalSecret,
+    world: World,
+    record: Record,
+    tmp_path: Path,
 ) -> None:
     ATTACKS[attack](begun.path, record)
     again = SubmissionDirectory(begun.path, secret, world.policy)
@@ -121,7 +132,9 @@ def test_a_directory_that_came_with_a_folder_is_refused(
     begun: SubmissionDirectory, world: World, tmp_path: Path, secret: LocalSecret
 ) -> None:
     """Everything in it is right, of another machine or another place: as an operator could ship it."""
-    foreign = SubmissionDirectory(begun.path, LocalSecret(tmp_path / "mine" / "secret"), world.policy)
+    foreign = SubmissionDirectory(
+        begun.path, LocalSecret(tmp_path / "mine" / "secret"), world.policy
+    )
     shutil.copytree(begun.path, tmp_path / "other.submission")
     copied = SubmissionDirectory(tmp_path / "other.submission", secret, world.policy)
     for directory in (foreign, copied):
@@ -154,5 +167,7 @@ def test_a_folder_of_the_users_own_is_not_adopted(
 def test_numbers_of_failures_lead_nowhere_else(begun: SubmissionDirectory, tmp_path: Path) -> None:
     (begun.path / "failures").write_text(f"{sha256_hex(b'report')}:/../../x\n")
     (tmp_path / "out.failure-1.deletion.json").write_text("mine")
-    assert begun._find_failure(sha256_hex(b"report"), tmp_path / "out") == tmp_path / "out.failure-2"
+    assert (
+        begun._find_failure(sha256_hex(b"report"), tmp_path / "out") == tmp_path / "out.failure-2"
+    )
     assert (tmp_path / "out.failure-1.deletion.json").read_text() == "mine"

@@ -32,7 +32,10 @@ def key() -> ec.EllipticCurvePrivateKey:
 def run(spec: JobSpec) -> StatementInputs:
     return StatementInputs(
         spec=spec,
-        files={"adapter/adapter_config.json": "1" * 64, "adapter/adapter_model.safetensors": "2" * 64},
+        files={
+            "adapter/adapter_config.json": "1" * 64,
+            "adapter/adapter_model.safetensors": "2" * 64,
+        },
         dataset_files={"train.jsonl": "3" * 64},
         dataset_manifest_sha256="4" * 64,
         recipients=("age1me", "age1you"),

@@ -94,7 +94,9 @@ def test_another_key_and_other_kinds_of_keys_are_refused() -> None:
         ec.derive_private_key(12345, ec.SECP384R1()).public_key().public_bytes(*encoding),
         ed25519.Ed25519PrivateKey.generate().public_key().public_bytes(*encoding),
         b"not a key",
-        PUBLIC.replace(bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0701")),  # no known algorithm
+        PUBLIC.replace(
+            bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0701")
+        ),  # no known algorithm
     ]
     for public_key in others:
         with pytest.raises(VerificationError):

@@ -34,7 +34,9 @@ def failed(run: StatementInputs, expected: ExpectedResult) -> list[str]:
     return [check.code for check in checks if check.state is CheckState.CONTRAINDICATED]
 
 
-def test_an_honest_receipt_passes_and_counts_no_rows(joint: StatementInputs, second: ExpectedResult) -> None:
+def test_an_honest_receipt_passes_and_counts_no_rows(
+    joint: StatementInputs, second: ExpectedResult
+) -> None:
     assert failed(joint, second) == []
 
 
@@ -47,16 +49,26 @@ def test_an_honest_receipt_passes_and_counts_no_rows(joint: StatementInputs, sec
         {**POOL, "train.jsonl": "7" * 64},
         {"provider-02": OWN, "provider-03": OTHER},
     ],
-    ids=["without ours", "in another order", "one more provider", "one more file", "another provider"],
+    ids=[
+        "without ours",
+        "in another order",
+        "one more provider",
+        "one more file",
+        "another provider",
+    ],
 )
 def test_a_receipt_about_another_pool_is_refused(
     datasets: dict[str, str], joint: StatementInputs, second: ExpectedResult
 ) -> None:
-    made = replace(joint, dataset_files=datasets, dataset_manifest_sha256=pool_sha256(list(datasets.values())))
+    made = replace(
+        joint, dataset_files=datasets, dataset_manifest_sha256=pool_sha256(list(datasets.values()))
+    )
     assert failed(made, second) == ["receipt-dataset"]
 
 
-def test_the_digest_of_the_pool_is_that_of_its_datasets(joint: StatementInputs, second: ExpectedResult) -> None:
+def test_the_digest_of_the_pool_is_that_of_its_datasets(
+    joint: StatementInputs, second: ExpectedResult
+) -> None:
     assert failed(replace(joint, dataset_manifest_sha256="8" * 64), second) == ["receipt-dataset"]
 
 
@@ -67,4 +79,6 @@ def test_only_a_report_on_a_failure_may_be_for_one_provider_alone(
     assert "receipt-recipients" in failed(alone, replace(second, stanzas=1))
     report = replace(alone, outcome=ReceiptOutcome.FAILED)
     assert "receipt-recipients" not in failed(report, replace(second, stanzas=1))
-    assert "receipt-recipients" in failed(replace(report, recipients=("age1else",)), replace(second, stanzas=1))
+    assert "receipt-recipients" in failed(
+        replace(report, recipients=("age1else",)), replace(second, stanzas=1)
+    )

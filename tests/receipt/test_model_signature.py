@@ -13,7 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, VerificationError
 from trainer.receipt.dsse import public_key_der, sign_envelope
-from trainer.receipt.model_signature import MODEL_SIGNATURE, public_key_pem, sign_model, verify_model_signature
+from trainer.receipt.model_signature import (
+    MODEL_SIGNATURE,
+    public_key_pem,
+    sign_model,
+    verify_model_signature,
+)
 
 KEY = ec.derive_private_key(11, ec.SECP256R1())
 OTHER = ec.derive_private_key(12, ec.SECP256R1())

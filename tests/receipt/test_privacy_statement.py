@@ -22,7 +22,9 @@ FILES = {
     "merged/model.safetensors": "3" * 64,
     "report/summary.json": "4" * 64,
 }
-PREDICATE = PrivacyPredicate(jobSpecSha256=JOB, run="7c" * 16, runs=1, epsilon=3.0, delta=1e-5, accountant="prv")
+PREDICATE = PrivacyPredicate(
+    jobSpecSha256=JOB, run="7c" * 16, runs=1, epsilon=3.0, delta=1e-5, accountant="prv"
+)
 
 
 def test_it_says_how_private_which_weights_are_and_no_more() -> None:
@@ -46,7 +48,9 @@ def test_it_says_how_private_which_weights_are_and_no_more() -> None:
 )
 def test_it_is_not_taken_for_another_job_or_other_weights(job: str, files: dict[str, str]) -> None:
     with pytest.raises(VerificationError) as error:
-        check_privacy_statement(make_privacy_statement(PREDICATE, FILES), job_spec_sha256=job, files=files)
+        check_privacy_statement(
+            make_privacy_statement(PREDICATE, FILES), job_spec_sha256=job, files=files
+        )
     assert error.value.code is ErrorCode.RECEIPT_MISMATCH
 
 

@@ -36,7 +36,9 @@ def tensor(begin: int, end: int) -> dict[str, object]:
     return {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
 
 
-WEIGHTS = safetensors({"__metadata__": {"format": "pt"}, "b": tensor(2, 5), "a": tensor(0, 2)}, b"12345")
+WEIGHTS = safetensors(
+    {"__metadata__": {"format": "pt"}, "b": tensor(2, 5), "a": tensor(0, 2)}, b"12345"
+)
 TOKENIZER = b"\x0a\x00 a sentencepiece model"
 README_OF_THE_BASE = b"# Model\n\n![](https://example.org/a.png)\n"
 PINNED = {
@@ -119,7 +121,10 @@ def test_another_name_may_not(name: str) -> None:
         require(name, b"{}")
 
 
-@given(st.text(max_size=40), st.sampled_from([".py", ".so", ".bin", ".pt", ".pkl", ".sh", ".exe", ".js", ".svg"]))
+@given(
+    st.text(max_size=40),
+    st.sampled_from([".py", ".so", ".bin", ".pt", ".pkl", ".sh", ".exe", ".js", ".svg"]),
+)
 def test_no_name_of_a_program_or_pickle_is_on_the_list(name: str, suffix: str) -> None:
     with pytest.raises(ValueError, match="no result has"):
         require(name + suffix, b"")
@@ -134,8 +139,14 @@ CONTENT: dict[str, tuple[str, bytes]] = {
     "weights cut short": (SAFETENSORS, WEIGHTS[:-1]),
     "bytes behind the weights": (SAFETENSORS, WEIGHTS + b"!"),
     "bytes before the weights": (SAFETENSORS, safetensors({"a": tensor(1, 5)}, b"12345")),
-    "weights that overlap": (SAFETENSORS, safetensors({"a": tensor(0, 3), "b": tensor(2, 5)}, b"12345")),
-    "weights of a negative size": (SAFETENSORS, safetensors({"a": tensor(0, 7), "b": tensor(7, 5)}, b"12345")),
+    "weights that overlap": (
+        SAFETENSORS,
+        safetensors({"a": tensor(0, 3), "b": tensor(2, 5)}, b"12345"),
+    ),
+    "weights of a negative size": (
+        SAFETENSORS,
+        safetensors({"a": tensor(0, 7), "b": tensor(7, 5)}, b"12345"),
+    ),
     "a tensor twice": (SAFETENSORS, struct.pack("<Q", 15) + b'{"a":{},"a":{}}'),
     "a tensor without a place": (SAFETENSORS, safetensors({"a": {}})),
     "a tensor that is a text": (SAFETENSORS, safetensors({"a": "b"})),
@@ -150,7 +161,10 @@ CONTENT: dict[str, tuple[str, bytes]] = {
     "metrics that are not a number": ("report/metrics.jsonl", b'{"a":NaN}\n'),
     "metrics nested without end": ("report/metrics.jsonl", b"[" * 100_000),
     "settings nested without end": ("adapter/adapter_config.json", b"[" * 100_000),
-    "a terminal escape of one character in a sample": ("report/samples.json", '[{"after": "\x9b31m"}]'.encode()),
+    "a terminal escape of one character in a sample": (
+        "report/samples.json",
+        '[{"after": "\x9b31m"}]'.encode(),
+    ),
     "DEL in a summary": ("report/summary.json", b'{"warnings": ["\x7f"]}'),
     "terminal escapes in a log": ("logs/job.log", b"\x1b]0;title\x07"),
     "terminal escapes of one character in a log": ("logs/job.log", "\x9b31m".encode()),
@@ -159,7 +173,10 @@ CONTENT: dict[str, tuple[str, bytes]] = {
     "a frame in the model card": ("adapter/README.md", b"<iframe src=x>"),
     "a handler in the model card": ("adapter/README.md", b"<img src=x onerror=alert(1)>"),
     "a drawing in the model card": ("adapter/README.md", b"<svg/onload=alert(1)>"),
-    "a picture from elsewhere in the model card": ("adapter/README.md", b"![](http://example.org/1.png)"),
+    "a picture from elsewhere in the model card": (
+        "adapter/README.md",
+        b"![](http://example.org/1.png)",
+    ),
     "a link that runs in the model card": ("adapter/README.md", b"[x](JavaScript:alert(1))"),
     "a style in the model card": ("adapter/README.md", b"<style>body{background:url(x)}</style>"),
     "another tokenizer than the pinned one": ("merged/tokenizer.model", TOKENIZER + b"!"),
@@ -196,7 +213,9 @@ PAGES: dict[str, str] = {
     "a tag of capitals": page("<SCRIPT>1</SCRIPT>"),
     "a refresh": page("1").replace("<title>", '<meta http-equiv=refresh content="0;url=x"><title>'),
     "a policy that allows scripts": page("1", policy="default-src 'self'"),
-    "a policy that allows any style": page("1", policy="default-src 'none';style-src 'unsafe-inline'"),
+    "a policy that allows any style": page(
+        "1", policy="default-src 'none';style-src 'unsafe-inline'"
+    ),
     "the policy of another style": page("1", policy=page_security_policy("p{}")),
     "no policy": page("1").replace("http-equiv=Content-Security-Policy ", ""),
     "markup before the page": "<script>1</script>" + page("1"),

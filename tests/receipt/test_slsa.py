@@ -37,7 +37,9 @@ def test_a_statement_is_slsa_provenance(run: StatementInputs, public: bool) -> N
         payload = make_public_provenance(parse_statement(payload))
     statement, provenance = validate(payload)
     assert statement.predicate_type == "https://slsa.dev/provenance/v1"
-    assert {subject.name: subject.digest["sha256"] for subject in statement.subject} == dict(run.files)
+    assert {subject.name: subject.digest["sha256"] for subject in statement.subject} == dict(
+        run.files
+    )
     # slsa.dev/spec/v1.0/provenance marks these as required; both are URIs.
     assert provenance.build_definition.build_type.startswith("urn:")
     assert provenance.build_definition.external_parameters.fields
@@ -51,7 +53,11 @@ def test_a_statement_is_slsa_provenance(run: StatementInputs, public: bool) -> N
 
 
 def test_so_is_that_of_a_failure(run: StatementInputs) -> None:
-    failed = {"outcome": ReceiptOutcome.FAILED, "error": ErrorCode.INTERNAL, "files": {"failure.json": "1" * 64}}
+    failed = {
+        "outcome": ReceiptOutcome.FAILED,
+        "error": ErrorCode.INTERNAL,
+        "files": {"failure.json": "1" * 64},
+    }
     validate(make_statement(dataclasses.replace(run, **failed)))  # type: ignore[arg-type]
 
 

@@ -48,7 +48,12 @@ def test_it_says_what_was_made_from_what(run: StatementInputs) -> None:
     [
         ({"files": {**ADAPTER, "adapter/more.json": "1" * 64}}, "receipt-files"),
         (
-            {"files": {"adapter/adapter_config.json": "1" * 64, "adapter/adapter_model.safetensors": "9" * 64}},
+            {
+                "files": {
+                    "adapter/adapter_config.json": "1" * 64,
+                    "adapter/adapter_model.safetensors": "9" * 64,
+                }
+            },
             "receipt-files",
         ),
         ({"compose_sha256": "9" * 64}, "receipt-app"),
@@ -82,7 +87,10 @@ def test_each_lie_fails_its_own_check(
     [
         ({"stanzas": 3}, "receipt-recipients"),
         ({"stanzas": 1}, "receipt-recipients"),
-        ({"failure": "internal"}, None),  # a report that the statement does not list is another check's
+        (
+            {"failure": "internal"},
+            None,
+        ),  # a report that the statement does not list is another check's
         ({"quoted_at": 1_790_000_099}, "receipt-times"),
         ({"opened_at": 1_790_000_100 - 301}, "receipt-times"),
         ({"attested_at": 1_790_000_000 + 301}, "receipt-times"),
@@ -102,19 +110,25 @@ def test_a_future_that_quote_and_statement_agree_on_is_refused(
     assert failing(later, dataclasses.replace(expected, quoted_at=quoted_at)) == ["receipt-times"]
 
 
-@pytest.mark.parametrize("files", [{}, {"adapter/adapter_config.json": "1" * 64}], ids=["none", "no weights"])
+@pytest.mark.parametrize(
+    "files", [{}, {"adapter/adapter_config.json": "1" * 64}], ids=["none", "no weights"]
+)
 def test_a_success_without_its_weights_is_none(
     run: StatementInputs, expected: ExpectedResult, files: dict[str, str]
 ) -> None:
     files = {"report/summary.json": "7" * 64, **files}
-    assert failing(dataclasses.replace(run, files=files), dataclasses.replace(expected, files=files)) == [
-        "receipt-outcome"
-    ]
+    assert failing(
+        dataclasses.replace(run, files=files), dataclasses.replace(expected, files=files)
+    ) == ["receipt-outcome"]
 
 
-def test_a_failure_has_a_report_with_its_code(run: StatementInputs, expected: ExpectedResult) -> None:
+def test_a_failure_has_a_report_with_its_code(
+    run: StatementInputs, expected: ExpectedResult
+) -> None:
     files = {"report/failure.json": "7" * 64}
-    failed = dataclasses.replace(run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.INTERNAL, files=files)
+    failed = dataclasses.replace(
+        run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.INTERNAL, files=files
+    )
     found = dataclasses.replace(expected, files=files, failure=ErrorCode.INTERNAL.value)
     assert failing(failed, found) == []
     assert failing(failed, dataclasses.replace(found, failure="worker-died")) == ["receipt-outcome"]
@@ -135,26 +149,42 @@ def edited_dependencies(run: StatementInputs, edit: Callable[[list[Any]], object
     [
         (lambda listed: listed.clear(), ["receipt-base-model", "receipt-dataset"]),
         (lambda listed: listed.pop(0), ["receipt-base-model"]),
-        (lambda listed: listed[0]["digest"].update(sha256="9" * 64), ["receipt-base-model", "receipt-dataset"]),
-        (lambda listed: listed[0].update(name="./model/other.json"), ["receipt-base-model", "receipt-dataset"]),
+        (
+            lambda listed: listed[0]["digest"].update(sha256="9" * 64),
+            ["receipt-base-model", "receipt-dataset"],
+        ),
+        (
+            lambda listed: listed[0].update(name="./model/other.json"),
+            ["receipt-base-model", "receipt-dataset"],
+        ),
         (lambda listed: listed.append(listed[0]), ["receipt-dataset"]),
         (lambda listed: listed.append(listed[-1]), ["receipt-dataset"]),
-        (lambda listed: listed.append({**listed[0], "name": "./model/more.json"}), ["receipt-dataset"]),
+        (
+            lambda listed: listed.append({**listed[0], "name": "./model/more.json"}),
+            ["receipt-dataset"],
+        ),
         (lambda listed: listed.pop(), ["receipt-dataset"]),
     ],
 )
 def test_what_it_was_made_from_is_compared_file_by_file(
-    run: StatementInputs, expected: ExpectedResult, edit: Callable[[list[Any]], object], codes: list[str]
+    run: StatementInputs,
+    expected: ExpectedResult,
+    edit: Callable[[list[Any]], object],
+    codes: list[str],
 ) -> None:
     checks = appraise_statement(edited_dependencies(run, edit), expected)
     assert [check.code for check in checks if not check.acceptable] == codes
 
 
-def test_a_job_spec_that_pins_no_base_model_makes_nothing(run: StatementInputs, expected: ExpectedResult) -> None:
+def test_a_job_spec_that_pins_no_base_model_makes_nothing(
+    run: StatementInputs, expected: ExpectedResult
+) -> None:
     document = json.loads(make_statement(run))
     document["predicate"]["buildDefinition"]["externalParameters"]["jobSpec"]["model"] = None
     checks = appraise_statement(parse_statement(json.dumps(document).encode()), expected)
-    assert {"receipt-job-spec", "receipt-base-model"} <= {check.code for check in checks if not check.acceptable}
+    assert {"receipt-job-spec", "receipt-base-model"} <= {
+        check.code for check in checks if not check.acceptable
+    }
 
 
 def test_the_byproduct_is_a_resource_descriptor(run: StatementInputs) -> None:
@@ -168,17 +198,23 @@ def test_the_byproduct_is_a_resource_descriptor(run: StatementInputs) -> None:
 
 
 def test_another_job_spec_is_told(run: StatementInputs, expected: ExpectedResult) -> None:
-    assert failing(run, dataclasses.replace(expected, job_spec_sha256="9" * 64)) == ["receipt-job-spec"]
+    assert failing(run, dataclasses.replace(expected, job_spec_sha256="9" * 64)) == [
+        "receipt-job-spec"
+    ]
 
 
-def test_a_spec_that_does_not_have_its_own_digest_is_told(run: StatementInputs, expected: ExpectedResult) -> None:
+def test_a_spec_that_does_not_have_its_own_digest_is_told(
+    run: StatementInputs, expected: ExpectedResult
+) -> None:
     document = json.loads(make_statement(run))
     document["predicate"]["buildDefinition"]["externalParameters"]["jobSpec"]["version"] = 2
     checks = appraise_statement(parse_statement(json.dumps(document).encode()), expected)
     assert [check.code for check in checks if not check.acceptable] == ["receipt-job-spec"]
 
 
-def test_an_extra_file_beside_the_signed_ones_is_told(run: StatementInputs, expected: ExpectedResult) -> None:
+def test_an_extra_file_beside_the_signed_ones_is_told(
+    run: StatementInputs, expected: ExpectedResult
+) -> None:
     more = dataclasses.replace(expected, files={**run.files, "adapter/extra.py": "7" * 64})
     assert failing(run, more) == ["receipt-files"]
 
@@ -187,7 +223,10 @@ def test_without_a_grant_the_dataset_is_visibly_not_demanded(
     run: StatementInputs, expected: ExpectedResult
 ) -> None:
     loose = dataclasses.replace(expected, terms=None)
-    checks = {check.code: check.state for check in appraise_statement(parse_statement(make_statement(run)), loose)}
+    checks = {
+        check.code: check.state
+        for check in appraise_statement(parse_statement(make_statement(run)), loose)
+    }
     assert checks["receipt-dataset"] is CheckState.NOT_DEMANDED
     assert checks["receipt-recipients"] is CheckState.AFFIRMED
     stranger = dataclasses.replace(loose, own_recipients=frozenset({"age1stranger"}))
@@ -196,7 +235,9 @@ def test_without_a_grant_the_dataset_is_visibly_not_demanded(
 
 def summarized(document: dict[str, Any], summary: bytes) -> None:
     """Puts another summary into the byproduct."""
-    document["predicate"]["runDetails"]["byproducts"][0]["content"] = base64.b64encode(summary).decode()
+    document["predicate"]["runDetails"]["byproducts"][0]["content"] = base64.b64encode(
+        summary
+    ).decode()
 
 
 @pytest.mark.parametrize(
@@ -210,16 +251,26 @@ def summarized(document: dict[str, Any], summary: bytes) -> None:
         lambda document: summarized(document, b'{"metrics":{},"outcome":"maybe"}'),
         lambda document: summarized(document, b'{"metrics":{}}'),
         lambda document: summarized(document, b'{"metrics":{},"more":1,"outcome":"failed"}'),
-        lambda document: summarized(document, b'{"outcome":"succeeded","metrics":{}}'),  # keys not sorted
+        lambda document: summarized(
+            document, b'{"outcome":"succeeded","metrics":{}}'
+        ),  # keys not sorted
         lambda document: summarized(document, b'{"metrics":{},"outcome":"succeeded"} '),
-        lambda document: summarized(document, b'{"metrics":{},"outcome":"failed","outcome":"succeeded"}'),
+        lambda document: summarized(
+            document, b'{"metrics":{},"outcome":"failed","outcome":"succeeded"}'
+        ),
         lambda document: summarized(document, b"\xff"),
         lambda document: document["predicate"]["runDetails"]["byproducts"][0].update(content="e30"),
         lambda document: document["predicate"]["runDetails"]["byproducts"][0].pop("content"),
-        lambda document: document["predicate"]["runDetails"]["byproducts"][0].update(mediaType="text/html"),
+        lambda document: document["predicate"]["runDetails"]["byproducts"][0].update(
+            mediaType="text/html"
+        ),
         lambda document: document["predicate"]["runDetails"]["byproducts"].clear(),
-        lambda document: document["predicate"]["runDetails"]["metadata"].update(finishedOn="2026-02-30T00:00:00Z"),
-        lambda document: document["predicate"]["runDetails"]["metadata"].update(finishedOn="2026-02-20 00:00:00Z"),
+        lambda document: document["predicate"]["runDetails"]["metadata"].update(
+            finishedOn="2026-02-30T00:00:00Z"
+        ),
+        lambda document: document["predicate"]["runDetails"]["metadata"].update(
+            finishedOn="2026-02-20 00:00:00Z"
+        ),
         lambda document: document["predicate"]["buildDefinition"].update(buildType="x"),
         lambda document: document.update(more=1),
     ],
@@ -256,9 +307,14 @@ def demanding(expected: ExpectedResult) -> ExpectedResult:
     ],
 )
 def test_a_budget_that_was_demanded_is_compared_with_the_one_spent(
-    run: StatementInputs, expected: ExpectedResult, privacy: dict[str, object] | None, *, holds: bool
+    run: StatementInputs,
+    expected: ExpectedResult,
+    privacy: dict[str, object] | None,
+    *,
+    holds: bool,
 ) -> None:
-    statement = parse_statement(make_statement(dataclasses.replace(run, metrics={"privacy": privacy})))  # type: ignore[dict-item]
+    run = dataclasses.replace(run, metrics={"privacy": privacy})  # type: ignore[dict-item]
+    statement = parse_statement(make_statement(run))
     checks = appraise_statement(statement, demanding(expected), first=2)
     assert statement.privacy == privacy
     assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == (
@@ -267,8 +323,12 @@ def test_a_budget_that_was_demanded_is_compared_with_the_one_spent(
     assert checks[-1].number == 10
 
 
-def test_a_failure_names_its_code_and_needs_no_budget(run: StatementInputs, expected: ExpectedResult) -> None:
-    failed = dataclasses.replace(run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.RELEASE_WITHHELD)
+def test_a_failure_names_its_code_and_needs_no_budget(
+    run: StatementInputs, expected: ExpectedResult
+) -> None:
+    failed = dataclasses.replace(
+        run, outcome=ReceiptOutcome.FAILED, error=ErrorCode.RELEASE_WITHHELD
+    )
     statement = parse_statement(make_statement(failed))
     assert statement.summary.error is ErrorCode.RELEASE_WITHHELD
     checks = appraise_statement(statement, demanding(expected), first=2)
@@ -287,13 +347,20 @@ def test_a_failure_names_its_code_and_needs_no_budget(run: StatementInputs, expe
     ],
 )
 def test_a_job_that_was_asked_for_privacy_states_it_though_no_grant_demands_it(
-    run: StatementInputs, expected: ExpectedResult, asked: str, privacy: dict[str, object] | None, *, holds: bool
+    run: StatementInputs,
+    expected: ExpectedResult,
+    asked: str,
+    privacy: dict[str, object] | None,
+    *,
+    holds: bool,
 ) -> None:
     needed = "train: {engine: transformers}\ndata: {split_turns: never}\n"
     spec = parse_job_spec(f"{SPEC}privacy: {{{asked}, target_delta: 1e-5}}\n{needed}".encode())
     private_run = dataclasses.replace(run, spec=spec, metrics={"privacy": privacy})  # type: ignore[dict-item]
     statement = parse_statement(make_statement(private_run))
-    checks = appraise_statement(statement, dataclasses.replace(expected, job_spec_sha256=spec.sha256()))
+    checks = appraise_statement(
+        statement, dataclasses.replace(expected, job_spec_sha256=spec.sha256())
+    )
     assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == (
         [] if holds else ["receipt-privacy"]
     )
@@ -320,7 +387,9 @@ def test_a_success_counts_every_row_that_was_sealed(
 
 
 @pytest.mark.parametrize(
-    ("data", "wrong"), [("data: {mix: {chat.jsonl: 0.5}}", []), ("data: {}", ["receipt-rows"])], ids=str
+    ("data", "wrong"),
+    [("data: {mix: {chat.jsonl: 0.5}}", []), ("data: {}", ["receipt-rows"])],
+    ids=str,
 )
 def test_rows_that_are_not_drawn_are_counted_where_the_job_spec_mixes_data(
     run: StatementInputs, expected: ExpectedResult, data: str, wrong: list[str]
@@ -328,9 +397,19 @@ def test_rows_that_are_not_drawn_are_counted_where_the_job_spec_mixes_data(
     assert expected.terms is not None
     spec = parse_job_spec(f"{SPEC}{data}\n".encode())
     known = dataclasses.replace(
-        expected, terms=expected.terms.model_copy(update={"rows": 10}), job_spec_sha256=spec.sha256()
+        expected,
+        terms=expected.terms.model_copy(update={"rows": 10}),
+        job_spec_sha256=spec.sha256(),
     )
-    counts: dict[str, JsonValue] = {"train": 4, "eval": 1, "dropped": 1, "truncated": 0, "undrawn": 4}
-    statement = parse_statement(make_statement(dataclasses.replace(run, spec=spec, metrics={"rows": counts})))
+    counts: dict[str, JsonValue] = {
+        "train": 4,
+        "eval": 1,
+        "dropped": 1,
+        "truncated": 0,
+        "undrawn": 4,
+    }
+    statement = parse_statement(
+        make_statement(dataclasses.replace(run, spec=spec, metrics={"rows": counts}))
+    )
     checks = appraise_statement(statement, known)
     assert [check.code for check in checks if check.state is CheckState.CONTRAINDICATED] == wrong

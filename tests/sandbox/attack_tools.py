@@ -59,7 +59,13 @@ def raw(name: str, *arguments: int | bytes | None) -> Attack:
         try:
             syscall(name, *arguments)
         except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.EFAULT, errno.EBADF, errno.ESRCH, errno.ENODEV}:
+            if error.errno not in {
+                errno.EINVAL,
+                errno.EFAULT,
+                errno.EBADF,
+                errno.ESRCH,
+                errno.ENODEV,
+            }:
                 raise
 
     return attempt

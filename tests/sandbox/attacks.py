@@ -159,7 +159,9 @@ def _newest_call(_: Targets) -> None:
 
 
 NETWORK: dict[str, Attack] = {
-    "connect_tcp": lambda t: _connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", t.tcp_port)),
+    "connect_tcp": lambda t: _connect(
+        socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", t.tcp_port)
+    ),
     "connect_tcp6": lambda t: _connect(socket.AF_INET6, socket.SOCK_STREAM, ("::1", t.tcp_port)),
     "send_udp": lambda t: _datagram(socket.AF_INET, ("127.0.0.1", t.udp_port)),
     "send_udp6": lambda t: _datagram(socket.AF_INET6, ("::1", t.udp_port)),
@@ -230,7 +232,9 @@ PRIVILEGES: dict[str, Attack] = {
     "dumpable_again": lambda t: prctl(4, 1),
 }
 OTHER_FILES: dict[str, Attack] = {
-    "write_outside": lambda t: open_path(f"{t.open_folder}/made-{os.getpid()}", os.O_WRONLY | os.O_CREAT),
+    "write_outside": lambda t: open_path(
+        f"{t.open_folder}/made-{os.getpid()}", os.O_WRONLY | os.O_CREAT
+    ),
     "read_world_readable": lambda t: open_path(f"{t.open_folder}/world-readable"),
     "change_world_writable": lambda t: open_path(f"{t.open_folder}/world-writable", os.O_WRONLY),
     "list_var": lambda t: os.listdir("/var"),
@@ -244,9 +248,13 @@ OF_WORKER: dict[str, Attack] = {
     "change_the_model": lambda t: open_path(f"{t.workspace}/model/added", os.O_WRONLY | os.O_CREAT),
     "change_the_dataset": lambda t: open_path(f"{t.own}/dataset/rows.jsonl", os.O_WRONLY),
     "read_the_dataset_of_another_try": lambda t: open_path(f"{t.other}/dataset/rows.jsonl"),
-    "write_the_output_of_another_try": lambda t: open_path(f"{t.other}/output/added", os.O_WRONLY | os.O_CREAT),
+    "write_the_output_of_another_try": lambda t: open_path(
+        f"{t.other}/output/added", os.O_WRONLY | os.O_CREAT
+    ),
     "remove_the_dataset": lambda t: os.unlink(f"{t.own}/dataset/rows.jsonl"),
-    "follow_a_link_outside": lambda t: _through_link(f"{t.own}/output", f"{t.ciphertext}/dataset.age"),
+    "follow_a_link_outside": lambda t: _through_link(
+        f"{t.own}/output", f"{t.ciphertext}/dataset.age"
+    ),
     "hard_link_outside": lambda t: _hard_link(f"{t.own}/output", f"{t.open_folder}/world-readable"),
     "rename_out": lambda t: os.rename(f"{t.own}/output/own", f"{t.open_folder}/own"),
 }
@@ -255,7 +263,9 @@ OF_FRONT: dict[str, Attack] = {
     "read_plaintext": lambda t: open_path(f"{t.own}/dataset/rows.jsonl"),
     "read_private_log": lambda t: open_path(f"{t.workspace}/job.log"),
     "read_weights": lambda t: open_path(f"{t.own}/output/own"),
-    "follow_a_link_to_plaintext": lambda t: _through_link(t.ciphertext, f"{t.own}/dataset/rows.jsonl"),
+    "follow_a_link_to_plaintext": lambda t: _through_link(
+        t.ciphertext, f"{t.own}/dataset/rows.jsonl"
+    ),
     "write_into_output": lambda t: open_path(f"{t.own}/output/added", os.O_WRONLY | os.O_CREAT),
 }
 
@@ -276,7 +286,9 @@ ALLOWED: dict[str, dict[str, Attack]] = {
         "read_the_dataset": lambda t: open_path(f"{t.own}/dataset/rows.jsonl"),
         "read_the_model": lambda t: open_path(f"{t.workspace}/model/config.json"),
         "write_its_output": lambda t: open_path(f"{t.own}/output/result", os.O_WRONLY | os.O_CREAT),
-        "write_its_scratch": lambda t: open_path(f"{t.own}/scratch/cache", os.O_WRONLY | os.O_CREAT),
+        "write_its_scratch": lambda t: open_path(
+            f"{t.own}/scratch/cache", os.O_WRONLY | os.O_CREAT
+        ),
         "make_threads": lambda t: threading.Thread(target=int).start(),
         "signal_itself": lambda t: os.kill(os.getpid(), 0),
     },
@@ -286,9 +298,13 @@ ALLOWED: dict[str, dict[str, Attack]] = {
     },
     "supervisor": {
         "ask_the_guest_agent": lambda t: _connect(socket.AF_UNIX, socket.SOCK_STREAM, t.agent),
-        "write_the_workspace": lambda t: open_path(f"{t.workspace}/receipt", os.O_WRONLY | os.O_CREAT),
+        "write_the_workspace": lambda t: open_path(
+            f"{t.workspace}/receipt", os.O_WRONLY | os.O_CREAT
+        ),
         "read_what_the_worker_wrote": lambda t: open_path(f"{t.own}/output/own"),
-        "write_the_result": lambda t: open_path(f"{t.ciphertext}/result.tar.age", os.O_WRONLY | os.O_CREAT),
+        "write_the_result": lambda t: open_path(
+            f"{t.ciphertext}/result.tar.age", os.O_WRONLY | os.O_CREAT
+        ),
     },
 }
 """What each must still be able to do: a wall around everything would prove nothing."""

@@ -127,7 +127,9 @@ SHARED: dict[str, Attack] = {
     "signal_by_socket_ioctl": lambda t: _own_ioctl(0x8902, t.supervisor),
     "unlock_a_terminal": lambda t: _own_ioctl(0x40045431, 0),
     "priority_of_others": lambda t: os.setpriority(os.PRIO_PROCESS, t.supervisor, 0),
-    "priority_of_the_user": lambda t: os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_PROCESS, 0)),
+    "priority_of_the_user": lambda t: os.setpriority(
+        os.PRIO_USER, 0, os.getpriority(os.PRIO_PROCESS, 0)
+    ),
     "see_the_users_priority": lambda t: os.getpriority(os.PRIO_USER, 0),
     "see_anothers_priority": lambda t: os.getpriority(os.PRIO_PROCESS, t.supervisor),
     "see_anothers_cpus": lambda t: os.sched_getaffinity(t.supervisor),

@@ -55,16 +55,22 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def open_python(open_folder: Path) -> list[str]:
     """An interpreter, with the project's packages, that other users can run too."""
-    if all(is_readable(path, NOBODY) for path in [ROOT / "trainer", *software_paths()] if path.exists()):
+    if all(
+        is_readable(path, NOBODY) for path in [ROOT / "trainer", *software_paths()] if path.exists()
+    ):
         return [sys.executable]
     packages = [path for path in sys.path if Path(path).name == "site-packages"]
     usable = [path for path in [str(ROOT), *packages] if is_readable(Path(path), NOBODY)]
     system = Path("/usr/bin") / f"python{sys.version_info.major}.{sys.version_info.minor}"
     if len(usable) < len(packages) + 1 or not system.exists():
-        pytest.skip(f"no Python {sys.version_info.major}.{sys.version_info.minor} here that other users can run")
+        pytest.skip(
+            f"no Python {sys.version_info.major}.{sys.version_info.minor} here that other users can run"
+        )
     venv = open_folder / "venv"
     subprocess.run([system, "-m", "venv", "--without-pip", venv], check=True, umask=0o022)
-    (next(venv.glob("lib/python*/site-packages")) / "project.pth").write_text("\n".join(usable) + "\n")
+    (next(venv.glob("lib/python*/site-packages")) / "project.pth").write_text(
+        "\n".join(usable) + "\n"
+    )
     return [str(venv / "bin" / "python")]
 
 
@@ -72,7 +78,9 @@ def open_python(open_folder: Path) -> list[str]:
 def servers() -> Iterator[dict[str, int]]:
     """A TCP and a UDP port on both loopback addresses that take whatever comes."""
     with ExitStack() as stack:
-        tcp = stack.enter_context(socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True))
+        tcp = stack.enter_context(
+            socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        )
         udp = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
         udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         udp.bind(("", 0))
@@ -136,7 +144,11 @@ def outcomes(
     """What became of every attack; `request.param` is the mode."""
     mode: str = request.param.removesuffix("-without-landlock")
     skip_unless_possible(mode)
-    python = [sys.executable] if mode in {"root", "unconfined"} else request.getfixturevalue("open_python")
+    python = (
+        [sys.executable]
+        if mode in {"root", "unconfined"}
+        else request.getfixturevalue("open_python")
+    )
     owner = NOBODY if mode == "ordinary-user" and os.geteuid() == 0 else None
     with folders(owner) as (base, ciphertext):
         given = {
@@ -168,7 +180,9 @@ def as_deployed() -> list[str]:
     return ["setpriv", "--no-new-privs", "--bounding-set", f"-all,{added}"]
 
 
-def run_household(python: list[str], given: dict[str, Any], owner: Account | None) -> dict[str, Any]:
+def run_household(
+    python: list[str], given: dict[str, Any], owner: Account | None
+) -> dict[str, Any]:
     """Run `household.py`, as `owner` if there is one."""
     as_user: dict[str, Any] = (
         {"user": owner.uid, "group": owner.gid, "extra_groups": []} if owner is not None else {}

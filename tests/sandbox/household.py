@@ -57,7 +57,9 @@ def household(given: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for role in ("worker", "front"):
             found[role] = child(role, getattr(plans, role), targets)
-            fill(workspace, ciphertext, plans)  # again: an attack that worked may have removed something
+            fill(
+                workspace, ciphertext, plans
+            )  # again: an attack that worked may have removed something
         found["separate"] = plans.separate_users
         own = plans.supervisor.model_dump(mode="json")
         found["supervisor"] = attack(own, Targets(**targets), "supervisor")
@@ -103,7 +105,9 @@ def child(role: str, plan: SandboxPlan | None, targets: dict[str, Any]) -> dict[
     assert isinstance(found, dict)
     seen = {name: was_found(found["pid"], name) for name in NOTES}
     found["attacks"] |= {
-        name: "own" for name, is_seen in seen.items() if not is_seen and found["attacks"][name] == "worked"
+        name: "own"
+        for name, is_seen in seen.items()
+        if not is_seen and found["attacks"][name] == "worked"
     }
     return found
 

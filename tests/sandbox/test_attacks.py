@@ -25,9 +25,15 @@ REFUSED = {"EPERM", "EACCES", "ENOSYS", "EROFS", "own"}
 MOVES, OTHER_MOUNT = {"rename_out", "hard_link_outside"}, {"EXDEV"}
 BY_NAME = {*OTHER_FILES, *OF_WORKER, *OF_FRONT, *SUPERVISOR, *BY_PROC, *OBSERVED, *OF_CHILDREN}
 """A name that leads nowhere in the mount namespace of the process is a refusal too."""
-ANYBODY_CAN = {*GUEST_AGENT, *PROGRAMS, *OTHER_FILES, *OF_WORKER, "connect_tcp", "send_udp", "bind_tcp"} - {
-    "open_disk"
-}
+ANYBODY_CAN = {
+    *GUEST_AGENT,
+    *PROGRAMS,
+    *OTHER_FILES,
+    *OF_WORKER,
+    "connect_tcp",
+    "send_udp",
+    "bind_tcp",
+} - {"open_disk"}
 """No machine that runs these tests refuses them by itself."""
 ROLES = tuple(ATTACKS)
 
@@ -39,7 +45,9 @@ def worked(outcomes: dict[str, Any], role: str) -> dict[str, str]:
         attack: outcome
         for attack, outcome in outcomes[role]["attacks"].items()
         if outcome
-        not in REFUSED | (hidden if attack in BY_NAME else set()) | (OTHER_MOUNT if attack in MOVES else set())
+        not in REFUSED
+        | (hidden if attack in BY_NAME else set())
+        | (OTHER_MOUNT if attack in MOVES else set())
     }
 
 
@@ -49,7 +57,13 @@ def test_refused(outcomes: dict[str, Any], role: str, needs_landlock: None) -> N
     assert worked(outcomes, role) == {}
 
 
-ANY_FOLDER = {*BY_FOLDER, "list_var", "write_outside", "read_world_readable", "change_world_writable"}
+ANY_FOLDER = {
+    *BY_FOLDER,
+    "list_var",
+    "write_outside",
+    "read_world_readable",
+    "change_world_writable",
+}
 OTHERS_IN_PROC = set(BY_PROC) - {"read_a_token_of_init"}
 COUNTERS = {"counters_of_memory", "counters_of_processors", "names_of_sockets"}
 WITHOUT_LANDLOCK_WORKS: dict[str, dict[str, set[str]]] = {
@@ -90,7 +104,9 @@ def test_what_holds_without_landlock(outcomes: dict[str, Any], role: str) -> Non
 
 @pytest.mark.parametrize("outcomes", [*MODES, *WITHOUT_LANDLOCK], indirect=True)
 @pytest.mark.parametrize("role", ["front", "worker"])
-def test_namespaces_of_its_own_are_claimed_where_they_were_made(outcomes: dict[str, Any], role: str) -> None:
+def test_namespaces_of_its_own_are_claimed_where_they_were_made(
+    outcomes: dict[str, Any], role: str
+) -> None:
     walls = outcomes[role]["walls"]
     may_make_them = outcomes["mode"] in {"three-users", "root"}
     assert {walls[f"{role}_own_mounts"], walls[f"{role}_own_ipc"]} == {may_make_them}

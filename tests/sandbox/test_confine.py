@@ -42,7 +42,13 @@ def run(code: str, *arguments: object) -> Any:
             return "worked"
     """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(prelude) + textwrap.dedent(code), *map(str, arguments)],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            textwrap.dedent(prelude) + textwrap.dedent(code),
+            *map(str, arguments),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -60,7 +66,9 @@ def test_a_kernel_without_landlock_is_told_honestly() -> None:
     """)
     assert not walls["worker_files_confined"]
     assert walls["worker_no_network"]
-    assert {wall for wall, stands in walls.items() if stands} >= {w for w in EXPECTED if w.startswith("worker_")}
+    assert {wall for wall, stands in walls.items() if stands} >= {
+        w for w in EXPECTED if w.startswith("worker_")
+    }
 
 
 def test_a_kernel_without_seccomp_is_told_honestly() -> None:
@@ -195,7 +203,9 @@ def test_loopback_is_a_network_of_its_own(servers: dict[str, int]) -> None:
 
 
 @needs_root
-def test_processes_of_one_training_reach_each_other_and_nothing_else(servers: dict[str, int]) -> None:
+def test_processes_of_one_training_reach_each_other_and_nothing_else(
+    servers: dict[str, int],
+) -> None:
     """Made by one that left the network; each confines itself and finds the others, over loopback alone."""
     found = run(
         """
@@ -243,7 +253,9 @@ def test_processes_of_one_training_reach_each_other_and_nothing_else(servers: di
     assert found["away"] == "ENETUNREACH"
     assert found["away6"] in {"ENETUNREACH", "EADDRNOTAVAIL"}
     assert [found[name] for name in ("kernel", "raw", "maker", "leave")] == ["EPERM"] * 4
-    walls = {wall: stands for wall, stands in found["walls"].items() if wall != "worker_files_confined"}
+    walls = {
+        wall: stands for wall, stands in found["walls"].items() if wall != "worker_files_confined"
+    }
     assert all(walls.values()), walls
 
 
@@ -336,5 +348,7 @@ def test_every_wall_belongs_to_somebody() -> None:
 
 
 def test_plans_survive_the_command_line() -> None:
-    plan = SandboxPlan(role=Role.WORKER, account=Account(uid=1, gid=2), readable=(Path("/a"),), programs=True)
+    plan = SandboxPlan(
+        role=Role.WORKER, account=Account(uid=1, gid=2), readable=(Path("/a"),), programs=True
+    )
     assert SandboxPlan.model_validate_json(plan.model_dump_json()) == plan

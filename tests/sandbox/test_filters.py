@@ -83,7 +83,9 @@ def test_threads_yes_processes_where_a_compiler_runs_namespaces_never() -> None:
     for filter_ in (WORKER, COMPILING):
         assert decide(filter_, clone, SIGCHLD | CLONE_NEWUSER) == REFUSE | errno.EPERM
         assert decide(filter_, clone, CLONE_THREAD | CLONE_NEWUSER) == REFUSE | errno.EPERM
-        assert decide(filter_, NUMBERS["clone3"]) == REFUSE | errno.ENOSYS, "its flags cannot be seen"
+        assert decide(filter_, NUMBERS["clone3"]) == REFUSE | errno.ENOSYS, (
+            "its flags cannot be seen"
+        )
 
 
 def test_programs() -> None:
@@ -121,7 +123,11 @@ def test_what_several_processes_find_each_other_with() -> None:
                     allowed = family in {2, 10} or (family == 16 and protocol == 0)
                     allowed = allowed or (family == 1 and kind == 5 and filter_ is TOGETHER_ON_GPUS)
                     found = decide(filter_, NUMBERS["socket"], family, kind, protocol)
-                    assert found == (ALLOW if allowed else REFUSE | errno.EPERM), (family, kind, protocol)
+                    assert found == (ALLOW if allowed else REFUSE | errno.EPERM), (
+                        family,
+                        kind,
+                        protocol,
+                    )
 
 
 def test_signals_to_itself_only() -> None:
@@ -143,7 +149,16 @@ def test_commands_that_lock_watch_or_signal() -> None:
         for command in channels.FCNTL:
             assert decide(filter_, NUMBERS["fcntl"], 3, command) == REFUSE | errno.EPERM
             assert decide(filter_, NUMBERS["fcntl"], 3, 1 << 32 | command) == REFUSE | errno.EPERM
-        for command in (0, 1, 2, 3, 4, 1030, 1031, 1033):  # duplicates, flags, the size of a pipe, seals
+        for command in (
+            0,
+            1,
+            2,
+            3,
+            4,
+            1030,
+            1031,
+            1033,
+        ):  # duplicates, flags, the size of a pipe, seals
             assert decide(filter_, NUMBERS["fcntl"], 3, command) == ALLOW
         for request in channels.IOCTL:
             assert decide(filter_, NUMBERS["ioctl"], 3, request) == REFUSE | errno.EPERM

@@ -49,7 +49,13 @@ def trainer(open_python: list[str], place: Path) -> Command:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [*open_python, "-m", "trainer", *map(str, arguments)]
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=200, cwd="/", env=environment(place)
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+            cwd="/",
+            env=environment(place),
         )
 
     return run
@@ -62,11 +68,24 @@ def environment(place: Path) -> dict[str, str]:
 @pytest.fixture
 def agent(open_python: list[str], place: Path) -> Iterator[Path]:
     """A simulated guest agent; its socket."""
-    (place / "app-compose.json").write_bytes(b'{"name":"sandbox","docker_compose_file":"services: {}"}')
-    paths = ("--socket", place / "agent", "--state", place / "state", "--app-compose", place / "app-compose.json")
+    (place / "app-compose.json").write_bytes(
+        b'{"name":"sandbox","docker_compose_file":"services: {}"}'
+    )
+    paths = (
+        "--socket",
+        place / "agent",
+        "--state",
+        place / "state",
+        "--app-compose",
+        place / "app-compose.json",
+    )
     command = [*open_python, "-m", "trainer", "simulate", *map(str, paths)]
-    with subprocess.Popen(command, cwd="/", env=environment(place), stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: (place / "agent").exists() and (place / "state" / "measurements.json").exists())
+    with subprocess.Popen(
+        command, cwd="/", env=environment(place), stdout=subprocess.DEVNULL
+    ) as process:
+        wait_for(
+            lambda: (place / "agent").exists() and (place / "state" / "measurements.json").exists()
+        )
         yield place / "agent"
         process.terminate()
 
@@ -89,7 +108,12 @@ def write_spec(place: Path, tiny_model: Path, processes: int) -> Path:
         },
         "lora": {"lora_r": 4, "lora_alpha": 8},
         "data": {"max_length": 256, "test_split_size": 0.2},
-        "train": {"engine": "transformers", "max_steps": 3, "bf16": False, "num_processes": processes},
+        "train": {
+            "engine": "transformers",
+            "max_steps": 3,
+            "bf16": False,
+            "num_processes": processes,
+        },
         "exchange": {"host": "127.0.0.1", "port": 0, "linger_seconds": 60},
         "tee": {"sandbox": DEMANDED + (["worker_files_confined"] if landlock.abi() else [])},
     }
@@ -122,7 +146,9 @@ def users_below(pid: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("by_files", "processes"), [(False, 1), (True, 1), (True, 2)], ids=["network", "files", "two-processes"]
+    ("by_files", "processes"),
+    [(False, 1), (True, 1), (True, 2)],
+    ids=["network", "files", "two-processes"],
 )
 def test_a_job_of_three_users(
     trainer: Command,
@@ -137,7 +163,9 @@ def test_a_job_of_three_users(
     skip_unless_possible("three-users")
     spec, carried = write_spec(place, tiny_model, processes), place / "carried"
     data, out = place / "train.jsonl", place / "out"
-    data.write_text("".join(json.dumps({"prompt": f"q{n}", "completion": f"a{n}"}) + "\n" for n in range(20)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"q{n}", "completion": f"a{n}"}) + "\n" for n in range(20))
+    )
     options = ["--guest-agent", agent, "--workspace", workspace]
     options += ["--spool" if by_files else "--ciphertext-dir", carried]
     command = [*open_python, "-m", "trainer", "run", str(spec), *map(str, options)]
@@ -163,12 +191,17 @@ def test_a_job_of_three_users(
             "submit", data, "--job-url", where, "--policy", place / "policy.yaml", "-i", place / "key",
             "-o", place / "result", "--json",
         )  # fmt: skip
-        if processes > 1 or not by_files:  # the worker of the next try is as confined, and owns its directories
+        if (
+            processes > 1 or not by_files
+        ):  # the worker of the next try is as confined, and owns its directories
             good = data.read_text()
             data.write_text(good + json.dumps({"text": "too long " * 9999}) + "\n")
             refused = trainer(*submit)
             assert "error[dataset-overlong]" in refused.stderr
-            assert users_below(job.pid) == {"trainer.worker": WORKER.uid, "trainer.front": FRONT.uid}
+            assert users_below(job.pid) == {
+                "trainer.worker": WORKER.uid,
+                "trainer.front": FRONT.uid,
+            }
             data.write_text(good)
         done = trainer(*submit)
         assert done.returncode == 0, done.stderr

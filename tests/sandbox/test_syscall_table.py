@@ -47,7 +47,9 @@ OPENED = set(
     io_pgetevents io_submit io_cancel""".split()  # noqa: SIM905
 )
 """What the caller has opened, or was handed: a file by name, a pipe or socket to the supervisor, nothing else."""
-MACHINE = set("sync syncfs readahead fadvise64 mlock mlock2 munlock mlockall munlockall sysinfo flock".split())  # noqa: SIM905
+MACHINE = set(
+    "sync syncfs readahead fadvise64 mlock mlock2 munlock mlockall munlockall sysinfo flock".split()  # noqa: SIM905
+)
 """Load, memory and cached pages of the machine as a whole: docs/threat-model.md, Not covered."""
 NOT_THERE = set(
     """_sysctl get_kernel_syms query_module getpmsg putpmsg afs_syscall tuxcall security vserver sysfs""".split()  # noqa: SIM905
@@ -63,7 +65,15 @@ BY_ARGUMENT = {
 }  # fmt: skip
 SOCKETS = {"connect", "accept", "accept4", "bind", "listen", "socketpair"}
 """Refused by role; a pair is the caller's own."""
-REFUSED = {*TRACING, *KERNEL_DOORS, *OTHER_USERS, *PROGRAMS, *channels.IPC, "pidfd_send_signal", "clone3"}
+REFUSED = {
+    *TRACING,
+    *KERNEL_DOORS,
+    *OTHER_USERS,
+    *PROGRAMS,
+    *channels.IPC,
+    "pidfd_send_signal",
+    "clone3",
+}
 OF_CHILDREN = channels.ATTRIBUTES | channels.OBSERVATION
 """Refused to the front; the attributes to the worker, too."""
 NEWER = {
@@ -78,7 +88,10 @@ def table() -> dict[str, int]:
     """Name → number, of Linux 6.18."""
     if not HEADER.exists():
         pytest.skip("no kernel headers here")
-    listed = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADER.read_text())}
+    listed = {
+        name: int(number)
+        for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADER.read_text())
+    }
     return {**listed, **NEWER, **NUMBERS}
 
 
@@ -87,7 +100,13 @@ def test_every_call_has_one_answer() -> None:
     assert max(calls.values()) == LAST_KNOWN
     missing = set(range(LAST_KNOWN + 1)) - set(calls.values())
     assert missing == set(range(337, 424)), "numbers that no call has"
-    answers = [ALLOWED - OF_CHILDREN, BY_ARGUMENT, SOCKETS, REFUSED - BY_ARGUMENT, OF_CHILDREN - REFUSED]
+    answers = [
+        ALLOWED - OF_CHILDREN,
+        BY_ARGUMENT,
+        SOCKETS,
+        REFUSED - BY_ARGUMENT,
+        OF_CHILDREN - REFUSED,
+    ]
     assert set(calls) == set().union(*answers)
     assert sum(map(len, answers)) == len(set().union(*answers)), "two answers"
 

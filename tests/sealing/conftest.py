@@ -102,7 +102,9 @@ def forge() -> Callable[..., bytes]:
         block[148:156] = b"%06o\0 " % sum(block)
         return bytes(block)
 
-    def archive(*members: tuple[str, bytes] | tuple[str, bytes, dict[int, bytes]], end: bool = True) -> bytes:
+    def archive(
+        *members: tuple[str, bytes] | tuple[str, bytes, dict[int, bytes]], end: bool = True
+    ) -> bytes:
         parts = []
         for name, data, *changes in members:
             parts.append(header(name, len(data), changes[0] if changes else {}))

@@ -58,14 +58,20 @@ def test_round_trip() -> None:
 
 
 names = st.lists(
-    st.text(st.characters(exclude_characters="/\\", categories=["L", "N", "P", "S"]), min_size=1, max_size=8),
+    st.text(
+        st.characters(exclude_characters="/\\", categories=["L", "N", "P", "S"]),
+        min_size=1,
+        max_size=8,
+    ),
     min_size=1,
     max_size=3,
 ).map("/".join)
 
 
 @given(
-    st.dictionaries(names.filter(lambda name: not {".", ".."} & set(name.split("/"))), st.binary(max_size=1100))
+    st.dictionaries(
+        names.filter(lambda name: not {".", ".."} & set(name.split("/"))), st.binary(max_size=1100)
+    )
 )
 def test_any_files_round_trip(files: dict[str, bytes]) -> None:
     assert _read(_write(files)) == files
@@ -75,7 +81,9 @@ def test_tarfile_reads_it() -> None:
     with tarfile.open(fileobj=io.BytesIO(_write(FILES))) as archive:
         members = archive.getmembers()
         assert [member.name for member in members] == list(FILES)
-        assert all(member.isreg() and member.mode == 0o600 and member.mtime == 0 for member in members)
+        assert all(
+            member.isreg() and member.mode == 0o600 and member.mtime == 0 for member in members
+        )
         for member in members:
             extracted = archive.extractfile(member)
             assert extracted is not None
@@ -86,14 +94,24 @@ def test_tar_writes_the_same_bytes(tmp_path: Path) -> None:
     tar = shutil.which("tar")
     if (
         tar is None
-        or "GNU" not in subprocess.run([tar, "--version"], capture_output=True, text=True, check=True).stdout
+        or "GNU"
+        not in subprocess.run([tar, "--version"], capture_output=True, text=True, check=True).stdout
     ):
         pytest.skip("GNU tar is not installed")
     for name, data in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    options = ["--format=ustar", "--owner=0", "--group=0", "--numeric-owner", "--mode=0600", "--mtime=@0"]
-    done = subprocess.run([tar, *options, "-cf", "-", *FILES], cwd=tmp_path, capture_output=True, check=True)
+    options = [
+        "--format=ustar",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        "--mode=0600",
+        "--mtime=@0",
+    ]
+    done = subprocess.run(
+        [tar, *options, "-cf", "-", *FILES], cwd=tmp_path, capture_output=True, check=True
+    )
     assert done.stdout == _write(FILES)
 
 
@@ -247,7 +265,9 @@ def test_truncation(size: int, forge: Forge) -> None:
 def test_limits_hold_before_data_is_read(forge: Forge) -> None:
     bomb = member_header("a", 1 << 62)
     assert "at most" in _refusal(bomb)
-    assert "at most 2" in _refusal(forge(("a", b""), ("b", b""), ("c", b"")), ArchiveLimits(max_files=2))
+    assert "at most 2" in _refusal(
+        forge(("a", b""), ("b", b""), ("c", b"")), ArchiveLimits(max_files=2)
+    )
     assert "at most 3" in _refusal(forge(("a", b"12"), ("b", b"34")), ArchiveLimits(max_bytes=3))
     _read(forge(("a", b"12"), ("b", b"34")), ArchiveLimits(max_files=2, max_bytes=4))
 

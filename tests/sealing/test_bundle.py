@@ -60,7 +60,8 @@ def _refusal(data: bytes, into: Path) -> str:
 
 def _manifest(**files: bytes) -> bytes:
     entries = {
-        name: ManifestFile(sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for name, data in files.items()
+        name: ManifestFile(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        for name, data in files.items()
     }
     return Manifest(version=1, salt="5a" * 32, files=entries).canonical()
 
@@ -96,7 +97,9 @@ def test_the_manifest_names_the_dataset(files: dict[str, Path], grant: Grant) ->
     assert pack_bundle(io.BytesIO(), grant, files).sha256() != manifest.sha256()
 
 
-def test_whoever_knows_all_rows_learns_nothing_from_the_digest(files: dict[str, Path], grant: Grant) -> None:
+def test_whoever_knows_all_rows_learns_nothing_from_the_digest(
+    files: dict[str, Path], grant: Grant
+) -> None:
     """The digest travels with receipts and deletion statements: without a salt, candidates could be tried."""
     secret = grant.model_copy(update={"secret": "9c" * 32})
     one, other = (pack_bundle(io.BytesIO(), each, files) for each in (grant, secret))
@@ -120,7 +123,9 @@ def test_a_dataset_that_is_sealed_again_under_one_secret_has_one_manifest(
 
 
 def test_a_bundle_by_hand(into: Path, grant: Grant, forge: Forge) -> None:
-    data = forge(("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1")))
+    data = forge(
+        ("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1"))
+    )
     assert _open(data, into).files == {"a": into / "data" / "a"}
 
 
@@ -143,7 +148,10 @@ def test_a_bundle_by_hand(into: Path, grant: Grant, forge: Forge) -> None:
 )
 def test_other_orders_are_refused(order: list[str], into: Path, grant: Grant, forge: Forge) -> None:
     names = sorted({name.removeprefix("data/") for name in order if name.startswith("data/")})
-    content = {"grant.json": grant.canonical(), "manifest.json": _manifest(**dict.fromkeys(names or ["a"], b"1"))}
+    content = {
+        "grant.json": grant.canonical(),
+        "manifest.json": _manifest(**dict.fromkeys(names or ["a"], b"1")),
+    }
     _refusal(forge(*((name, content.get(name, b"1")) for name in order)), into)
 
 
@@ -186,7 +194,10 @@ def test_a_file_as_directory(into: Path, grant: Grant, forge: Forge) -> None:
     ],
 )
 def test_manifests_that_do_not_fit(manifest: bytes, into: Path, grant: Grant, forge: Forge) -> None:
-    _refusal(forge(("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", manifest)), into)
+    _refusal(
+        forge(("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", manifest)),
+        into,
+    )
 
 
 def test_refusals_name_no_private_file(into: Path, grant: Grant, forge: Forge) -> None:
@@ -218,9 +229,14 @@ def test_grants_that_do_not_fit(into: Path, grant: Grant, hybrid: Identity, forg
         _changed(grant, expires_at=-1),
         _changed(grant, secret="short"),
         _changed(grant, allow={"everything": True}),
-        json.dumps(grant.model_dump(mode="json")).replace('"version": 1', '"version": 1, "version": 1').encode(),
+        json.dumps(grant.model_dump(mode="json"))
+        .replace('"version": 1', '"version": 1, "version": 1')
+        .encode(),
     ):
-        _refusal(forge(("grant.json", document), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1"))), into)
+        _refusal(
+            forge(("grant.json", document), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1"))),
+            into,
+        )
 
 
 def test_a_grant_knows_its_recipients(grant: Grant, x25519: Identity) -> None:
@@ -231,21 +247,29 @@ def test_a_grant_knows_its_recipients(grant: Grant, x25519: Identity) -> None:
 
 def test_a_representation_shows_no_secret(grant: Grant) -> None:
     """A traceback in a log may have some."""
-    manifest = Manifest(version=1, salt="7e" * 32, files={"a.jsonl": ManifestFile(sha256="5a" * 32, size=1)})
+    manifest = Manifest(
+        version=1, salt="7e" * 32, files={"a.jsonl": ManifestFile(sha256="5a" * 32, size=1)}
+    )
     for model in (grant, manifest, Acknowledged(acknowledgement="7e" * 32)):
         assert "7e7e" not in repr(model)
         assert "7e7e" in model.model_dump_json()
 
 
-def test_sixteen_hybrid_recipients_fit(grant: Grant, hybrid: Identity, into: Path, forge: Forge) -> None:
+def test_sixteen_hybrid_recipients_fit(
+    grant: Grant, hybrid: Identity, into: Path, forge: Forge
+) -> None:
     large = grant.model_copy(update={"recipients": (str(hybrid.recipient()),) * 16})
-    data = forge(("grant.json", large.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1")))
+    data = forge(
+        ("grant.json", large.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1"))
+    )
     assert _open(data, into).grant == large
 
 
 def test_limits(into: Path, grant: Grant, forge: Forge) -> None:
     members = [(f"data/{number:02}", b"1") for number in range(9)]
-    assert "at most 10" in _refusal(forge(("grant.json", grant.canonical()), *members, ("x", b"")), into)
+    assert "at most 10" in _refusal(
+        forge(("grant.json", grant.canonical()), *members, ("x", b"")), into
+    )
     assert "at most 1048576" in _refusal(
         forge(("grant.json", grant.canonical()), ("data/a", bytes(1 << 20))), into
     )
@@ -263,7 +287,9 @@ def test_a_grant_is_judged_before_data_is_written(into: Path, grant: Grant, forg
         assert list(into.iterdir()) == []
         raise SealingError(ErrorCode.GRANT_EXPIRED, "late")
 
-    data = forge(("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1")))
+    data = forge(
+        ("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1"))
+    )
     with pytest.raises(SealingError, match="late"):
         unpack_bundle(io.BytesIO(data), into, limits=LIMITS, check_grant=refuse)
     assert list(into.iterdir()) == []
@@ -272,7 +298,9 @@ def test_a_grant_is_judged_before_data_is_written(into: Path, grant: Grant, forg
 def test_data_that_is_there_is_not_touched(into: Path, grant: Grant, forge: Forge) -> None:
     (into / "data").mkdir()
     (into / "data" / "mine").write_bytes(b"")
-    data = forge(("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1")))
+    data = forge(
+        ("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", _manifest(a=b"1"))
+    )
     with pytest.raises(UsageError) as caught:
         _open(data, into)
     assert caught.value.code is ErrorCode.OUTPUT_EXISTS

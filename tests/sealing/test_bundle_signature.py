@@ -12,7 +12,14 @@ from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, SealingError
 from trainer.provider_keys import ProviderKey
 from trainer.sealing.age import Identity, encrypt
-from trainer.sealing.bundle import BundleLimits, Grant, Manifest, ManifestFile, OpenedBundle, pack_bundle
+from trainer.sealing.bundle import (
+    BundleLimits,
+    Grant,
+    Manifest,
+    ManifestFile,
+    OpenedBundle,
+    pack_bundle,
+)
 from trainer.sealing.bundle_signature import BundleSignature, sign_bundle
 from trainer.sealing.grant_secrets import manifest_salt
 from trainer.sealing.seal import open_bundle
@@ -40,7 +47,9 @@ def seal_for(tmp_path: Path, grant: Grant, hybrid: Identity) -> Seal:
 
 
 @pytest.fixture
-def open_in_job(tmp_path: Path, hybrid: Identity, stranger: Identity) -> Callable[..., OpenedBundle]:
+def open_in_job(
+    tmp_path: Path, hybrid: Identity, stranger: Identity
+) -> Callable[..., OpenedBundle]:
     workspace = tmp_path / "workspace"
     workspace.mkdir()
 
@@ -48,7 +57,13 @@ def open_in_job(tmp_path: Path, hybrid: Identity, stranger: Identity) -> Callabl
         # The second identity is the job's other key.
         identities = [hybrid, stranger]
         return open_bundle(
-            sealed, identities, "5a" * 32, workspace, now=0, limits=BundleLimits(), providers=providers
+            sealed,
+            identities,
+            "5a" * 32,
+            workspace,
+            now=0,
+            limits=BundleLimits(),
+            providers=providers,
         )
 
     return open_it
@@ -80,21 +95,32 @@ def test_a_stranger_is_refused(
     seal_for: Seal, open_in_job: Callable[..., OpenedBundle], hybrid: Identity, tmp_path: Path
 ) -> None:
     assert refusal(lambda: open_in_job(seal_for(None))) is ErrorCode.GRANT_UNSIGNED
-    assert refusal(lambda: open_in_job(seal_for(signer(STRANGER, hybrid)))) is ErrorCode.GRANT_SIGNER_UNKNOWN
+    assert (
+        refusal(lambda: open_in_job(seal_for(signer(STRANGER, hybrid))))
+        is ErrorCode.GRANT_SIGNER_UNKNOWN
+    )
 
     def claim_to_be_listed(grant: str, manifest: str) -> BundleSignature:
         own = sign_bundle(STRANGER, str(hybrid.recipient()), grant, manifest)
         return own.model_copy(update={"provider": PROVIDER.public})
 
-    assert refusal(lambda: open_in_job(seal_for(claim_to_be_listed))) is ErrorCode.GRANT_SIGNATURE_INVALID
+    assert (
+        refusal(lambda: open_in_job(seal_for(claim_to_be_listed)))
+        is ErrorCode.GRANT_SIGNATURE_INVALID
+    )
     assert list((tmp_path / "workspace").iterdir()) == [], "no data is left"
 
 
 def test_a_grant_with_other_data_is_refused(
     seal_for: Seal, open_in_job: Callable[..., OpenedBundle], grant: Grant, hybrid: Identity
 ) -> None:
-    honest = sign_bundle(PROVIDER, str(hybrid.recipient()), grant.sha256(), "00" * 32)  # of other data
-    assert refusal(lambda: open_in_job(seal_for(lambda *_: honest))) is ErrorCode.GRANT_SIGNATURE_INVALID
+    honest = sign_bundle(
+        PROVIDER, str(hybrid.recipient()), grant.sha256(), "00" * 32
+    )  # of other data
+    assert (
+        refusal(lambda: open_in_job(seal_for(lambda *_: honest)))
+        is ErrorCode.GRANT_SIGNATURE_INVALID
+    )
 
 
 def test_the_data_with_another_grant_is_refused(
@@ -113,7 +139,10 @@ def test_a_bundle_that_was_sealed_again_to_another_vm_is_refused(
     seal_for: Seal, open_in_job: Callable[..., OpenedBundle], x25519: Identity
 ) -> None:
     """Who could open it sealed it to this job, whose evidence the provider never saw."""
-    assert refusal(lambda: open_in_job(seal_for(signer(PROVIDER, x25519)))) is ErrorCode.GRANT_SIGNATURE_INVALID
+    assert (
+        refusal(lambda: open_in_job(seal_for(signer(PROVIDER, x25519))))
+        is ErrorCode.GRANT_SIGNATURE_INVALID
+    )
 
 
 def test_without_a_list_a_bundle_needs_no_signature_but_a_wrong_one_is_refused(
@@ -142,7 +171,10 @@ def test_what_follows_the_manifest_is_a_signature_or_nothing(
     entry = ManifestFile(sha256=sha256_hex(b"1"), size=1)
     manifest = Manifest(version=1, files={"a": entry}, salt=manifest_salt(grant.secret))
     data = forge(
-        ("grant.json", grant.canonical()), ("data/a", b"1"), ("manifest.json", manifest.canonical()), *members
+        ("grant.json", grant.canonical()),
+        ("data/a", b"1"),
+        ("manifest.json", manifest.canonical()),
+        *members,
     )
     with (tmp_path / "dataset.age").open("wb") as sealed:
         encrypt(io.BytesIO(data), sealed, [hybrid.recipient()])

@@ -38,7 +38,9 @@ def result(hybrid: Identity, stranger: Identity) -> Callable[..., AttestationRes
             purpose="dataset",
             nonce="00" * 32,
             job_spec_sha256=spec,
-            recipients=Recipients(derived=str(hybrid.recipient()), instance=str(stranger.recipient())),
+            recipients=Recipients(
+                derived=str(hybrid.recipient()), instance=str(stranger.recipient())
+            ),
             derived_keys=DerivedKeys(recipient="02" * 33, possession="02" * 33),
             receipt_key="30" * 91,
             tls_key=None,
@@ -82,7 +84,9 @@ def workspace(tmp_path: Path) -> Path:
     return path
 
 
-def _open(source: Path, identity: Identity, workspace: Path, *, spec: str = SPEC, now: int = NOW) -> OpenedBundle:
+def _open(
+    source: Path, identity: Identity, workspace: Path, *, spec: str = SPEC, now: int = NOW
+) -> OpenedBundle:
     return open_bundle(source, [identity], spec, workspace, now=now, limits=LIMITS)
 
 
@@ -95,7 +99,9 @@ def test_round_trip(
     tmp_path: Path,
 ) -> None:
     sealing: list[int] = []
-    manifest = seal(files, result(), grant, tmp_path / "dataset.age", now=NOW, progress=sealing.append)
+    manifest = seal(
+        files, result(), grant, tmp_path / "dataset.age", now=NOW, progress=sealing.append
+    )
     opened = _open(tmp_path / "dataset.age", hybrid, workspace)
     assert opened.grant == grant
     assert opened.manifest == manifest
@@ -159,13 +165,17 @@ def test_a_missing_file_leaves_no_target(
     result: Callable[..., AttestationResult], files: dict[str, Path], grant: Grant, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        seal(files | {"zz": tmp_path / "absent"}, result(), grant, tmp_path / "dataset.age", now=NOW)
+        seal(
+            files | {"zz": tmp_path / "absent"}, result(), grant, tmp_path / "dataset.age", now=NOW
+        )
     assert caught.value.code is ErrorCode.FILE_NOT_FOUND
     assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl"}
 
 
 @pytest.fixture
-def sealed(result: Callable[..., AttestationResult], files: dict[str, Path], grant: Grant, tmp_path: Path) -> Path:
+def sealed(
+    result: Callable[..., AttestationResult], files: dict[str, Path], grant: Grant, tmp_path: Path
+) -> Path:
     seal(files, result(), grant, tmp_path / "dataset.age", now=NOW)
     return tmp_path / "dataset.age"
 
@@ -193,16 +203,24 @@ def test_the_grant_expires(sealed: Path, hybrid: Identity, workspace: Path, gran
 
 
 @pytest.mark.parametrize("cut", [1, 16, 65_536, 1 << 20, 2 << 20])
-def test_a_truncated_dataset_leaves_nothing(sealed: Path, hybrid: Identity, workspace: Path, cut: int) -> None:
+def test_a_truncated_dataset_leaves_nothing(
+    sealed: Path, hybrid: Identity, workspace: Path, cut: int
+) -> None:
     os.truncate(sealed, sealed.stat().st_size - cut)
-    assert _refusal(lambda: _open(sealed, hybrid, workspace), workspace) is ErrorCode.PAYLOAD_INVALID
+    assert (
+        _refusal(lambda: _open(sealed, hybrid, workspace), workspace) is ErrorCode.PAYLOAD_INVALID
+    )
 
 
-def test_a_changed_last_chunk_leaves_nothing(sealed: Path, hybrid: Identity, workspace: Path) -> None:
+def test_a_changed_last_chunk_leaves_nothing(
+    sealed: Path, hybrid: Identity, workspace: Path
+) -> None:
     data = bytearray(sealed.read_bytes())
     data[-1] ^= 1
     sealed.write_bytes(data)
-    assert _refusal(lambda: _open(sealed, hybrid, workspace), workspace) is ErrorCode.PAYLOAD_INVALID
+    assert (
+        _refusal(lambda: _open(sealed, hybrid, workspace), workspace) is ErrorCode.PAYLOAD_INVALID
+    )
 
 
 def test_whole_chunks_after_the_archive_leave_nothing(

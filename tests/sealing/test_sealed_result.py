@@ -19,7 +19,12 @@ from trainer.sealing.sealed_result import open_result, seal_result
 
 Forge = Callable[..., bytes]
 LIMITS = ArchiveLimits(max_files=10, max_bytes=8 << 20)
-NAMES = ("adapter/adapter_model.safetensors", "adapter/config.json", "receipt.json", "report/logs/empty")
+NAMES = (
+    "adapter/adapter_model.safetensors",
+    "adapter/config.json",
+    "receipt.json",
+    "report/logs/empty",
+)
 
 
 @pytest.fixture
@@ -39,7 +44,9 @@ def into(tmp_path: Path) -> Path:
 
 
 def _contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 def test_round_trip(tree: Path, into: Path, hybrid: Identity, tmp_path: Path) -> None:
@@ -79,7 +86,10 @@ def test_short_writes_are_continued(
 ) -> None:
     seal_result(tree, tmp_path / "result", [x25519.recipient()])
     monkeypatch.setattr(
-        trainer.sealing.extraction, "open", lambda fd, _mode, buffering: Reluctant(fd, "w"), raising=False
+        trainer.sealing.extraction,
+        "open",
+        lambda fd, _mode, buffering: Reluctant(fd, "w"),
+        raising=False,
     )
     open_result(tmp_path / "result", [x25519], into, limits=LIMITS)
     assert _contents(into) == _contents(tree)
@@ -126,7 +136,9 @@ def test_a_missing_tree(x25519: Identity, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_directory_must_be_empty(tree: Path, into: Path, x25519: Identity, tmp_path: Path) -> None:
+def test_the_directory_must_be_empty(
+    tree: Path, into: Path, x25519: Identity, tmp_path: Path
+) -> None:
     seal_result(tree, tmp_path / "result", [x25519.recipient()])
     (into / "mine").write_bytes(b"")
     with pytest.raises(UsageError) as caught:
@@ -136,7 +148,9 @@ def test_the_directory_must_be_empty(tree: Path, into: Path, x25519: Identity, t
 
 
 @pytest.mark.parametrize("cut", [1, 17, 70_000, 1_500_000])
-def test_truncation_leaves_nothing(tree: Path, into: Path, x25519: Identity, tmp_path: Path, cut: int) -> None:
+def test_truncation_leaves_nothing(
+    tree: Path, into: Path, x25519: Identity, tmp_path: Path, cut: int
+) -> None:
     seal_result(tree, tmp_path / "result", [x25519.recipient()])
     os.truncate(tmp_path / "result", (tmp_path / "result").stat().st_size - cut)
     with pytest.raises(SealingError) as caught:
@@ -145,7 +159,9 @@ def test_truncation_leaves_nothing(tree: Path, into: Path, x25519: Identity, tmp
     assert list(into.iterdir()) == []
 
 
-def test_hostile_archives_leave_nothing(into: Path, x25519: Identity, tmp_path: Path, forge: Forge) -> None:
+def test_hostile_archives_leave_nothing(
+    into: Path, x25519: Identity, tmp_path: Path, forge: Forge
+) -> None:
     escape = {0: b"../escape".ljust(100, b"\0")}
     for archive in (
         forge(("a", b"1"), ("b", b"2", escape)),

@@ -47,7 +47,9 @@ def _layout(archive: bytes) -> str:
         lines.append(f"{position:6}  {member.size:5}  {digest}  {member.name}")
         position += 512 + -(-member.size // 512) * 512
     digest = hashlib.sha256(archive).hexdigest()
-    return "\n".join([*lines, f"{position:6}  zeros up to {len(archive)}", f"SHA-256 of the archive: {digest}"])
+    return "\n".join(
+        [*lines, f"{position:6}  zeros up to {len(archive)}", f"SHA-256 of the archive: {digest}"]
+    )
 
 
 def _keys() -> str:
@@ -111,8 +113,12 @@ def examples() -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(7))
-def test_the_specification_shows_what_the_code_does(number: int, pytestconfig: pytest.Config) -> None:
-    written = "\n".join(path.read_text() for path in (pytestconfig.rootpath / "trainer").rglob("SPEC*.md"))
+def test_the_specification_shows_what_the_code_does(
+    number: int, pytestconfig: pytest.Config
+) -> None:
+    written = "\n".join(
+        path.read_text() for path in (pytestconfig.rootpath / "trainer").rglob("SPEC*.md")
+    )
     assert f"```\n{examples()[number]}\n```" in written
 
 

@@ -21,7 +21,11 @@ RECIPIENT = str(generate_identity(hybrid=False).recipient())
 
 def grant(secret: str, *, expires_at: int = 1800000000) -> Grant:
     return Grant(
-        version=1, job_spec_sha256="ab" * 32, recipients=(RECIPIENT,), expires_at=expires_at, secret=secret
+        version=1,
+        job_spec_sha256="ab" * 32,
+        recipients=(RECIPIENT,),
+        expires_at=expires_at,
+        secret=secret,
     )
 
 
@@ -40,10 +44,14 @@ ONE, TWO = grant("01" * 32), grant("02" * 32)
 
 def test_state_and_checkpoint_keys_are_as_documented() -> None:
     secrets = [hkdf(bytes([n]) * 32, b"confidential-trainer/grant-state/v1\0", 32) for n in (1, 2)]
-    assert [state_secret(found.secret) for found in (ONE, TWO)] == [secret.hex() for secret in secrets]
+    assert [state_secret(found.secret) for found in (ONE, TWO)] == [
+        secret.hex() for secret in secrets
+    ]
     key = hkdf(b"".join(secrets), b"confidential-trainer/job-state/v1\0" + bytes([0, 0, 0, 2]), 32)
     assert job_state_key([ONE, TWO]) == key
-    info = b"confidential-trainer/checkpoint/v1\0" + bytes.fromhex("ab" * 32 + "cd" * 32 + "ef" * 32)
+    info = b"confidential-trainer/checkpoint/v1\0" + bytes.fromhex(
+        "ab" * 32 + "cd" * 32 + "ef" * 32
+    )
     keys = checkpoint_keys([ONE, TWO], BINDING)
     assert bytes(keys.authentication) + bytes.fromhex(keys.label) == hkdf(key, info, 72)[32:]
 
@@ -60,6 +68,8 @@ def test_a_dataset_that_is_sealed_again_under_its_secret_has_the_same_state_key(
 
 
 def test_everything_that_checkpoints_are_bound_to_matters() -> None:
-    others = [BINDING.model_copy(update={name: "00" * 32}) for name in CheckpointBinding.model_fields]
+    others = [
+        BINDING.model_copy(update={name: "00" * 32}) for name in CheckpointBinding.model_fields
+    ]
     labels = {checkpoint_keys([ONE], binding).label for binding in (BINDING, *others)}
     assert len(labels) == 4

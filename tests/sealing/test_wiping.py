@@ -65,7 +65,9 @@ def test_a_destroyed_identity_opens_nothing(hybrid: bool) -> None:
     identity.destroy()
     with pytest.raises(SealingError):
         read_header(io.BytesIO(start), [identity])
-    assert str(identity) == str(identity_from_seed(bytes(32), hybrid=hybrid)), "zeros are left of the seed"
+    assert str(identity) == str(identity_from_seed(bytes(32), hybrid=hybrid)), (
+        "zeros are left of the seed"
+    )
     assert seed == bytes(range(32)), "the caller's buffer is the caller's"
     if hybrid:
         assert str(identity.recipient()) != recipient

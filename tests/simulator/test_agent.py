@@ -25,7 +25,9 @@ def options(**changes: Any) -> VmOptions:
 @pytest.mark.parametrize("version", get_args(EventVersion))
 @pytest.mark.parametrize("release", list(Release))
 @pytest.mark.parametrize("gpu", ["", GPU_ATTESTATION])
-def test_quote_fits_the_log(compose: str, seed: bytes, version: EventVersion, release: Release, gpu: str) -> None:
+def test_quote_fits_the_log(
+    compose: str, seed: bytes, version: EventVersion, release: Release, gpu: str
+) -> None:
     vm = SimulatedVm(compose, seed, options=VmOptions(release, version, gpu))
     quote = vm.quote(b"data")
     report = dcap_qvl.Quote.parse(quote.quote).report
@@ -46,7 +48,10 @@ def test_quote_is_genuine(vm: SimulatedVm, judge: Callable[..., dict[str, Any]])
 
 def test_releases_differ_in_what_the_log_shows(compose: str, seed: bytes) -> None:
     old, new = (SimulatedVm(compose, seed, options=options(release=release)) for release in Release)
-    digests = [{bool(e["digest"]) for e in json.loads(vm.event_log()) if e["imr"] == 3} for vm in (old, new)]
+    digests = [
+        {bool(e["digest"]) for e in json.loads(vm.event_log()) if e["imr"] == 3}
+        for vm in (old, new)
+    ]
     assert digests == [{True}, {False}]
     assert old.td_fields() == new.td_fields()
 
@@ -62,8 +67,12 @@ def test_measurements_are_fixed_and_not_anyones_else(vm: SimulatedVm) -> None:
     )
     assert ours.rtmr3 != theirs.rtmr3
     fixed = simulated_measurements()
-    assert asdict(fixed) == {name: getattr(ours, name).hex() for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")}
-    assert fixed.mrtd.startswith("59c4dcd2cf26d120")  # part of saved policies: must not change unnoticed
+    assert asdict(fixed) == {
+        name: getattr(ours, name).hex() for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")
+    }
+    assert fixed.mrtd.startswith(
+        "59c4dcd2cf26d120"
+    )  # part of saved policies: must not change unnoticed
 
 
 def test_app_id_is_of_the_first_deployment(seed: bytes) -> None:
@@ -116,7 +125,9 @@ def test_config_id_is_form_01_or_unset(compose: str, seed: bytes) -> None:
     assert without.td_fields().mr_config_id == bytes(48)
 
 
-def test_single_fields_can_be_changed(vm: SimulatedVm, judge: Callable[..., dict[str, Any]]) -> None:
+def test_single_fields_can_be_changed(
+    vm: SimulatedVm, judge: Callable[..., dict[str, Any]]
+) -> None:
     quote = vm.quote(b"x", rtmr3=b"\x09" * 48)
     report = judge(quote.quote, vm.pki)["report"]["TD10"]
     assert report["rt_mr3"] == "09" * 48

@@ -69,7 +69,9 @@ def test_a_lie_is_seen_in_its_own_place_only(honest: dict[str, Any], name: str) 
     assert changed <= SEEN_IN[FAULTS[name].layer]
 
 
-@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.layer is FaultLayer.TD])
+@pytest.mark.parametrize(
+    "name", [name for name, fault in FAULTS.items() if fault.layer is FaultLayer.TD]
+)
 def test_a_lie_about_the_td_is_about_one_field(honest: dict[str, Any], name: str) -> None:
     before, after = vars(honest["td"]), vars(simulated(FAULTS[name]).td_fields(b"data"))
     assert len([field for field in before if before[field] != after[field]]) == 1

@@ -32,7 +32,10 @@ def test_real_chain_leads_to_the_real_root(vectors: Path) -> None:
     real = json.loads((vectors / "kms" / "appkeys.json").read_text())
     keys = AppKeys(bytes.fromhex(real["k256_key"]), bytes.fromhex(real["k256_signature"]))
     derived = keys.derive("some/path", "sealing")
-    assert recover(derived.signature_chain[0], b"sealing:" + derived.public_key.hex().encode()) == keys.public_key
+    assert (
+        recover(derived.signature_chain[0], b"sealing:" + derived.public_key.hex().encode())
+        == keys.public_key
+    )
     issued = b"dstack-kms-issued:" + DSTACK_APP_ID + keys.public_key
     assert recover(derived.signature_chain[1], issued).hex() == DSTACK_ROOT
 
@@ -50,14 +53,19 @@ def test_derivation_vector(vectors: Path) -> None:
 
 def test_simulated_chain_leads_to_the_simulated_root(keys: AppKeys) -> None:
     derived = keys.derive("path", "purpose")
-    assert recover(derived.signature_chain[0], b"purpose:" + derived.public_key.hex().encode()) == keys.public_key
+    assert (
+        recover(derived.signature_chain[0], b"purpose:" + derived.public_key.hex().encode())
+        == keys.public_key
+    )
     root = recover(derived.signature_chain[1], b"dstack-kms-issued:" + APP_ID + keys.public_key)
     assert root == KeyService(b"a seed of at least 16").root_public_key
 
 
 def test_purpose_and_algorithm_do_not_change_the_secret(keys: AppKeys) -> None:
     secrets = {
-        keys.derive("path", purpose, algorithm).secret for purpose in ("", "a", "b") for algorithm in Algorithm
+        keys.derive("path", purpose, algorithm).secret
+        for purpose in ("", "a", "b")
+        for algorithm in Algorithm
     }
     assert len(secrets) == 1
 
@@ -70,7 +78,11 @@ def test_paths_are_separate(first: str, second: str) -> None:
 
 def test_apps_and_services_are_separate() -> None:
     services = [KeyService(b"a seed of at least 16"), KeyService(b"another seed for tests")]
-    secrets = {service.app_keys(app).derive("p").secret for service in services for app in (APP_ID, bytes(20))}
+    secrets = {
+        service.app_keys(app).derive("p").secret
+        for service in services
+        for app in (APP_ID, bytes(20))
+    }
     assert len(secrets) == 4
 
 

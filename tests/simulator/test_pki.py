@@ -80,7 +80,9 @@ def test_any_changed_byte_of_the_signed_part_is_refused(position: int, flip: int
     material = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(pki.collateral(1_790_000_000)))
     policy = dcap_qvl.QuotePolicy.strict(1_790_000_000)
     with pytest.raises(ValueError, match=r".+"):
-        dcap_qvl.QuoteVerifier(pki.root_der).verify_with_policy(bytes(quote), material, 1_790_000_000, policy)
+        dcap_qvl.QuoteVerifier(pki.root_der).verify_with_policy(
+            bytes(quote), material, 1_790_000_000, policy
+        )
 
 
 def test_debug_td_is_refused(pki: DevelopmentPki, judge: Judge) -> None:
@@ -88,7 +90,9 @@ def test_debug_td_is_refused(pki: DevelopmentPki, judge: Judge) -> None:
         judge(pki.quote(TdFields(td_attributes=bytes.fromhex("0100001000000000"))), pki)
 
 
-@pytest.mark.parametrize("status", ["OutOfDate", "SWHardeningNeeded", "ConfigurationNeeded", "Revoked"])
+@pytest.mark.parametrize(
+    "status", ["OutOfDate", "SWHardeningNeeded", "ConfigurationNeeded", "Revoked"]
+)
 def test_platform_status_is_what_the_collateral_says(
     pki: DevelopmentPki, judge: Judge, now: int, status: str
 ) -> None:
@@ -115,17 +119,26 @@ def test_foreign_quoting_enclave_is_refused(pki: DevelopmentPki, judge: Judge) -
 
 
 @pytest.mark.parametrize("which", ["pck", "pck-ca"])
-def test_revoked_certificates_are_refused(pki: DevelopmentPki, judge: Judge, now: int, which: str) -> None:
+def test_revoked_certificates_are_refused(
+    pki: DevelopmentPki, judge: Judge, now: int, which: str
+) -> None:
     with pytest.raises(ValueError, match="certificate chain"):
         judge(pki.quote(TdFields()), pki, collateral=pki.collateral(now, revoked=[which]))
 
 
 def test_expired_collateral_is_refused(pki: DevelopmentPki, judge: Judge, now: int) -> None:
     with pytest.raises(ValueError, match=r"(?i)expired"):
-        judge(pki.quote(TdFields()), pki, collateral=pki.collateral(now, valid_seconds=10), now=now + 11)
+        judge(
+            pki.quote(TdFields()),
+            pki,
+            collateral=pki.collateral(now, valid_seconds=10),
+            now=now + 11,
+        )
 
 
-def test_collateral_changed_after_signing_is_refused(pki: DevelopmentPki, judge: Judge, now: int) -> None:
+def test_collateral_changed_after_signing_is_refused(
+    pki: DevelopmentPki, judge: Judge, now: int
+) -> None:
     collateral = pki.collateral(now)
     collateral["tcb_info"] = collateral["tcb_info"].replace("UpToDate", "UpToDatE", 1)
     with pytest.raises(ValueError, match=r".+"):
@@ -142,7 +155,9 @@ def test_mutation_is_signed(pki: DevelopmentPki, judge: Judge, now: int) -> None
     assert claims["tcb"]["eval_data_number"] == 19  # the lower of TCB info's and QE identity's
 
 
-def test_another_attestation_key_works_if_the_enclave_names_it(pki: DevelopmentPki, judge: Judge) -> None:
+def test_another_attestation_key_works_if_the_enclave_names_it(
+    pki: DevelopmentPki, judge: Judge
+) -> None:
     judge(pki.quote(TdFields(), attestation_key=derive_p256_key(b"x" * 32, "another")), pki)
 
 
@@ -170,7 +185,8 @@ def test_every_certificate_says_what_it_is(pki: DevelopmentPki, now: int) -> Non
     chain = dcap_qvl.Quote.parse(pki.quote(TdFields())).cert_chain_pem_bytes()
     assert chain is not None
     pems = (
-        chain.rstrip(b"\0") + (collateral["tcb_info_issuer_chain"] + collateral["pck_crl_issuer_chain"]).encode()
+        chain.rstrip(b"\0")
+        + (collateral["tcb_info_issuer_chain"] + collateral["pck_crl_issuer_chain"]).encode()
     )
     certificates = x509.load_pem_x509_certificates(pems)
     assert len(certificates) == 7

@@ -35,7 +35,9 @@ def client(endpoint: str) -> Iterator[DstackClient]:
 
 
 def post(endpoint: str, method: str, content: bytes = b"{}", **headers: str) -> httpx.Response:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=endpoint), base_url="http://localhost") as client:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=endpoint), base_url="http://localhost"
+    ) as client:
         return client.post(f"/{method}", content=content, headers=headers)
 
 
@@ -54,7 +56,11 @@ def raw(endpoint: str, request: bytes) -> bytes:
 def test_info(client: DstackClient, vm: SimulatedVm, compose: str) -> None:
     info = client.info()
     assert info.tcb_info.app_compose == compose
-    assert info.compose_hash == info.tcb_info.compose_hash == hashlib.sha256(compose.encode()).hexdigest()
+    assert (
+        info.compose_hash
+        == info.tcb_info.compose_hash
+        == hashlib.sha256(compose.encode()).hexdigest()
+    )
     assert info.app_id == vm.app_id.hex() == info.compose_hash[:40]
     assert info.app_name == "demo"
     assert info.tcb_info.rtmr3 == vm.td_fields().rtmr3.hex()
@@ -63,7 +69,9 @@ def test_info(client: DstackClient, vm: SimulatedVm, compose: str) -> None:
     assert json.loads(info.vm_config)["image"] == "DEVELOPMENT-simulated-not-a-tee"
 
 
-def test_get_quote(client: DstackClient, vm: SimulatedVm, judge: Callable[..., dict[str, Any]]) -> None:
+def test_get_quote(
+    client: DstackClient, vm: SimulatedVm, judge: Callable[..., dict[str, Any]]
+) -> None:
     answer = client.get_quote(b"\x01" * 20)
     report = judge(answer.decode_quote(), vm.pki)["report"]["TD10"]
     assert report["report_data"] == answer.report_data == "01" * 20 + "00" * 44
@@ -96,10 +104,18 @@ def test_gpu_info_is_not_of_the_old_release(old_endpoint: str) -> None:
     assert post(old_endpoint, "GpuInfo").status_code == 404
 
 
-NOT_SIMULATED = ("Attest", "GetTlsKey", "Sign", "Verify", "EmitEvent")  # calls of dstack's that no job makes
+NOT_SIMULATED = (
+    "Attest",
+    "GetTlsKey",
+    "Sign",
+    "Verify",
+    "EmitEvent",
+)  # calls of dstack's that no job makes
 
 
-@pytest.mark.parametrize("method", [*NOT_SIMULATED, "Nothing", "", "info", "x/Info", "__init__", "call"])
+@pytest.mark.parametrize(
+    "method", [*NOT_SIMULATED, "Nothing", "", "info", "x/Info", "__init__", "call"]
+)
 def test_unknown_method(endpoint: str, method: str) -> None:
     response = post(endpoint, method)
     assert response.status_code == 404
@@ -170,7 +186,10 @@ def test_socket_is_private_and_goes_away(socket_path: Path, vm: SimulatedVm) -> 
 
 
 def test_living_agent_is_not_replaced(endpoint: str, vm: SimulatedVm) -> None:
-    with pytest.raises(UsageError, match="another agent answers"), simulated_agent_server(Path(endpoint), vm):
+    with (
+        pytest.raises(UsageError, match="another agent answers"),
+        simulated_agent_server(Path(endpoint), vm),
+    ):
         pass
     with connected(endpoint) as client:
         assert client.is_reachable()
@@ -193,7 +212,10 @@ def test_other_files_are_left_alone(socket_path: Path, vm: SimulatedVm) -> None:
 
 
 def test_long_path_is_refused(tmp_path: Path, vm: SimulatedVm) -> None:
-    with pytest.raises(UsageError, match="at most 107 bytes"), simulated_agent_server(tmp_path / ("x" * 108), vm):
+    with (
+        pytest.raises(UsageError, match="at most 107 bytes"),
+        simulated_agent_server(tmp_path / ("x" * 108), vm),
+    ):
         pass
 
 

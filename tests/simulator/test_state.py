@@ -55,7 +55,8 @@ def test_state_is_private(tmp_path: Path, compose: str, now: int) -> None:
     publish(open_vm(state, compose, OPTIONS), state, now)
     assert mode(state) == 0o700
     assert {path.name: mode(path) for path in state.iterdir()} == dict.fromkeys(
-        ("state.json", "root.pem", "collateral.json", "app-compose.json", "measurements.json"), 0o600
+        ("state.json", "root.pem", "collateral.json", "app-compose.json", "measurements.json"),
+        0o600,
     )
 
 

@@ -59,7 +59,10 @@ def test_digest_ignores_order_comments_and_spelling_of_numbers() -> None:
 
 @given(st.sampled_from(["lora_r", "lora_alpha"]), st.integers(1, 1024), st.integers(1, 1024))
 def test_digest_changes_with_every_value(key: str, one: int, other: int) -> None:
-    digests = {parse_job_spec(f"{MINIMAL}lora: {{{key}: {value}}}\n".encode()).sha256() for value in (one, other)}
+    digests = {
+        parse_job_spec(f"{MINIMAL}lora: {{{key}: {value}}}\n".encode()).sha256()
+        for value in (one, other)
+    }
     assert len(digests) == (1 if one == other else 2)
 
 
@@ -73,7 +76,13 @@ def test_canonical_form_parses_to_the_same_spec() -> None:
 def test_arguments_of_the_template_keep_their_types() -> None:
     text = "data: {chat_template_kwargs: {quick: true, effort: low, budget: 1, skills: [a], names: [a, b]}}"
     given = parse_job_spec((MINIMAL + text + "\n").encode()).data.chat_template_kwargs
-    assert given == {"quick": True, "effort": "low", "budget": 1, "skills": ("a",), "names": ("a", "b")}
+    assert given == {
+        "quick": True,
+        "effort": "low",
+        "budget": 1,
+        "skills": ("a",),
+        "names": ("a", "b"),
+    }
     assert [type(value) for value in given.values()] == [bool, str, int, tuple, tuple]
 
 
@@ -83,7 +92,10 @@ def test_terms_of_the_loss_of_a_pair() -> None:
 
     assert terms("") == (("sigmoid", 1.0),)
     assert terms(", loss_type: ipo, loss_weights: [2]") == (("ipo", 2.0),)
-    assert terms(", loss_type: [hinge, sft], loss_weights: [1, 0.5]") == (("hinge", 1.0), ("sft", 0.5))
+    assert terms(", loss_type: [hinge, sft], loss_weights: [1, 0.5]") == (
+        ("hinge", 1.0),
+        ("sft", 0.5),
+    )
     assert terms(", loss_type: [apo_zero, sft]") == (("apo_zero", 1.0), ("sft", 1.0))
 
 
@@ -98,7 +110,10 @@ def test_terms_of_the_loss_of_a_pair() -> None:
         ("train: {lr_scheduler_type: cosine, lr_scheduler_kwargs: {min_lr: 0.1}}", "min_lr"),
         ("train: {lr_scheduler_type: cosine_with_min_lr}", "min_lr or min_lr_rate"),
         ("train: {lr_scheduler_type: warmup_stable_decay}", "num_decay_steps"),
-        ("train: {lr_scheduler_type: inverse_sqrt, lr_scheduler_kwargs: {timescale: 1.5}}", "whole number"),
+        (
+            "train: {lr_scheduler_type: inverse_sqrt, lr_scheduler_kwargs: {timescale: 1.5}}",
+            "whole number",
+        ),
         ("train: {lr_scheduler_type: polynomial, lr_scheduler_kwargs: {lr_end: 0.5}}", "lr_end"),
         ("train: {optim: sgd, adam_beta1: 0.8}", "adam_beta1 means nothing to optim sgd"),
         ("train: {optim: paged_adamw_8bit}", "train.optim"),
@@ -113,47 +128,98 @@ def test_terms_of_the_loss_of_a_pair() -> None:
         ("data: {mix: {a b: 1}}", "data.mix"),
         ("data: {mix: {a: 2}}\nprivacy: {audit: true}", "data.mix must be left out"),
         ("train: {loraplus_lr_ratio: 1}", "train.loraplus_lr_ratio"),
-        ("train: {desirable_weight: 2}", "desirable_weight means nothing to method sft; it belongs to method kto"),
+        (
+            "train: {desirable_weight: 2}",
+            "desirable_weight means nothing to method sft; it belongs to method kto",
+        ),
         ("train: {method: kto, loss_type: ipo}", "loss_type means nothing to method kto"),
-        ("train: {method: kto, neftune_noise_alpha: 5}", "neftune_noise_alpha means nothing to method kto"),
-        ("train: {method: kto}\ndata: {packing: true}", "data.packing means nothing to train.method kto"),
-        ("train: {method: kto}\ndata: {format: preference}", "data.format preference cannot be trained on"),
+        (
+            "train: {method: kto, neftune_noise_alpha: 5}",
+            "neftune_noise_alpha means nothing to method kto",
+        ),
+        (
+            "train: {method: kto}\ndata: {packing: true}",
+            "data.packing means nothing to train.method kto",
+        ),
+        (
+            "train: {method: kto}\ndata: {format: preference}",
+            "data.format preference cannot be trained on",
+        ),
         ("data: {format: unpaired_preference}", "cannot be trained on with train.method sft"),
         ("train: {method: kto}\nprivacy: {audit: true}", "each depends on all rows of its step"),
         (
             "train: {method: orpo, loss_type: ipo}",
             "loss_type means nothing to method orpo; it belongs to method dpo",
         ),
-        ("train: {method: orpo, label_smoothing: 0.1}", "label_smoothing means nothing to method orpo"),
-        ("train: {method: orpo, neftune_noise_alpha: 5}", "neftune_noise_alpha means nothing to method orpo"),
-        ("train: {method: orpo}\ndata: {packing: true}", "data.packing means nothing to train.method orpo"),
+        (
+            "train: {method: orpo, label_smoothing: 0.1}",
+            "label_smoothing means nothing to method orpo",
+        ),
+        (
+            "train: {method: orpo, neftune_noise_alpha: 5}",
+            "neftune_noise_alpha means nothing to method orpo",
+        ),
+        (
+            "train: {method: orpo}\ndata: {packing: true}",
+            "data.packing means nothing to train.method orpo",
+        ),
         ("train: {method: orpo}\ndata: {format: text}", "data.format text cannot be trained on"),
-        ("train: {method: orpo}\nprivacy: {audit: true}", "pairs of train.method orpo have none of their own"),
+        (
+            "train: {method: orpo}\nprivacy: {audit: true}",
+            "pairs of train.method orpo have none of their own",
+        ),
         ("train: {method: dpo, loss_type: bco_pair}", "train.loss_type"),
         ("train: {method: dpo, loss_type: [ipo, ipo]}", "names a term twice"),
         ("train: {method: dpo, loss_type: sft}", "sft alone learns no preference"),
-        ("train: {method: dpo, loss_type: [sigmoid, sft], loss_weights: [1]}", "loss_weights needs 2 numbers"),
+        (
+            "train: {method: dpo, loss_type: [sigmoid, sft], loss_weights: [1]}",
+            "loss_weights needs 2 numbers",
+        ),
         ("train: {method: dpo, loss_weights: [0]}", "train.loss_weights"),
         ("train: {method: dpo, label_smoothing: 0.1}", "belong together"),
         ("train: {method: dpo, loss_type: robust}", "belong together"),
         ("train: {method: dpo, loss_type: robust, label_smoothing: 0.5}", "train.label_smoothing"),
         ("train: {method: dpo, beta: 0}", "train.beta"),
-        ("train: {method: dpo, neftune_noise_alpha: 5}", "neftune_noise_alpha means nothing to method dpo"),
-        ("train: {method: dpo}\ndata: {packing: true}", "data.packing means nothing to train.method dpo"),
-        ("train: {method: dpo}\ndata: {completion_only_loss: false}", "data.completion_only_loss means nothing"),
+        (
+            "train: {method: dpo, neftune_noise_alpha: 5}",
+            "neftune_noise_alpha means nothing to method dpo",
+        ),
+        (
+            "train: {method: dpo}\ndata: {packing: true}",
+            "data.packing means nothing to train.method dpo",
+        ),
+        (
+            "train: {method: dpo}\ndata: {completion_only_loss: false}",
+            "data.completion_only_loss means nothing",
+        ),
         ("train: {method: dpo}\ndata: {train_on: last_turn}", "data.train_on means nothing"),
         ("train: {method: dpo}\ndata: {format: text}", "data.format text cannot be trained on"),
-        ("data: {format: preference}", "data.format preference cannot be trained on with train.method sft"),
+        (
+            "data: {format: preference}",
+            "data.format preference cannot be trained on with train.method sft",
+        ),
         (
             "train: {early_stopping_patience: 2}",
             "train.early_stopping_patience means nothing without train.eval_steps",
         ),
-        ("train: {torch_compile_mode: default}", "torch_compile_mode means nothing without torch_compile: true"),
+        (
+            "train: {torch_compile_mode: default}",
+            "torch_compile_mode means nothing without torch_compile: true",
+        ),
         ("train: {torch_compile: true, torch_compile_mode: max}", "train.torch_compile_mode"),
-        ("train: {engine: unsloth}\nlora: {modules_to_save: [lm_head]}", "linear modules of layers only: set"),
+        (
+            "train: {engine: unsloth}\nlora: {modules_to_save: [lm_head]}",
+            "linear modules of layers only: set",
+        ),
         ("train: {torch_compile: true, engine: unsloth}", "torch_compile: engine unsloth compiles"),
-        ("train: {torch_compile: true}\nlora: {use_dora: true}", "torch_compile: lora.use_dora must be false"),
-        ("train: {torch_compile: true, num_processes: 2, fsdp: full_shard}", "torch_compile: fsdp gathers"),
+        (
+            "train: {torch_compile: true}\nlora: {use_dora: true}",
+            "torch_compile: lora.use_dora must be false",
+        ),
+        (
+            "train: {torch_compile: true, num_processes: 2, fsdp: full_shard}",
+            "torch_compile: fsdp gathers",
+        ),
         (
             "train: {load_best_model_at_end: true}",
             "train.load_best_model_at_end means nothing without train.eval_steps",
@@ -163,20 +229,38 @@ def test_terms_of_the_loss_of_a_pair() -> None:
             "data: {chat_template_path: mine.jinja}",
             "data.chat_template_path: expected the name of a file in model",
         ),
-        ("data: {chat_template_kwargs: {messages: x}}", "'messages' is set by what renders the template"),
-        ("data: {chat_template_kwargs: {bos_token: x}}", "'bos_token' is set by what renders the template"),
+        (
+            "data: {chat_template_kwargs: {messages: x}}",
+            "'messages' is set by what renders the template",
+        ),
+        (
+            "data: {chat_template_kwargs: {bos_token: x}}",
+            "'bos_token' is set by what renders the template",
+        ),
         ("data: {chat_template_kwargs: {'no name': x}}", "data.chat_template_kwargs"),
         ("data: {chat_template_kwargs: {effort: 0.5}}", "data.chat_template_kwargs.effort"),
         ("data: {chat_template_kwargs: {effort: {a: 1}}}", "data.chat_template_kwargs.effort"),
         ("data: {ignore_message_keys: [content]}", "no message can be read without 'content'"),
         ("model2: {}", "model2"),
         ("privacy: {target_epsilon: 3.0}", "target_delta goes with target_epsilon"),
-        ("privacy: {audit: true}\nlora: {start_from: adapter}", "privacy: lora.start_from must be left out"),
-        ("privacy: {canaries: 2}\nlora: {start_from: adapter}", "neither measured nor accounted for"),
-        ("privacy: {target_epsilon: 3.0, target_delta: 1e-5}\nlora: {start_from: adapter}", "neither measured"),
+        (
+            "privacy: {audit: true}\nlora: {start_from: adapter}",
+            "privacy: lora.start_from must be left out",
+        ),
+        (
+            "privacy: {canaries: 2}\nlora: {start_from: adapter}",
+            "neither measured nor accounted for",
+        ),
+        (
+            "privacy: {target_epsilon: 3.0, target_delta: 1e-5}\nlora: {start_from: adapter}",
+            "neither measured",
+        ),
         ("lora: {start_from: ./adapter}", "lora.start_from"),
         ("lora: {start_from: true}", "lora.start_from"),
-        ("privacy: {audit: true}\ntrain: {method: dpo}", "privacy: rows are told apart by their loss"),
+        (
+            "privacy: {audit: true}\ntrain: {method: dpo}",
+            "privacy: rows are told apart by their loss",
+        ),
         ("privacy: {canaries: 4}\ntrain: {num_processes: 2}", "train.num_processes must be 1"),
         ("lora: {lora_r: 1, lora_r: 2}", "the key 'lora_r' occurs twice"),
         ("lora: &a {}", "anchors"),
@@ -209,7 +293,11 @@ def test_bad_documents_are_refused_by_name(addition: str, expected: str) -> None
         ),
         ("./model\n", "https://example.org/x\n", "hub id"),
         ("./model\n", "./model\n  trust_remote_code: true\n", "trust_remote_code"),
-        ("./model\n", "./model\n  load_in_4bit: true\n  load_in_8bit: true\n", "exclude each other"),
+        (
+            "./model\n",
+            "./model\n  load_in_4bit: true\n  load_in_8bit: true\n",
+            "exclude each other",
+        ),
         ("config.json:", "../config.json:", "plain relative file name"),
         ("config.json:", "modeling.py:", "loaded safely"),
         ("config.json:", "pytorch_model.bin:", "loaded safely"),
@@ -222,7 +310,9 @@ def test_unsafe_or_unpinned_models_are_refused(old: str, new: str, expected: str
     assert expected in str(refused(MINIMAL.replace(old, new, 1)))
 
 
-@pytest.mark.parametrize("name", ["llama3", "chatml", "./template.jinja", "https://example.org/template"])
+@pytest.mark.parametrize(
+    "name", ["llama3", "chatml", "./template.jinja", "https://example.org/template"]
+)
 def test_a_name_in_place_of_a_chat_template_is_refused(name: str) -> None:
     error = refused(f"{MINIMAL}data: {{chat_template: {name}}}\n")
     assert error.code is ErrorCode.SPEC_INVALID
@@ -233,8 +323,12 @@ def test_a_name_in_place_of_a_chat_template_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("parts", ["[thoughts]", "tools", "[tools, tools]"])
 def test_parts_that_may_be_left_out_are_a_closed_list(parts: str) -> None:
-    assert "data.allow_unrendered" in str(refused(f"{MINIMAL}data: {{allow_unrendered: {parts}}}\n"))
-    spec = parse_job_spec(f"{MINIMAL}data: {{allow_unrendered: [tools, reasoning_content]}}\n".encode())
+    assert "data.allow_unrendered" in str(
+        refused(f"{MINIMAL}data: {{allow_unrendered: {parts}}}\n")
+    )
+    spec = parse_job_spec(
+        f"{MINIMAL}data: {{allow_unrendered: [tools, reasoning_content]}}\n".encode()
+    )
     assert spec.data.allow_unrendered == ("tools", "reasoning_content")
 
 
@@ -260,7 +354,9 @@ def test_any_bytes_are_a_spec_or_a_usage_error(data: bytes) -> None:
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["version", "model", "train", "seed"]), inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["version", "model", "train", "seed"]), inner, max_size=3
+            )
         ),
         max_leaves=8,
     )
@@ -299,14 +395,24 @@ HONEST = ("train: {engine: transformers", "data: {split_turns: never", "lora: {l
         (0, ", torch_compile: true", "train.torch_compile: must be false"),
         (0, ", neftune_noise_alpha: 5.0", "train.neftune_noise_alpha: must be left out"),
         (0, ", max_grad_norm: 1.0", "train.max_grad_norm: must be left out"),
-        (0, ", eval_steps: 5, early_stopping_patience: 2", "train.early_stopping_patience: must be left out"),
-        (0, ", eval_steps: 5, load_best_model_at_end: true", "train.load_best_model_at_end: must be left out"),
+        (
+            0,
+            ", eval_steps: 5, early_stopping_patience: 2",
+            "train.early_stopping_patience: must be left out",
+        ),
+        (
+            0,
+            ", eval_steps: 5, load_best_model_at_end: true",
+            "train.load_best_model_at_end: must be left out",
+        ),
         (1, ", packing: true", "data.packing: must be false"),
         (2, ", lora_dropout: 0.1", "lora.lora_dropout: must be 0"),
         (2, ", use_dora: true", "lora.use_dora: must be false"),
     ],
 )
-def test_what_would_make_a_budget_untrue_is_refused_by_name(part: int, setting: str, expected: str) -> None:
+def test_what_would_make_a_budget_untrue_is_refused_by_name(
+    part: int, setting: str, expected: str
+) -> None:
     sections = list(HONEST)
     assert parse_job_spec((PRIVATE + "".join(f"{section}}}\n" for section in sections)).encode())
     sections[part] += setting
@@ -325,7 +431,10 @@ def test_weights_that_unsloth_was_not_tested_with(key: str) -> None:
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ("data: {split_turns: never}\ntrain: {engine: unsloth}", "train.engine: must be transformers"),
+        (
+            "data: {split_turns: never}\ntrain: {engine: unsloth}",
+            "train.engine: must be transformers",
+        ),
         ("train: {engine: transformers}", "data.split_turns: must be never"),
     ],
 )
@@ -339,12 +448,24 @@ def test_a_budget_needs_one_row_to_be_one_gradient(sections: str, expected: str)
         ("{target_epsilon: 3.0, noise_multiplier: 1.0, target_delta: 1e-5}", "exclude each other"),
         ("{target_delta: 1e-5}", "target_delta goes with"),
         ("{accountant: rdp}", "accountant means nothing"),
-        ("{target_epsilon: 3.0, target_delta: 9e-9}", "accountant must be rdp for a target_delta below 1e-08"),
-        ("{noise_multiplier: 1.0, target_delta: 1e-12, accountant: prv}", "prv states an ε below the true one"),
-        ("{max_membership_auc: 0.7}", "max_membership_auc means nothing without privacy.audit: true"),
+        (
+            "{target_epsilon: 3.0, target_delta: 9e-9}",
+            "accountant must be rdp for a target_delta below 1e-08",
+        ),
+        (
+            "{noise_multiplier: 1.0, target_delta: 1e-12, accountant: prv}",
+            "prv states an ε below the true one",
+        ),
+        (
+            "{max_membership_auc: 0.7}",
+            "max_membership_auc means nothing without privacy.audit: true",
+        ),
         ("{max_exposure: 5.0}", "max_exposure means nothing without privacy.canaries"),
         ("{canary_repetitions: 5}", "canary_repetitions means nothing without privacy.canaries"),
-        ("{audit: true, audit_rows: 19, max_membership_auc: 0.7}", "needs audit_rows of at least 20"),
+        (
+            "{audit: true, audit_rows: 19, max_membership_auc: 0.7}",
+            "needs audit_rows of at least 20",
+        ),
         ("{canaries: 2, max_exposure: 10.0}", "privacy.max_exposure"),
     ],
 )
@@ -364,7 +485,12 @@ def test_who_may_submit_is_said_plainly() -> None:
 def test_columns_of_another_format_are_refused() -> None:
     """They would rename nothing, and their author would believe that they do."""
     error = refused(f"{MINIMAL}data: {{format: sharegpt, columns: {{prompt: question}}}}\n")
-    assert "'prompt' is no column of format sharegpt; expected one of conversations, system, tools" in str(error)
+    assert (
+        "'prompt' is no column of format sharegpt; expected one of conversations, system, tools"
+        in str(error)
+    )
     known = f"{MINIMAL}data: {{format: alpaca, columns: {{instruction: question}}}}\n"
     assert parse_job_spec(known.encode()).data.columns == {"instruction": "question"}
-    assert "'cow' is no column of ours" in str(refused(f"{MINIMAL}data: {{columns: {{cow: question}}}}\n"))
+    assert "'cow' is no column of ours" in str(
+        refused(f"{MINIMAL}data: {{columns: {{cow: question}}}}\n")
+    )

@@ -17,7 +17,10 @@ STEPS = "train: {max_steps: 5}\n"
 def test_a_joint_job_says_whom_it_waits_for() -> None:
     exchange = parse_job_spec((MINIMAL + JOINT + OUTPUT + STEPS).encode()).exchange
     assert exchange.providers == KEYS
-    assert exchange.who_may_submit == f"each of these providers has to submit a dataset: {', '.join(KEYS)}"
+    assert (
+        exchange.who_may_submit
+        == f"each of these providers has to submit a dataset: {', '.join(KEYS)}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,10 @@ def test_a_joint_job_has_several_providers(exchange: str, expected: str) -> None
         (STEPS, "output.samples: must be 0"),
         (STEPS + "output: {samples: 0}\n", "output.include_logs: must be false"),
         (STEPS + OUTPUT + "data: {on_overlong: drop}\n", "data.on_overlong: must be error"),
-        (STEPS + OUTPUT + "evaluation: {metrics: [exact_match]}\n", "evaluation.metrics: must be left out"),
+        (
+            STEPS + OUTPUT + "evaluation: {metrics: [exact_match]}\n",
+            "evaluation.metrics: must be left out",
+        ),
         (STEPS + OUTPUT + "privacy: {audit: true}\n", "privacy: must be left out"),
         (
             STEPS + OUTPUT + "privacy: {target_epsilon: 3.0, target_delta: 1.0e-5}\n"
@@ -57,7 +63,10 @@ def test_a_name_in_the_pool_leads_back_to_its_bundle() -> None:
     name = pool_name(3, "eval/rows.jsonl")
     assert name == "provider-03/eval/rows.jsonl"
     assert (number_in_pool(name), name_in_bundle(name)) == (3, "eval/rows.jsonl")
-    assert (number_in_pool("eval/rows.jsonl"), name_in_bundle("eval/rows.jsonl")) == (None, "eval/rows.jsonl")
+    assert (number_in_pool("eval/rows.jsonl"), name_in_bundle("eval/rows.jsonl")) == (
+        None,
+        "eval/rows.jsonl",
+    )
 
 
 def test_the_digest_of_a_pool_depends_on_the_order() -> None:

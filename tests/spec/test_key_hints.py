@@ -64,8 +64,14 @@ def test_the_table_is_of_other_names_each_once() -> None:
             "report_to",
             "there is none: nothing leaves the job but the sealed result, which has all metrics and curves",
         ),
-        ("train.push_to_hub", "there is none: the result is sealed to the data provider, and pushed to no hub"),
-        ("adapter", "there is none: the adapter is LoRA; with model.load_in_4bit it is what others call QLoRA"),
+        (
+            "train.push_to_hub",
+            "there is none: the result is sealed to the data provider, and pushed to no hub",
+        ),
+        (
+            "adapter",
+            "there is none: the adapter is LoRA; with model.load_in_4bit it is what others call QLoRA",
+        ),
         (
             "lora.trainable_token_indices",
             "there is none: embeddings of new tokens are trained in full: lora.modules_to_save: [embed_tokens]",
@@ -80,7 +86,14 @@ def test_hints(key: str, hint: str | None) -> None:
 
 
 def test_reasons_where_there_is_no_such_key() -> None:
-    for key in ("deepspeed", "fp16", "max_samples", "use_liger_kernel", "push_to_hub", "output_dir"):
+    for key in (
+        "deepspeed",
+        "fp16",
+        "max_samples",
+        "use_liger_kernel",
+        "push_to_hub",
+        "output_dir",
+    ):
         hint = key_hint(key, KNOWN)
         assert hint is not None
         assert hint.startswith("there is none: ")
@@ -115,7 +128,9 @@ def test_many_unknown_keys_are_bounded() -> None:
 def test_shapes_of_others_are_explained() -> None:
     listed = refused(datasets=[{"path": "a", "type": "alpaca", "field_instruction": "q"}])
     assert listed.hint is not None
-    assert listed.hint.startswith("datasets: there is none: data files are named on the command line")
+    assert listed.hint.startswith(
+        "datasets: there is none: data files are named on the command line"
+    )
     assert "type in datasets: did you mean data.format?" in listed.hint
     assert "field_instruction in datasets: did you mean data.columns?" in listed.hint
     nested = refused(peft_config={"r": 8, "target_modules": ["q_proj"]})
@@ -131,21 +146,41 @@ def test_shapes_of_others_are_explained() -> None:
 @pytest.mark.parametrize(
     ("section", "key", "value", "expected", "hint"),
     [
-        ("lora", "lora_target_modules", "q_proj,v_proj", '"all-linear" or list of text', "[q_proj, v_proj]"),
-        ("lora", "lora_target_modules", "all", '"all-linear" or list of text', "did you mean all-linear?"),
+        (
+            "lora",
+            "lora_target_modules",
+            "q_proj,v_proj",
+            '"all-linear" or list of text',
+            "[q_proj, v_proj]",
+        ),
+        (
+            "lora",
+            "lora_target_modules",
+            "all",
+            '"all-linear" or list of text',
+            "did you mean all-linear?",
+        ),
         ("lora", "lora_target_modules", ["a b"], '"all-linear" or list of text', None),
         ("train", "num_processes", 0, '"auto" or integer, ≥ 1', None),
         ("lora", "init_lora_weights", "eva", '"pissa" or text, of the form', None),
         ("train", "loss_type", "bco_pair", "or list of ", None),
         ("train", "bf16", "auto", "a valid boolean", "did you mean true?"),
-        ("train", "gradient_checkpointing", "unsloth", "a valid boolean", "did you mean true: activations"),
+        (
+            "train",
+            "gradient_checkpointing",
+            "unsloth",
+            "a valid boolean",
+            "did you mean true: activations",
+        ),
         ("train", "optim", "adamw_bnb_8bit", "adamw_8bit", "did you mean adamw_8bit?"),
         ("train", "optim", "paged_adamw_8bit", "adamw_8bit", "did you mean adamw_8bit: paging"),
         ("model", "dtype", "torch.bfloat16", "bfloat16", "did you mean bfloat16?"),
         ("model", "dtype", "bf16", "bfloat16", "did you mean bfloat16?"),
     ],
 )
-def test_errors_name_every_form(section: str, key: str, value: object, expected: str, hint: str | None) -> None:
+def test_errors_name_every_form(
+    section: str, key: str, value: object, expected: str, hint: str | None
+) -> None:
     error = refused(**{section: {key: value}})
     assert str(error).startswith(f"job spec: {section}.{key}: expected ")
     assert expected in str(error)

@@ -23,7 +23,11 @@ DPO: Sections = {"train": {"method": "dpo"}}
 ORPO: Sections = {"train": {"method": "orpo"}}
 KTO: Sections = {"train": {"method": "kto"}}
 EPSILON = {"target_epsilon": 3.0, "target_delta": 1e-5}
-PRIVATE: Sections = {"privacy": EPSILON, "data": {"split_turns": "never"}, "train": {"engine": "transformers"}}
+PRIVATE: Sections = {
+    "privacy": EPSILON,
+    "data": {"split_turns": "never"},
+    "train": {"engine": "transformers"},
+}
 
 
 def data(**leaves: Any) -> Sections:
@@ -54,7 +58,9 @@ UNHELD_STEPS: Sections = {**UNHELD, **STEPS}
 KEYS = {
     "model.model_revision": Key("a" * 40, ({"model": HUB},), ({"model": LOCAL},)),
     "model.model_urls": Key(URLS, ({"model": HUB},), ({"model": LOCAL},)),
-    "model.attn_implementation": Key("eager", (NOTHING, train(engine="transformers")), (train(engine="unsloth"),)),
+    "model.attn_implementation": Key(
+        "eager", (NOTHING, train(engine="transformers")), (train(engine="unsloth"),)
+    ),
     "lora.init_lora_weights": Key("gaussian", (NOTHING,), ({"lora": {"start_from": "adapter"}},)),
     "data.test_split_size": Key(0.2, (NOTHING,), (BY_FILES,)),
     "data.assistant_only_loss": Key(
@@ -86,10 +92,14 @@ KEYS = {
     "data.packing_strategy": Key("bfd", (data(packing=True),), (NOTHING, data(packing=False))),
     "train.per_device_eval_batch_size": Key(2, EVALUATED, (UNHELD,)),
     "train.warmup_steps": Key(
-        5, (NOTHING, train(lr_scheduler_type="constant_with_warmup")), (train(lr_scheduler_type="constant"),)
+        5,
+        (NOTHING, train(lr_scheduler_type="constant_with_warmup")),
+        (train(lr_scheduler_type="constant"),),
     ),
     "train.warmup_ratio": Key(
-        0.1, (NOTHING, train(warmup_steps=0)), (train(lr_scheduler_type="constant"), train(warmup_steps=5))
+        0.1,
+        (NOTHING, train(warmup_steps=0)),
+        (train(lr_scheduler_type="constant"), train(warmup_steps=5)),
     ),
     "train.adam_beta1": Key(0.8, (NOTHING, train(optim="adamw_8bit")), (train(optim="sgd"),)),
     "train.adam_beta2": Key(0.8, (NOTHING,), (train(optim="adafactor"),)),
@@ -105,7 +115,9 @@ KEYS = {
     "train.torch_compile_mode": Key("default", (train(torch_compile=True),), (NOTHING,)),
     "train.eval_steps": Key(5, EVALUATED, (UNHELD,)),
     "train.max_eval_rows": Key(5, EVALUATED, (UNHELD,)),
-    "train.early_stopping_patience": Key(2, (STEPS, {**STEPS, **BY_FILES}), (NOTHING, UNHELD_STEPS)),
+    "train.early_stopping_patience": Key(
+        2, (STEPS, {**STEPS, **BY_FILES}), (NOTHING, UNHELD_STEPS)
+    ),
     "train.early_stopping_threshold": Key(
         0.1, (train(eval_steps=5, early_stopping_patience=1),), (NOTHING, train(eval_steps=5))
     ),
@@ -114,7 +126,11 @@ KEYS = {
     "evaluation.metrics": Key(
         ["token_f1"],
         (*EVALUATED, DPO, ORPO, KTO, data(format="messages")),
-        (UNHELD, data(format="text"), {**BY_FILES, "data": {"format": "text", "eval_files": "dev/*"}}),
+        (
+            UNHELD,
+            data(format="text"),
+            {**BY_FILES, "data": {"format": "text", "eval_files": "dev/*"}},
+        ),
     ),
     "evaluation.max_rows": Key(5, (TASK, CHOICES), (NOTHING,)),
     "evaluation.max_new_tokens": Key(5, (TASK,), (NOTHING, CHOICES)),
@@ -125,7 +141,9 @@ KEYS = {
     "privacy.max_grad_norm": Key(0.5, (PRIVATE,), (NOTHING, {"privacy": {"audit": True}})),
     "privacy.accountant": Key("rdp", (PRIVATE,), (NOTHING,)),
     "privacy.audit": Key(True, EVALUATED, (UNHELD,)),
-    "privacy.audit_rows": Key(64, ({"privacy": {"audit": True}},), (NOTHING, {"privacy": {"canaries": 2}})),
+    "privacy.audit_rows": Key(
+        64, ({"privacy": {"audit": True}},), (NOTHING, {"privacy": {"canaries": 2}})
+    ),
     "privacy.max_membership_auc": Key(0.7, ({"privacy": {"audit": True}},), (NOTHING,)),
     "privacy.canary_repetitions": Key(2, ({"privacy": {"canaries": 2}},), (NOTHING,)),
     "privacy.max_exposure": Key(5.0, ({"privacy": {"canaries": 2}},), (NOTHING,)),
@@ -154,7 +172,11 @@ ALWAYS = """
 def parse(sections: Sections, key: str, value: Any) -> JobSpec:
     section, leaf = key.split(".")
     model = {"model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64}, **LOCAL}
-    document: dict[str, Any] = {"version": 1, **sections, "model": {**model, **sections.get("model", {})}}
+    document: dict[str, Any] = {
+        "version": 1,
+        **sections,
+        "model": {**model, **sections.get("model", {})},
+    }
     document[section] = {**document.get(section, {}), leaf: value}
     return parse_job_spec(json.dumps(document).encode())
 

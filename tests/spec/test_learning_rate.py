@@ -17,11 +17,17 @@ from trainer.spec import LearningRatePath, TrainSection, check_schedule, learnin
         ({"warmup_steps": 1}, 4, LearningRatePath(0.0, 2.0, 2 / 3)),
         ({"warmup_steps": 8}, 4, LearningRatePath(0.0, 0.75, 0.75)),
         ({"lr_scheduler_type": "constant"}, 4, LearningRatePath(2.0, 2.0, 2.0)),
-        ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.5}, 4, LearningRatePath(0.0, 2.0, 2.0)),
+        (
+            {"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.5},
+            4,
+            LearningRatePath(0.0, 2.0, 2.0),
+        ),
     ],
 )
 def test_first_peak_and_last(section: dict[str, Any], steps: int, path: LearningRatePath) -> None:
-    scaled = TrainSection.model_construct(**{**TrainSection().model_dump(), "learning_rate": 2.0, **section})
+    scaled = TrainSection.model_construct(
+        **{**TrainSection().model_dump(), "learning_rate": 2.0, **section}
+    )
     assert learning_rate_path(scaled, steps) == path
 
 
@@ -46,7 +52,8 @@ def test_a_run_without_a_rate_is_refused(section: dict[str, Any]) -> None:
 def test_a_peak_that_is_never_reached_is_told() -> None:
     (warning,) = check_schedule(TrainSection(warmup_steps=100), 4)
     assert (
-        "never reaches train.learning_rate 0.0002: in 4 steps, 4 of them warm-up, the highest is 6e-06" in warning
+        "never reaches train.learning_rate 0.0002: in 4 steps, 4 of them warm-up, the highest is 6e-06"
+        in warning
     )
     assert check_schedule(TrainSection(warmup_steps=2), 4) == []
     assert check_schedule(TrainSection(), 1) == []

@@ -24,7 +24,9 @@ class FailingMirror:
         return False
 
 
-def test_a_store_that_is_away_at_the_end_is_asked_after_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_at_the_end_is_asked_after_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The supervisor has closed the channel, which is readable for ever then."""
     pauses: list[float] = []
     monkeypatch.setattr(entry_point, "_is_shutdown", lambda _seconds: True)

@@ -86,7 +86,12 @@ def test_the_whole_story(world: World, tmp_path: Path) -> None:
     assert hashlib.sha256((tmp_path / "result").read_bytes()).hexdigest() == digest
     world.spool.put("deletion.json", b"earlier")
     world.look()
-    world.client._sleep = lambda _: (world.look(), world.spool.put("deletion.json", b"signed after it"))  # type: ignore[func-returns-value, assignment]
+
+    def sign_after_it(_: float) -> None:
+        world.look()
+        world.spool.put("deletion.json", b"signed after it")
+
+    world.client._sleep = sign_after_it
     assert world.client.acknowledge("ac" * 32) == b"signed after it"
     assert world.spool.read("ack", 128) == b"ac" * 32 + b"\n"
     world.spool.clear("dataset.age")
@@ -105,7 +110,9 @@ def test_nothing_goes_twice(world: World, tmp_path: Path) -> None:
     assert world.store.reads.count("dataset.age.parts/00000") == 1
 
 
-def test_a_refused_dataset_makes_room_for_another_even_the_same(world: World, tmp_path: Path) -> None:
+def test_a_refused_dataset_makes_room_for_another_even_the_same(
+    world: World, tmp_path: Path
+) -> None:
     source = sealed(tmp_path)
     refusal = Status(phase=Phase.AWAITING_DATASET, error="sealed-payload-invalid")
     for _ in range(2):
@@ -159,7 +166,9 @@ def test_what_an_earlier_start_said_is_gone(world: World) -> None:
     assert world.store.objects == {}
 
 
-def test_a_start_with_the_disk_of_an_earlier_one_fetches_nothing(world: World, tmp_path: Path) -> None:
+def test_a_start_with_the_disk_of_an_earlier_one_fetches_nothing(
+    world: World, tmp_path: Path
+) -> None:
     source = sealed(tmp_path)
     world.client.upload(source)
     world.look()
@@ -182,7 +191,9 @@ def test_a_start_with_an_empty_disk_fetches_the_dataset_again(world: World, tmp_
     assert world.spool.file("dataset.age").read_bytes() == source.read_bytes()
 
 
-def test_a_dataset_that_the_store_exchanged_is_for_the_job_to_refuse(world: World, tmp_path: Path) -> None:
+def test_a_dataset_that_the_store_exchanged_is_for_the_job_to_refuse(
+    world: World, tmp_path: Path
+) -> None:
     world.client.upload(sealed(tmp_path))
     world.store.objects["dataset.age.parts/00001"] = b"exchanged"
     world.look()
@@ -220,7 +231,9 @@ def test_a_result_of_another_job_is_refused(world: World, tmp_path: Path) -> Non
     world.look()
     for name in ("result.tar.age", "result.tar.age.parts/00000", "result.tar.age.parts/00002"):
         world.store.objects[name] = other.store.objects[name]
-    world.store.objects["result.tar.age.parts/00001"] = other.store.objects["result.tar.age.parts/00001"]
+    world.store.objects["result.tar.age.parts/00001"] = other.store.objects[
+        "result.tar.age.parts/00001"
+    ]
     with pytest.raises(SealingError) as caught:
         world.client.download_result(tmp_path / "result", limit=LIMIT)
     assert caught.value.code is ErrorCode.RESULT_DIGEST_MISMATCH

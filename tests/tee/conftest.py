@@ -76,7 +76,9 @@ def judge() -> Callable[..., dict[str, Any]]:
         collateral: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         trusted = None if intel else (root or pki.root_der)
-        material = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(collateral or pki.collateral(NOW)))
+        material = dcap_qvl.QuoteCollateralV3.from_json(
+            json.dumps(collateral or pki.collateral(NOW))
+        )
         verifier = dcap_qvl.QuoteVerifier(trusted)
         claims = verifier.verify_with_policy(quote, material, now, dcap_qvl.QuotePolicy.strict(now))
         parsed: dict[str, Any] = json.loads(claims.to_json())

@@ -19,7 +19,8 @@ class Settings(ctypes.Structure):
     """Layout of `nvmlSystemConfComputeSettings_v1_t`."""
 
     _fields_ = tuple(
-        (name, ctypes.c_uint) for name in ("version", "environment", "ccFeature", "devToolsMode", "multiGpuMode")
+        (name, ctypes.c_uint)
+        for name in ("version", "environment", "ccFeature", "devToolsMode", "multiGpuMode")
     )
 
 
@@ -100,7 +101,10 @@ class FakeNvml:
 
     def nvmlDeviceGetConfComputeGpuCertificate(self, device: int) -> Filled:  # noqa: N802
         self._may_fail("nvmlDeviceGetConfComputeGpuCertificate")
-        return Filled(attestationCertChain=buffer(self.chain, 0x1400), attestationCertChainSize=len(self.chain))
+        return Filled(
+            attestationCertChain=buffer(self.chain, 0x1400),
+            attestationCertChainSize=len(self.chain),
+        )
 
 
 class Agent:
@@ -192,7 +196,9 @@ def test_failure_is_never_silent(name: str) -> None:
 
 
 def test_unreadable_settings_are_not_taken_for_off() -> None:
-    nvml = FakeNvml(cc=0, failing={"nvmlSystemGetConfComputeSettings": FakeNvml.NVML_ERROR_GPU_IS_LOST})
+    nvml = FakeNvml(
+        cc=0, failing={"nvmlSystemGetConfComputeSettings": FakeNvml.NVML_ERROR_GPU_IS_LOST}
+    )
     with pytest.raises(UnavailableError, match="error 15"):
         collect_fresh(NONCE, nvml=nvml)
 

@@ -121,14 +121,21 @@ def test_release_without_gpu_info(old_endpoint: str) -> None:
 
 @pytest.mark.parametrize("method", ["GpuInfo", "Version"])
 @pytest.mark.parametrize(
-    "answer", [http(b"", b"404 Not Found"), http(b'{"error": "Method not found: x"}', b"400 Bad Request")]
+    "answer",
+    [http(b"", b"404 Not Found"), http(b'{"error": "Method not found: x"}', b"400 Bad Request")],
 )
-def test_methods_that_older_releases_lack(canned: Callable[[Answer], str], answer: bytes, method: str) -> None:
+def test_methods_that_older_releases_lack(
+    canned: Callable[[Answer], str], answer: bytes, method: str
+) -> None:
     assert CALLS[method](GuestAgent(canned(answer))) == ""
 
 
-@pytest.mark.parametrize("status", [b"400 Bad Request", b"500 Internal Server Error", b"403 Forbidden"])
-def test_failing_gpu_info_is_not_taken_for_absent(canned: Callable[[Answer], str], status: bytes) -> None:
+@pytest.mark.parametrize(
+    "status", [b"400 Bad Request", b"500 Internal Server Error", b"403 Forbidden"]
+)
+def test_failing_gpu_info_is_not_taken_for_absent(
+    canned: Callable[[Answer], str], status: bytes
+) -> None:
     agent = GuestAgent(canned(http(b'{"error": "disk broke"}', status)))
     with pytest.raises(UnavailableError) as caught:
         agent.gpu_attestation()
@@ -145,13 +152,17 @@ def test_no_socket(socket_path: Path) -> None:
     assert "/var/run/dstack.sock" in str(caught.value.hint)
 
 
-def test_endpoint_of_the_environment(endpoint: str, monkeypatch: pytest.MonkeyPatch, compose: str) -> None:
+def test_endpoint_of_the_environment(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, compose: str
+) -> None:
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", endpoint)
     assert GuestAgent().info().app_compose == compose
     assert GuestAgent().gpu_attestation() == ""
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # httpcore drops a socket that cannot connect
+@pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning"
+)  # httpcore drops a socket that cannot connect
 @pytest.mark.parametrize("method", CALLS)
 def test_agent_that_died(socket_path: Path, vm: SimulatedVm, method: str) -> None:
     with simulated_agent_server(socket_path, vm):

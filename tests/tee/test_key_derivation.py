@@ -41,13 +41,17 @@ def test_recipient_seed_is_as_documented() -> None:
 
 
 @given(first=secrets, second=secrets, spec=digests, other_spec=digests)
-def test_secret_and_spec_both_matter(first: bytes, second: bytes, spec: str, other_spec: str) -> None:
+def test_secret_and_spec_both_matter(
+    first: bytes, second: bytes, spec: str, other_spec: str
+) -> None:
     same = first == second and spec == other_spec
     assert (recipient_seed(first, spec) == recipient_seed(second, other_spec)) == same
     assert recipient_seed(first, spec) != first
 
 
-@pytest.mark.parametrize("digest", ["", "AB" * 32, "ab" * 31, "ab" * 33, "../" + "ab" * 32, "ab" * 32 + "\n"])
+@pytest.mark.parametrize(
+    "digest", ["", "AB" * 32, "ab" * 31, "ab" * 33, "../" + "ab" * 32, "ab" * 32 + "\n"]
+)
 def test_other_digests_are_refused(digest: str) -> None:
     with pytest.raises(ValueError, match="64 lower-case hex digits"):
         recipient_path(digest)
@@ -65,7 +69,9 @@ BOUND = {"job_spec_sha256": SPEC, "app_compose_sha256": "ef" * 32}
 
 
 def test_the_end_record_key_is_as_documented() -> None:
-    info = b"confidential-trainer/end-record/v1\0" + b"".join(bytes.fromhex(digest) for digest in BOUND.values())
+    info = b"confidential-trainer/end-record/v1\0" + b"".join(
+        bytes.fromhex(digest) for digest in BOUND.values()
+    )
     assert end_record_key(SECRET, **BOUND) == hkdf(SECRET, info, 32)
     assert end_record_path(SPEC) == f"confidential-trainer/end-record/v1/{SPEC}"
 

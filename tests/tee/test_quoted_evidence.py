@@ -74,7 +74,8 @@ def test_evidence_of_a_dataset(
     chain = KeyChain(app=key.signature, recipient=key.signature, possession=key.signature)
     evidence = collect(agent, claims, possession=SIGNED, gpu=gpu, key_chain=chain)
     assert (
-        judge(bytes.fromhex(evidence.quote), vm.pki)["report"]["TD10"]["report_data"] == report_data(claims).hex()
+        judge(bytes.fromhex(evidence.quote), vm.pki)["report"]["TD10"]["report_data"]
+        == report_data(claims).hex()
     )
     assert evidence.app_compose == compose
     assert evidence.compose_hash == "sha256:" + hashlib.sha256(compose.encode()).hexdigest()
@@ -85,7 +86,9 @@ def test_evidence_of_a_dataset(
     assert parse_evidence(evidence.canonical()) == evidence
 
 
-def test_evidence_of_a_receipt(endpoint: str, vm: SimulatedVm, judge: Callable[..., dict[str, Any]]) -> None:
+def test_evidence_of_a_receipt(
+    endpoint: str, vm: SimulatedVm, judge: Callable[..., dict[str, Any]]
+) -> None:
     claims = StatementClaims(
         version=1,
         purpose="receipt",
@@ -96,7 +99,8 @@ def test_evidence_of_a_receipt(endpoint: str, vm: SimulatedVm, judge: Callable[.
     )
     evidence = collect_statement(GuestAgent(endpoint), claims)
     assert (
-        judge(bytes.fromhex(evidence.quote), vm.pki)["report"]["TD10"]["report_data"] == report_data(claims).hex()
+        judge(bytes.fromhex(evidence.quote), vm.pki)["report"]["TD10"]["report_data"]
+        == report_data(claims).hex()
     )
     assert evidence.claims == claims
     assert parse_statement_evidence(evidence.canonical()) == evidence
@@ -106,7 +110,9 @@ def test_evidence_of_a_receipt(endpoint: str, vm: SimulatedVm, judge: Callable[.
     ("claimed", "given"),
     [(GpuEvidence(), GpuEvidence(boot="x")), (GpuEvidence(boot="x"), GpuEvidence())],
 )
-def test_claims_about_other_gpu_evidence(endpoint: str, claimed: GpuEvidence, given: GpuEvidence) -> None:
+def test_claims_about_other_gpu_evidence(
+    endpoint: str, claimed: GpuEvidence, given: GpuEvidence
+) -> None:
     with pytest.raises(ValueError, match="other GPU evidence"):
         collect(GuestAgent(endpoint), dataset_claims(claimed), possession=SIGNED, gpu=given)
 

@@ -37,7 +37,9 @@ def compiles(test: Any) -> Any:
     """Marks a test that compiles a model: it needs a compiler, and minutes where the machine is busy."""
     marks = (
         pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here"),
-        pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # dynamo asks for it, and hides that
+        pytest.mark.filterwarnings(
+            "ignore:The .grad attribute of a Tensor"
+        ),  # dynamo asks for it, and hides that
         pytest.mark.timeout(900),
         pytest.mark.slow,
         pytest.mark.usefixtures("kernels"),
@@ -100,7 +102,12 @@ def make_spec() -> MakeSpec:
             },
             "lora": {"lora_r": 4, "lora_alpha": 8},
             "data": {"max_length": 128, "test_split_size": 0.2},
-            "train": {"learning_rate": 0.01, "max_steps": 6, "bf16": False, "per_device_train_batch_size": 4},
+            "train": {
+                "learning_rate": 0.01,
+                "max_steps": 6,
+                "bf16": False,
+                "per_device_train_batch_size": 4,
+            },
         }
         for name, leaves in sections.items():
             document.setdefault(name, {}).update(leaves)
@@ -116,11 +123,15 @@ def pinning(spec: JobSpec, model_dir: Path) -> JobSpec:
         for path in sorted(model_dir.rglob("*"))
         if path.is_file() and path.suffix in MODEL_FILE_SUFFIXES
     }
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"model_file_sha256": digests})})
+    return spec.model_copy(
+        update={"model": spec.model.model_copy(update={"model_file_sha256": digests})}
+    )
 
 
 @pytest.fixture
-def runs(tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec) -> Iterator[Callable[..., Runs]]:
+def runs(
+    tmp_path: Path, tiny_model: Path, chat_file: Path, make_spec: MakeSpec
+) -> Iterator[Callable[..., Runs]]:
     """`runs(data_file, train={"max_steps": 3})`: a job spec to be carried out again and again in this process."""
     numbers = itertools.count()
 
@@ -152,7 +163,9 @@ RunWorker = Callable[..., Ended]
 
 
 @pytest.fixture
-def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> RunWorker:
+def run_worker(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path, make_spec: MakeSpec
+) -> RunWorker:
     """A worker process: `run_worker(data_file, spec, model_dir=…)`.
 
     It starts as the supervisor starts it where it has a plan or is to be `started_anew`; otherwise it is forked
@@ -203,7 +216,9 @@ def run_worker(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path,
     return run
 
 
-def _start(module: str, stdin: bytes, output: Path, options: list[str], environment: dict[str, str]) -> Ended:
+def _start(
+    module: str, stdin: bytes, output: Path, options: list[str], environment: dict[str, str]
+) -> Ended:
     read, write = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-m", module, "--events-fd", str(write), *options],
@@ -224,4 +239,6 @@ def _start(module: str, stdin: bytes, output: Path, options: list[str], environm
 def _ended(code: int, sent: bytes, log: bytes, out: bytes, output: Path) -> Ended:
     lines = sent.splitlines(keepends=True)
     assert all(len(line) <= MAX_MESSAGE_BYTES for line in lines)
-    return Ended(code, tuple(FROM_WORKER.parse(line) for line in lines), sent, log.decode(), out, output)
+    return Ended(
+        code, tuple(FROM_WORKER.parse(line) for line in lines), sent, log.decode(), out, output
+    )

@@ -45,7 +45,9 @@ def in_training(
         options = ["--events-fd", "3", "--processes", str(processes)]
         nothing = os.open(os.devnull, os.O_RDWR)
         numbers = {0: instructions.fileno(), 1: nothing, 2: nothing, 3: write}
-        worker = server.start("trainer.worker", options, numbers, environment={**os.environ, **VARIABLES})
+        worker = server.start(
+            "trainer.worker", options, numbers, environment={**os.environ, **VARIABLES}
+        )
     os.close(write)
     os.close(nothing)
     with os.fdopen(read, "rb") as events:

@@ -43,7 +43,10 @@ class Went:
     @property
     def curve(self) -> list[dict[str, float]]:
         lines = (self.output / "report" / "metrics.jsonl").read_text().splitlines()
-        return [{key: value for key, value in json.loads(line).items() if key not in RATES} for line in lines]
+        return [
+            {key: value for key, value in json.loads(line).items() if key not in RATES}
+            for line in lines
+        ]
 
     @property
     def facts(self) -> dict[str, object]:
@@ -74,7 +77,9 @@ class Runs:
             if isinstance(message, CheckpointWritten):
                 saved[message.step] = taken / str(message.step)
                 (output / "checkpoints" / str(message.step)).rename(saved[message.step])
-                assert sorted(path.name for path in saved[message.step].iterdir()) == sorted(CHECKPOINT_FILES)
+                assert sorted(path.name for path in saved[message.step].iterdir()) == sorted(
+                    CHECKPOINT_FILES
+                )
             if watch is not None:
                 watch(message, interrupts)
 

@@ -16,13 +16,16 @@ from trainer.training.adapter import attach_adapter, save_adapter, save_initial_
 
 IDS = torch.tensor([[5, 17, 99, 23, 4, 60]])
 SECTION = ModelSection(
-    model_name_or_path="./tiny", model_file_sha256={"config.json": "0" * 64, "model.safetensors": "0" * 64}
+    model_name_or_path="./tiny",
+    model_file_sha256={"config.json": "0" * 64, "model.safetensors": "0" * 64},
 )
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
 @pytest.mark.filterwarnings("ignore")
-def test_the_saved_adapter_does_on_the_base_what_training_did(tiny_model: Path, tmp_path: Path, init: str) -> None:
+def test_the_saved_adapter_does_on_the_base_what_training_did(
+    tiny_model: Path, tmp_path: Path, init: str
+) -> None:
     torch.manual_seed(2)
     lora = LoraSection(lora_r=4, init_lora_weights=init)
     assert lora.changes_base
@@ -39,7 +42,9 @@ def test_the_saved_adapter_does_on_the_base_what_training_did(tiny_model: Path, 
     save_adapter(model, SECTION, tmp_path / "adapter", initial=tmp_path / "start")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["init_lora_weights"]) == (8, True)
-    fresh = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "adapter")
+    fresh = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "adapter"
+    )
     torch.testing.assert_close(fresh.eval()(IDS).logits.detach(), trained, rtol=1e-3, atol=1e-3)
     assert float((trained - untouched).abs().max()) > 0.01
 

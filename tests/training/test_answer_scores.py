@@ -30,7 +30,9 @@ def f1_by_squad(got: str, expected: str) -> float:
 
 
 WORDS = st.lists(
-    st.sampled_from(["The", "a", "an", "cat", "CAT!", "sat,", "on", "mat.", "u.s.a.", "co-op", "$5", "(the)"]),
+    st.sampled_from(
+        ["The", "a", "an", "cat", "CAT!", "sat,", "on", "mat.", "u.s.a.", "co-op", "$5", "(the)"]
+    ),
     max_size=8,
 ).map(" ".join)
 

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.spec import TrainSection
-from trainer.training.batches import StepPlan, TokenCost, padded_cost, sort_rows, split_micro_batches
+from trainer.training.batches import (
+    StepPlan,
+    TokenCost,
+    padded_cost,
+    sort_rows,
+    split_micro_batches,
+)
 
 
 def plan(lengths: list[int], **section: Any) -> StepPlan:
@@ -51,7 +57,9 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert list(plan(lengths, seed=1).steps()) != list(plan(lengths, seed=2).steps())
 
 
-@pytest.mark.parametrize(("section", "steps"), [({"max_steps": 5}, 5), ({"num_train_epochs": 0.5}, 5), ({}, 10)])
+@pytest.mark.parametrize(
+    ("section", "steps"), [({"max_steps": 5}, 5), ({"num_train_epochs": 0.5}, 5), ({}, 10)]
+)
 def test_number_of_steps(section: dict[str, Any], steps: int) -> None:
     made = plan([3] * 40, **section)
     assert made.total_steps == len(list(made.steps())) == steps
@@ -70,13 +78,19 @@ def test_batches_hold_little_padding() -> None:
 
 
 @given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 300), padded=st.booleans()
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    budget=st.integers(1, 300),
+    padded=st.booleans(),
 )
-def test_a_cut_covers_all_rows_within_the_budget(lengths: list[int], budget: int, padded: bool) -> None:
+def test_a_cut_covers_all_rows_within_the_budget(
+    lengths: list[int], budget: int, padded: bool
+) -> None:
     lengths.sort()
     cost: TokenCost = padded_cost if padded else sum
     slices = split_micro_batches(lengths, budget, cost)
-    assert [row for part in slices for row in range(len(lengths))[part]] == list(range(len(lengths)))
+    assert [row for part in slices for row in range(len(lengths))[part]] == list(
+        range(len(lengths))
+    )
     assert all(cost(lengths[part]) <= budget or part.stop - part.start == 1 for part in slices)
 
 
@@ -85,13 +99,25 @@ def test_a_cut_is_even() -> None:
     assert split_micro_batches([10] * 12, 1000, sum) == [slice(0, 12)]
 
 
-@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=30), st.integers(1, 400))
-def test_what_belongs_together_is_never_cut_apart(pairs: list[tuple[int, int]], budget: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=30),
+    st.integers(1, 400),
+)
+def test_what_belongs_together_is_never_cut_apart(
+    pairs: list[tuple[int, int]], budget: int
+) -> None:
     lengths = [length for pair in pairs for length in pair]
-    order = sort_rows([[row, row + 1] for row in range(0, len(lengths), 2)], lengths, keep_units=True)
+    order = sort_rows(
+        [[row, row + 1] for row in range(0, len(lengths), 2)], lengths, keep_units=True
+    )
     assert sorted(order) == list(range(len(lengths)))
-    assert all(one % 2 == 0 and other == one + 1 for one, other in zip(order[::2], order[1::2], strict=True))
-    longest = [max(lengths[row] for row in order[place : place + 2]) for place in range(0, len(order), 2)]
+    assert all(
+        one % 2 == 0 and other == one + 1
+        for one, other in zip(order[::2], order[1::2], strict=True)
+    )
+    longest = [
+        max(lengths[row] for row in order[place : place + 2]) for place in range(0, len(order), 2)
+    ]
     assert longest == sorted(longest)
     ordered = [lengths[row] for row in order]
     costs: tuple[TokenCost, ...] = (sum, padded_cost)

@@ -43,7 +43,11 @@ def pairs_file(path: Path) -> Path:
 PACKED: dict[str, dict[str, object]] = {
     "data": {"packing": True},
     "lora": {"lora_dropout": 0.2},
-    "train": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 3},
+    "train": {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 3,
+    },
 }
 PATIENT: dict[str, dict[str, object]] = {
     "train": {
@@ -90,7 +94,9 @@ def test_resumed_at_every_saved_step_is_bitwise_the_whole(
         assert resumed.summary.resumed_at == (step,)
 
 
-def test_told_to_end_after_any_step_and_gone_on_with_again_and_again(runs: Callable[..., Runs]) -> None:
+def test_told_to_end_after_any_step_and_gone_on_with_again_and_again(
+    runs: Callable[..., Runs],
+) -> None:
     carry_out = runs(**PACKED)
     whole = carry_out()
     assert whole.saved == {}, "without save_steps there is a checkpoint at an interruption only"
@@ -144,14 +150,26 @@ def test_a_signal_in_the_middle_of_a_step_gives_it_up(
     assert seen >= {1, 3, 5, 6}
 
 
-def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preferences_survive(
+    runs: Callable[..., Runs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the signal comes between the gradients of a step and the step: its pairs are measured once."""
     carry_out = runs(
         file=pairs_file(tmp_path / "pairs.jsonl"),
         lora={"lora_dropout": 0.2},
-        train={"method": "dpo", "logging_steps": 4, "eval_steps": 3, "per_device_train_batch_size": 4},
+        train={
+            "method": "dpo",
+            "logging_steps": 4,
+            "eval_steps": 3,
+            "per_device_train_batch_size": 4,
+        },
     )
-    computed, calls, wanted, interrupts = DirectPreferenceOptimization.compute_gradients, 0, 0, Interrupts()
+    computed, calls, wanted, interrupts = (
+        DirectPreferenceOptimization.compute_gradients,
+        0,
+        0,
+        Interrupts(),
+    )
 
     def stopping(self: Any, *arguments: Any) -> Any:
         nonlocal calls
@@ -173,7 +191,9 @@ def test_preferences_survive(runs: Callable[..., Runs], tmp_path: Path, monkeypa
         same(carry_out(checkpoint), whole)
 
 
-def test_an_audited_run_does_not_go_on_from_one_that_drew_nothing(runs: Callable[..., Runs]) -> None:
+def test_an_audited_run_does_not_go_on_from_one_that_drew_nothing(
+    runs: Callable[..., Runs],
+) -> None:
     """Other rows and canaries would be looked for than were trained on."""
     unaudited = runs(train={"save_steps": 2, "max_steps": 4})
     checkpoint = unaudited().saved[2]
@@ -230,13 +250,19 @@ def test_a_full_workspace_costs_the_checkpoint_and_not_the_run(
     assert list((without.output / "checkpoints").iterdir()) == []
 
 
-def test_what_no_run_like_this_one_wrote_is_refused(runs: Callable[..., Runs], tmp_path: Path) -> None:
+def test_what_no_run_like_this_one_wrote_is_refused(
+    runs: Callable[..., Runs], tmp_path: Path
+) -> None:
     carry_out = runs(train={"max_steps": 2})
     checkpoint = carry_out.stopped_after(1)
     document = json.loads((checkpoint / "state.json").read_bytes())
     tensors = load_file(checkpoint / "state.safetensors")
     trained = dict(
-        zip(document["parameters"], (tensors[f"adapter/{i}"] for i in range(len(tensors))), strict=False)
+        zip(
+            document["parameters"],
+            (tensors[f"adapter/{i}"] for i in range(len(tensors))),
+            strict=False,
+        )
     )
     assert read_state(checkpoint, trained).state.step == 1
 
@@ -289,7 +315,9 @@ def test_a_later_signal_changes_nothing_and_a_deferred_one_waits() -> None:
         raise KeyError
 
 
-def test_training_does_not_wait_for_a_state_to_be_sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_training_does_not_wait_for_a_state_to_be_sealed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The supervisor seals when its budget admits it, which may be a second later."""
     steps: list[int] = []
 
@@ -297,7 +325,9 @@ def test_training_does_not_wait_for_a_state_to_be_sealed(monkeypatch: pytest.Mon
         assert isinstance(event, CheckpointWritten)
         steps.append(event.step)
 
-    writer = CheckpointWriter(tmp_path, (), SavedState((), (), ()), report=report, interrupts=Interrupts())
+    writer = CheckpointWriter(
+        tmp_path, (), SavedState((), (), ()), report=report, interrupts=Interrupts()
+    )
     monkeypatch.setattr(checkpoint_module, "write_state", lambda *_: None)
     monkeypatch.setattr("trainer.training.checkpoint.time.sleep", lambda _seconds: remove(3))
 

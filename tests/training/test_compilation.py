@@ -49,7 +49,9 @@ def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     The C++ compiler takes most of the time. `test_a_whole_order_behind_walls` always calls it, in another process.
     """
     if not os.environ.get("SOAK_COMPILATION"):
-        monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+        monkeypatch.setattr(
+            nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager")
+        )
         monkeypatch.setattr("trainer.training.stages.prepare.require_compiler", lambda: None)
 
 
@@ -61,7 +63,9 @@ def llama(layers: int = 2) -> Any:
 
 
 @compiles
-@pytest.mark.parametrize(("compilation", "layers"), [(PLAIN, 2), (GRAPHS, 1)], ids=["layers", "whole"])
+@pytest.mark.parametrize(
+    ("compilation", "layers"), [(PLAIN, 2), (GRAPHS, 1)], ids=["layers", "whole"]
+)
 def test_loss_and_gradients_are_those_of_the_model(compilation: Compilation, layers: int) -> None:
     """`GRAPHS` as on a GPU, as far as a CPU goes: in one piece, and padded to few shapes."""
     compare(llama(layers), f"selected, compiled ({compilation.mode})", compilation=compilation)
@@ -80,7 +84,9 @@ def test_of_a_model_that_caps_its_logits_as_well() -> None:
 @compiles
 def test_with_results_that_are_made_again_going_backward() -> None:
     model = llama()
-    model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.get_base_model().gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
     compare(model.train(), "selected, compiled (default)", compilation=PLAIN)
 
 
@@ -88,10 +94,14 @@ def test_with_results_that_are_made_again_going_backward() -> None:
 def test_few_things_are_compiled_however_many_shapes_there_are() -> None:
     model = llama().train()
     loss = make_loss(model, compilation=PLAIN)
-    sizes = [EXAMPLES[first:last] for first, last in itertools.combinations(range(len(EXAMPLES) + 1), 2)]
+    sizes = [
+        EXAMPLES[first:last] for first, last in itertools.combinations(range(len(EXAMPLES) + 1), 2)
+    ]
     for examples in sizes[::2]:
         loss.total_loss(single_batch(examples, CPU)).backward()  # type: ignore[no-untyped-call]
-    assert counters["stats"]["unique_graphs"] <= 4, "the first layer and the others, one row and several"
+    assert counters["stats"]["unique_graphs"] <= 4, (
+        "the first layer and the others, one row and several"
+    )
     for _ in range(2):
         with loss.evaluating():
             expected = loss.total_loss(BATCH)
@@ -102,8 +112,12 @@ def test_few_things_are_compiled_however_many_shapes_there_are() -> None:
 
 
 def test_shapes_where_graphs_are_replayed() -> None:
-    assert [GRAPHS.padded_shape(rows, 100) for rows in (1, 2, 3, 5, 8)] == [(n, 128) for n in (1, 2, 4, 8, 8)]
-    assert {GRAPHS.padded_shape(4, width) for width in range(1, 2049)} == {(4, 64 * n) for n in range(1, 33)}
+    assert [GRAPHS.padded_shape(rows, 100) for rows in (1, 2, 3, 5, 8)] == [
+        (n, 128) for n in (1, 2, 4, 8, 8)
+    ]
+    assert {GRAPHS.padded_shape(4, width) for width in range(1, 2049)} == {
+        (4, 64 * n) for n in range(1, 33)
+    }
     assert GRAPHS.cost([10, 20, 70]) == 4 * 128
     assert PLAIN.padded_shape(3, 70) == (3, 70)
     assert PLAIN.cost([10, 20, 70]) == 3 * 70
@@ -143,7 +157,9 @@ def test_a_model_that_cannot_be_compiled_whole_is_refused() -> None:
     assert caught.value.hint is not None
     assert "train.torch_compile" in caught.value.hint
     assert "modeling_llama" in str(caught.value.__cause__)
-    assert "modeling_llama" not in str(caught.value), "what the library says goes into the private log"
+    assert "modeling_llama" not in str(caught.value), (
+        "what the library says goes into the private log"
+    )
 
 
 def test_a_model_that_is_compiled_too_often_is_refused() -> None:
@@ -159,7 +175,9 @@ def test_a_model_that_is_compiled_too_often_is_refused() -> None:
     assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE
 
 
-def test_headers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_headers_that_are_missing_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError
 
@@ -210,7 +228,9 @@ def test_a_whole_order_behind_walls(
     assert summary["environment"]["forward"] == "selected, compiled (reduce-overhead)"
     losses = "eval_loss_before", "eval_loss_after", "train_loss"
     expected = dict(uncompiled.messages[-1].summary)
-    assert [summary[name] for name in losses] == pytest.approx([expected[name] for name in losses], rel=1e-3)
+    assert [summary[name] for name in losses] == pytest.approx(
+        [expected[name] for name in losses], rel=1e-3
+    )
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert summary["warnings"] == [
         "train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs"

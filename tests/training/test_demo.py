@@ -31,7 +31,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def prepare_demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_demo", ROOT / "scripts" / "prepare_demo.py")
+    spec = importlib.util.spec_from_file_location(
+        "prepare_demo", ROOT / "scripts" / "prepare_demo.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -41,14 +43,17 @@ def prepare_demo() -> ModuleType:
 
 
 @pytest.mark.parametrize(("language", "rows"), [("en", 503), ("sv", 503)])
-def test_the_faq_becomes_chat_rows(prepare_demo: ModuleType, tmp_path: Path, language: str, rows: int) -> None:
+def test_the_faq_becomes_chat_rows(
+    prepare_demo: ModuleType, tmp_path: Path, language: str, rows: int
+) -> None:
     first = prepare_demo.write_chat_rows(tmp_path / "a" / "rows.jsonl", language=language)
     second = prepare_demo.write_chat_rows(tmp_path / "b.jsonl", language=language)
     assert first.read_bytes() == second.read_bytes()
     read = list(read_rows(first, name="rows.jsonl"))
     assert len(read) == rows
     assert all(
-        isinstance(row, ChatRow) and [message.role for message in row.messages] == ["user", "assistant"]
+        isinstance(row, ChatRow)
+        and [message.role for message in row.messages] == ["user", "assistant"]
         for row in read
     )
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["rows.jsonl"]
@@ -93,8 +98,12 @@ def test_the_converted_model_has_the_pinned_digests_and_fits_the_data(
     data = build_dataset(rows, tokens, spec.data, split_key=seed_split_key(spec.train.seed))
     assert data.rows.as_dict() == {"train": 456, "eval": 47, "dropped": 0, "truncated": 0}
     (warning,) = data.warnings
-    assert warning.startswith("2 of 47 evaluation rows have a prompt that is trained on with another answer")
-    answer = json.loads(prepared.data_file.read_text("utf-8").splitlines()[0])["messages"][1]["content"]
+    assert warning.startswith(
+        "2 of 47 evaluation rows have a prompt that is trained on with another answer"
+    )
+    answer = json.loads(prepared.data_file.read_text("utf-8").splitlines()[0])["messages"][1][
+        "content"
+    ]
     (example,) = encode(rows[0], tokens, spec.data)
     said = [token for token, trained in zip(example.ids, example.trained, strict=True) if trained]
     assert tokens.text(said) == f"{answer}<|im_end|>"

@@ -64,7 +64,8 @@ def test_more_processes_than_rows() -> None:
 def test_where_the_base_is_spread_all_run_the_model_equally_often() -> None:
     lengths, counts = [9, 5, 6, 7], [1, 1, 1, 1]
     shares = [
-        RankGroup(rank, 3, sharded=True).share_rows([1, 2, 3, 0], lengths, counts, list) for rank in range(3)
+        RankGroup(rank, 3, sharded=True).share_rows([1, 2, 3, 0], lengths, counts, list)
+        for rank in range(3)
     ]
     assert {share.forward_passes for share in shares} == {2}
     for share in shares:
@@ -72,7 +73,9 @@ def test_where_the_base_is_spread_all_run_the_model_equally_often() -> None:
         assert len(list(share.weighted_slices(pieces))) == 2
         assert sum(weight for _, weight in share.weighted_slices(pieces)) == len(share.rows)
     idle = RankGroup(2, 3, sharded=True).share_rows([1], lengths, counts, list)
-    assert (idle.rows, idle.idle, idle.forward_passes) == ([1], True, 1), "a row that counts nothing, to keep step"
+    assert (idle.rows, idle.idle, idle.forward_passes) == ([1], True, 1), (
+        "a row that counts nothing, to keep step"
+    )
     assert list(idle.weighted_slices([slice(0, 1)])) == [(slice(0, 1), 0.0)]
 
 
@@ -81,12 +84,21 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
     torch.set_num_threads(1)
     options = dict(options)
     packing = options.pop("packing", False)
-    torch.manual_seed(3 if ranks.rank == 0 else 99)  # whatever the others begin with, they take the first one's
+    torch.manual_seed(
+        3 if ranks.rank == 0 else 99
+    )  # whatever the others begin with, they take the first one's
     model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny), LoraSection(lora_r=4))
     shard_base_model(model, CPU, ranks)
-    section = TrainSection(**{"learning_rate": 0.001, "seed": 5, "num_train_epochs": 2.0, **options})
+    section = TrainSection(
+        **{"learning_rate": 0.001, "seed": 5, "num_train_epochs": 2.0, **options}
+    )
     loss = CausalLoss(
-        model, CPU, pad_id=0, longest=64, neftune_alpha=section.neftune_noise_alpha, fused=not ranks.sharded
+        model,
+        CPU,
+        pad_id=0,
+        longest=64,
+        neftune_alpha=section.neftune_noise_alpha,
+        fused=not ranks.sharded,
     )
     held = ROWS[17:] if section.method == "dpo" else ROWS[18:]
     data = Dataset(ROWS[:18], held, RowCounts(18, len(held), 0, 0), ())
@@ -113,7 +125,9 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
         "tokens": [outcome.trained_tokens, outcome.input_tokens],
         "after": outcome.eval_loss_after,
         "train": outcome.train_loss,
-        "metrics": [{name: item.values[name] for name in NAMES if name in item.values} for item in seen],
+        "metrics": [
+            {name: item.values[name] for name in NAMES if name in item.values} for item in seen
+        ],
         "warnings": outcome.warnings,
         "pairs": outcome.pairs,
         "way": loss.forward_mode,
@@ -232,7 +246,9 @@ def close_to(values: dict[str, float]) -> Any:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_processes_take_the_steps_of_one(name: str, two: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(
+    name: str, two: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     options = {key: value for key, value in SETTINGS[name][0].items() if key != "sharded"}
     one = alone(tiny_model, tmp_path / "one", {**options, **SETTINGS[name][1]})
     both = told(two / name, 0)
@@ -258,9 +274,13 @@ def test_the_adapters_of_all_processes_are_equal(name: str, two: Path) -> None:
 
 
 def test_settings_are_what_their_names_say(two: Path) -> None:
-    assert told(two / "early-end", 0)["steps"] == 2, "two evaluations are not better than the first by so much"
+    assert told(two / "early-end", 0)["steps"] == 2, (
+        "two evaluations are not better than the first by so much"
+    )
     assert "stopped after step 2" in told(two / "early-end", 0)["warnings"][0]
-    assert told(two / "last-step-of-one-row", 0)["steps"] == 6, "18 rows in steps of 8, twice: the last has two"
+    assert told(two / "last-step-of-one-row", 0)["steps"] == 6, (
+        "18 rows in steps of 8, twice: the last has two"
+    )
 
 
 def test_what_each_process_draws() -> None:

@@ -49,7 +49,9 @@ def step_by_step(model: Any, tokens: ModelTokenizer, prompt: list[int], most: in
     model.eval()
     while len(said) < most and not (said and said[-1] in tokens.stop_ids):
         ids = torch.tensor([prompt + said])
-        logits = model(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None], use_cache=False).logits
+        logits = model(
+            input_ids=ids, position_ids=torch.arange(ids.shape[1])[None], use_cache=False
+        ).logits
         said.append(int(logits[0, -1].argmax()))
     return said
 
@@ -96,7 +98,9 @@ def test_the_model_is_left_as_it_was(model: Any, tokens: ModelTokenizer) -> None
     assert answer == expected
 
 
-def test_also_after_an_interruption(model: Any, tokens: ModelTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_also_after_an_interruption(
+    model: Any, tokens: ModelTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = model.get_base_model().model.layers[0]
     layer.gradient_checkpointing = True
 

@@ -38,7 +38,9 @@ CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
 def example(length: int, seed: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(10, 500, (length,), generator=generator).tolist()
-    return Example(array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True)
+    return Example(
+        array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True
+    )
 
 
 EXAMPLES = tuple(example(6 + 3 * number, number) for number in range(10))
@@ -80,7 +82,9 @@ def made(
     )  # fmt: skip
     method = SupervisedFineTuning(MethodInputs(data, loss, settings, CPU.device))
     method.units = bins or method.units
-    return Trainer(model, method, PlainStepPolicy(model, method, data.train, settings), settings, report=report)
+    return Trainer(
+        model, method, PlainStepPolicy(model, method, data.train, settings), settings, report=report
+    )
 
 
 def train(
@@ -97,7 +101,9 @@ def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tiny_model: P
     results = []
     for size, accumulation in ((8, 1), (3, 3), (1, 8)):
         torch.manual_seed(3)
-        model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4))
+        model = attach_adapter(
+            AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4)
+        )
         seen: list[TrainingEvent] = []
         outcome = train(
             model,
@@ -106,7 +112,9 @@ def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tiny_model: P
             gradient_accumulation_steps=accumulation,
             held_out=False,
         )
-        (norm,) = [message.values["grad_norm"] for message in seen if isinstance(message, MetricsMeasured)]
+        (norm,) = [
+            message.values["grad_norm"] for message in seen if isinstance(message, MetricsMeasured)
+        ]
         results.append((outcome.train_loss, norm, outcome.trained_tokens))
     assert results[1] == pytest.approx(results[0], rel=1e-5)
     assert results[2] == pytest.approx(results[0], rel=1e-5)
@@ -139,7 +147,9 @@ def test_what_is_reported_and_when(model: Any) -> None:
     seen: list[TrainingEvent] = []
     train(model, seen.append, max_steps=5, logging_steps=2, eval_steps=2)
     progress = [message for message in seen if isinstance(message, StepCompleted)]
-    assert [(message.step, message.total_steps) for message in progress] == [(step, 5) for step in range(1, 6)]
+    assert [(message.step, message.total_steps) for message in progress] == [
+        (step, 5) for step in range(1, 6)
+    ]
     metrics = [message for message in seen if isinstance(message, MetricsMeasured)]
     assert [message.step for message in metrics if "loss" in message.values] == [2, 4, 5]
     assert [message.step for message in metrics if "eval_loss" in message.values] == [0, 2, 4, 5]
@@ -163,11 +173,15 @@ def test_training_stops_where_evaluations_bring_nothing_more(model: Any) -> None
     assert outcome.steps == 2
     assert list(eval_losses(seen)) == [0, 1, 2]
     assert outcome.eval_loss_after == eval_losses(seen)[2]
-    assert outcome.warnings == ("stopped after step 2 of 6: 2 evaluations brought no better held-out loss",)
+    assert outcome.warnings == (
+        "stopped after step 2 of 6: 2 evaluations brought no better held-out loss",
+    )
 
 
 def test_patience_starts_anew_with_each_better_evaluation(model: Any) -> None:
-    outcome = train(model, max_steps=4, eval_steps=1, early_stopping_patience=1, learning_rate=0.003)
+    outcome = train(
+        model, max_steps=4, eval_steps=1, early_stopping_patience=1, learning_rate=0.003
+    )
     assert outcome.steps == 4
 
 
@@ -238,12 +252,16 @@ class ShortOfMemory(CausalLoss):
     def total_loss(self, batch: Batch) -> torch.Tensor:
         if len(batch.input_ids) > self.room:
             self.failures += 1
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            )
         return super().total_loss(batch)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_where_memory_is_short_the_same_step_is_made_of_smaller_pieces(tiny_model: Path, dropout: float) -> None:
+def test_where_memory_is_short_the_same_step_is_made_of_smaller_pieces(
+    tiny_model: Path, dropout: float
+) -> None:
     results = []
     for room in (10_000, 40):
         torch.manual_seed(3)
@@ -277,7 +295,11 @@ def test_memory_for_not_even_one_row_is_an_error(model: Any) -> None:
         {"optim": "sgd", "learning_rate": 0.1},
         {"loraplus_lr_ratio": 4.0},
         {"optim": "adafactor"},
-        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}, "warmup_steps": 2},
+        {
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr": 1e-4},
+            "warmup_steps": 2,
+        },
         {"neftune_noise_alpha": 5.0},
         {"gradient_checkpointing": True},
     ],
@@ -310,12 +332,16 @@ def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
     torch.manual_seed(99)
     resumed.restore(states[0])
     outcome = resumed.run()
-    assert all(torch.equal(value, adapter_of(second)[name]) for name, value in adapter_of(whole).items())
+    assert all(
+        torch.equal(value, adapter_of(second)[name]) for name, value in adapter_of(whole).items()
+    )
     assert outcome.train_loss == expected.train_loss
     assert outcome.trained_tokens == expected.trained_tokens
 
 
-def test_a_state_that_could_not_be_read_again_is_not_saved(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_could_not_be_read_again_is_not_saved(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sums of a method, such as rewards, may be infinite while the loss is finite: JSON has no such numbers."""
     trainer = made(model)
     trainer.run()
@@ -328,7 +354,9 @@ def test_the_same_seed_gives_the_same_bits(tiny_model: Path) -> None:
     adapters = []
     for _ in range(2):
         torch.manual_seed(3)
-        model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4))
+        model = attach_adapter(
+            AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4)
+        )
         train(model, max_steps=5, per_device_train_batch_size=3)
         adapters.append(adapter_of(model))
     assert all(torch.equal(value, adapters[1][name]) for name, value in adapters[0].items())
@@ -339,9 +367,18 @@ def test_bins_make_the_same_step_as_their_rows(tiny_model: Path, fused: bool) ->
     results = []
     for bins, size in ((None, 8), ([[0, 7], [1, 6], [2, 5], [3, 4]], 4)):
         torch.manual_seed(3)
-        model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4))
+        model = attach_adapter(
+            AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4)
+        )
         loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused)
-        training = made(model, loss=loss, bins=bins, held_out=False, max_steps=2, per_device_train_batch_size=size)
+        training = made(
+            model,
+            loss=loss,
+            bins=bins,
+            held_out=False,
+            max_steps=2,
+            per_device_train_batch_size=size,
+        )
         results.append((training.run(), adapter_of(model)))
     (one, first), (other, second) = results
     assert one.train_loss == pytest.approx(other.train_loss, rel=1e-6)
@@ -385,7 +422,9 @@ def test_running_out_of_memory_has_its_code() -> None:
     for error in (
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+        ),
     ):
         with pytest.raises(JobError) as caught:
             raise_if_out_of_memory(error)

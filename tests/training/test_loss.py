@@ -46,7 +46,9 @@ SIZES: dict[str, Any] = {
 def example(length: int, seed: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(10, 500, (length,), generator=generator).tolist()
-    return Example(array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True)
+    return Example(
+        array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True
+    )
 
 
 EXAMPLES = tuple(example(6 + 3 * number, number) for number in range(6))
@@ -78,7 +80,11 @@ def reference(model: Any) -> torch.Tensor:
 def gradients(loss: torch.Tensor, model: Any) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def make_loss(model: Any, **options: Any) -> CausalLoss:
@@ -95,7 +101,9 @@ def compare(model: Any, way: str, **options: Any) -> None:
     got = gradients(found, model)
     assert got.keys() == wanted.keys()
     for name, gradient in got.items():
-        assert float((gradient - wanted[name]).norm()) <= 1e-4 * float(wanted[name].norm()) + 1e-4, name
+        assert (
+            float((gradient - wanted[name]).norm()) <= 1e-4 * float(wanted[name].norm()) + 1e-4
+        ), name
 
 
 KNOWN: dict[str, Any] = {
@@ -104,7 +112,9 @@ KNOWN: dict[str, Any] = {
         LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
     ),
     "llama, scaled positions": lambda: LlamaForCausalLM(  # type: ignore[no-untyped-call]
-        LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e3})
+        LlamaConfig(
+            **SIZES, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e3}
+        )
     ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, head_dim=16, sliding_window=64)),  # type: ignore[no-untyped-call]
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),  # type: ignore[no-untyped-call]

@@ -27,7 +27,9 @@ TEMPLATE = "{% for message in messages %}[{{ message.role }}] {{ message.content
 MakeSpec = Callable[..., JobSpec]
 
 
-def train(model_dir: Path, target: Path, spec: JobSpec, chat_template: str | None = None) -> torch.Tensor:
+def train(
+    model_dir: Path, target: Path, spec: JobSpec, chat_template: str | None = None
+) -> torch.Tensor:
     """Writes an adapter that does something, and the merged model; returns the logits of the trained model."""
     torch.manual_seed(1)
     model = (
@@ -57,7 +59,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # of PEFT, when it loads the adapter
+@pytest.mark.filterwarnings(
+    "ignore:Model has `tie_word_embeddings=True`"
+)  # of PEFT, when it loads the adapter
 @pytest.mark.parametrize("case", SECTIONS)
 def test_adapter_and_merged_model_are_what_was_trained(
     case: str, tiny_model: Path, tmp_path: Path, make_spec: MakeSpec
@@ -85,7 +89,9 @@ def test_both_have_the_tokenizer_and_the_template_of_the_training(
     own = AutoTokenizer.from_pretrained(tiny_model).chat_template
     for name in ("adapter", "merged"):
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
-        assert tokenizer.chat_template == (own if template is None else template.replace("\r\n", "\n"))
+        assert tokenizer.chat_template == (
+            own if template is None else template.replace("\r\n", "\n")
+        )
         assert (tmp_path / name / "generation_config.json").is_file()
         for path in (tmp_path / name).iterdir():
             assert str(tiny_model).encode() not in path.read_bytes(), path.name

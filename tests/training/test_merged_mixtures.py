@@ -36,13 +36,22 @@ _SMALL: Final[dict[str, Any]] = {
 }
 _SIZES: Final[dict[str, dict[str, Any]]] = {
     "mixtral": {"num_local_experts": EXPERTS},
-    "qwen2_moe": {"num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    "qwen2_moe": {
+        "num_experts": EXPERTS,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
     "qwen3_moe": {"num_experts": EXPERTS, "moe_intermediate_size": 24},
     "olmoe": {"num_experts": EXPERTS},
     "gpt_oss": {"num_local_experts": EXPERTS, "head_dim": 16},
     "granitemoe": {"num_local_experts": EXPERTS},
     "phimoe": {"num_local_experts": EXPERTS},
-    "glm4_moe": {"n_routed_experts": EXPERTS, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1}
+    "glm4_moe": {
+        "n_routed_experts": EXPERTS,
+        "moe_intermediate_size": 24,
+        "n_group": 1,
+        "topk_group": 1,
+    }
     | {"first_k_dense_replace": 1, "head_dim": 16},
     "llama4_text": {"num_local_experts": EXPERTS, "intermediate_size_mlp": 24, "head_dim": 16},
 }
@@ -85,10 +94,15 @@ def logits(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "targets"), [*((name, "all-linear") for name in _SIZES), ("mixtral", ("q_proj", "v_proj"))]
+    ("model_type", "targets"),
+    [*((name, "all-linear") for name in _SIZES), ("mixtral", ("q_proj", "v_proj"))],
 )
-def test_merged_mixture_is_the_trained_one_rounded(model_type: str, targets: Any, tmp_path: Path) -> None:
-    base = make_model(model_type, tmp_path / "base", experts_per_token=1 if model_type == "llama4_text" else 2)
+def test_merged_mixture_is_the_trained_one_rounded(
+    model_type: str, targets: Any, tmp_path: Path
+) -> None:
+    base = make_model(
+        model_type, tmp_path / "base", experts_per_token=1 if model_type == "llama4_text" else 2
+    )
     before = load(base)
     plain, published = logits(before), before.state_dict()
     model = trained(base, tmp_path / "adapter", targets)
@@ -107,7 +121,9 @@ def test_merged_mixture_is_the_trained_one_rounded(model_type: str, targets: Any
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"])
-def test_logits_of_the_merged_mixture_differ_by_rounding_alone(model_type: str, tmp_path: Path) -> None:
+def test_logits_of_the_merged_mixture_differ_by_rounding_alone(
+    model_type: str, tmp_path: Path
+) -> None:
     base = make_model(model_type, tmp_path / "base", experts_per_token=EXPERTS)
     plain = logits(load(base))
     expected = logits(trained(base, tmp_path / "adapter", "all-linear"))

@@ -26,7 +26,9 @@ def test_linear_ends_one_step_above_zero() -> None:
 
 
 def test_warmup_steps_override_the_ratio() -> None:
-    assert rates(warmup_ratio=0.5, warmup_steps=4)[:5] == pytest.approx([0, 0.125, 0.25, 0.375, 0.5])
+    assert rates(warmup_ratio=0.5, warmup_steps=4)[:5] == pytest.approx(
+        [0, 0.125, 0.25, 0.375, 0.5]
+    )
     assert rates(warmup_ratio=0.2)[:5] == pytest.approx([0, 0.125, 0.25, 0.375, 0.5])
 
 
@@ -38,7 +40,9 @@ def test_cosine_with_a_floor() -> None:
 
 def test_stable_then_decaying() -> None:
     made = rates(
-        lr_scheduler_type="warmup_stable_decay", warmup_steps=2, lr_scheduler_kwargs={"num_decay_steps": 5.0}
+        lr_scheduler_type="warmup_stable_decay",
+        warmup_steps=2,
+        lr_scheduler_kwargs={"num_decay_steps": 5.0},
     )
     assert made[2:15] == [0.5] * 13
     assert made[15:] == sorted(made[15:], reverse=True)
@@ -52,7 +56,11 @@ def test_stable_then_decaying() -> None:
         {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
         {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}},
         {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0, "lr_end": 0.01}},
-        {"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 3, "lr_scheduler_kwargs": {"timescale": 4}},
+        {
+            "lr_scheduler_type": "inverse_sqrt",
+            "warmup_steps": 3,
+            "lr_scheduler_kwargs": {"timescale": 4},
+        },
     ],
     ids=str,
 )
@@ -70,7 +78,10 @@ SCHEDULES: list[dict[str, Any]] = [
     {"lr_scheduler_type": "cosine_with_restarts"},
     {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 3.0}},
     {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.1}},
-    {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.2, "num_cycles": 1.5}},
+    {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.2, "num_cycles": 1.5},
+    },
     {"lr_scheduler_type": "polynomial"},
     {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0, "lr_end": 0.01}},
     {"lr_scheduler_type": "inverse_sqrt"},
@@ -94,7 +105,9 @@ SCHEDULES: list[dict[str, Any]] = [
     "warmup", [{}, {"warmup_steps": 3}, {"warmup_ratio": 0.26}, {"warmup_steps": 25}], ids=str
 )
 @pytest.mark.parametrize("section", SCHEDULES, ids=str)
-def test_every_rate_is_that_of_transformers(section: dict[str, Any], warmup: dict[str, Any]) -> None:
+def test_every_rate_is_that_of_transformers(
+    section: dict[str, Any], warmup: dict[str, Any]
+) -> None:
     from transformers import get_scheduler
 
     settings = TrainSection(learning_rate=0.5, **section, **warmup)
@@ -111,7 +124,9 @@ def test_every_rate_is_that_of_transformers(section: dict[str, Any], warmup: dic
     expected = [0.5 * float(scheduler.lr_lambdas[0](done)) for done in range(STEPS)]
     rates = LearningRate(settings, STEPS)
     assert [rates.at(step) for step in range(1, STEPS + 1)] == expected
-    assert learning_rate_path(settings, STEPS) == LearningRatePath(expected[0], max(expected), expected[-1])
+    assert learning_rate_path(settings, STEPS) == LearningRatePath(
+        expected[0], max(expected), expected[-1]
+    )
 
 
 def parameter() -> nn.Parameter:
@@ -131,7 +146,9 @@ def stepped(**section: Any) -> torch.Tensor:
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
 def test_adamw_by_hand(optim: str) -> None:
     """The first step of Adam is lr * sign(g) but for epsilon; decay comes first (Loshchilov and Hutter)."""
-    found = stepped(optim=optim, weight_decay=0.1, adam_epsilon=1e-4, adam_beta1=0.8, adam_beta2=0.9)
+    found = stepped(
+        optim=optim, weight_decay=0.1, adam_epsilon=1e-4, adam_beta1=0.8, adam_beta2=0.9
+    )
     start, gradient = parameter().detach(), torch.tensor([0.5, -0.25, 0.0])
     expected = start * (1 - 0.05 * 0.1) - 0.05 * gradient / (gradient.abs() + 1e-4)
     torch.testing.assert_close(found, expected)
@@ -159,7 +176,9 @@ def test_matrices_b_have_a_learning_rate_of_their_own(optim: Any) -> None:
     names = ("q.lora_A.default.weight", "q.lora_B.default.weight", "q.lora_magnitude_vector.default.weight",
              "embed.lora_embedding_A.default", "embed.lora_embedding_B.default")  # fmt: skip
     parameters = {name: parameter() for name in names}
-    optimizer = make_optimizer(parameters, TrainSection(learning_rate=0.1, loraplus_lr_ratio=16, optim=optim))
+    optimizer = make_optimizer(
+        parameters, TrainSection(learning_rate=0.1, loraplus_lr_ratio=16, optim=optim)
+    )
     set_learning_rate(optimizer, 0.05)
     rates = {id(item): group["lr"] for group in optimizer.param_groups for item in group["params"]}
     found = {name: rates[id(item)] for name, item in parameters.items()}

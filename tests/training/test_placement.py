@@ -48,7 +48,9 @@ def multimodal() -> Any:
     )
     text = Gemma3TextConfig(**SMALL)
     return Gemma3ForConditionalGeneration(
-        Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4)
+        Gemma3Config(
+            text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4
+        )
     )
 
 
@@ -88,7 +90,9 @@ def test_an_adapter_leaves_a_vision_tower_out(multimodal: Any, targets: Any) -> 
 
 
 def test_names_of_the_vision_tower_alone_are_refused(multimodal: Any) -> None:
-    assert "1: lora.lora_target_modules fc1" in refusal(multimodal, lora_target_modules=("q_proj", "fc1"))
+    assert "1: lora.lora_target_modules fc1" in refusal(
+        multimodal, lora_target_modules=("q_proj", "fc1")
+    )
 
 
 @pytest.mark.parametrize("key", ["lora_target_modules", "exclude_modules", "modules_to_save"])
@@ -129,7 +133,9 @@ def test_tied_matrices_are_trained_in_full_as_one_and_in_float32(llama: Any, nam
 
 
 def test_a_tied_matrix_is_not_trained_in_two_ways(llama: Any) -> None:
-    message = refusal(llama, modules_to_save=("embed_tokens",), lora_target_modules=("q_proj", "lm_head"))
+    message = refusal(
+        llama, modules_to_save=("embed_tokens",), lora_target_modules=("q_proj", "lm_head")
+    )
     assert "one matrix" in message
 
 
@@ -139,4 +145,6 @@ def test_a_router_that_returns_its_choice_has_no_adapter_and_is_said_to_have_non
     _, placement = place(llama4)
     assert placement.describe()["no LoRA on router"] == "2 modules"
     assert "router (2)" in placement.warnings()[0]
-    assert "1: lora.lora_target_modules router" in refusal(llama4, lora_target_modules=("q_proj", "router"))
+    assert "1: lora.lora_target_modules router" in refusal(
+        llama4, lora_target_modules=("q_proj", "router")
+    )

@@ -13,7 +13,8 @@ def test_each_further_percent_of_the_bytes_is_reported_once() -> None:
     for count in (3, 6, 1, 500, 0, 489, 1, 40):  # the last 40 bytes: a file that grew
         meter.add(count)
     assert events == [
-        PreparationAdvanced(activity=Activity.TOKENIZING, percent=percent) for percent in (1, 51, 99, 100)
+        PreparationAdvanced(activity=Activity.TOKENIZING, percent=percent)
+        for percent in (1, 51, 99, 100)
     ]
 
 

@@ -13,7 +13,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from tests.training.local_runs import Runs, same
 from trainer.encoding import sha256_hex
@@ -70,7 +76,13 @@ def qwen_moe(_model_dir: Path) -> Any:
 
 
 def gpt2(_model_dir: Path) -> Any:
-    sizes: dict[str, Any] = {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 32,
+    }
     return cast("Any", GPT2LMHeadModel)(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
 
 
@@ -106,17 +118,23 @@ def test_a_saved_adapter_is_accepted_as_it_lies_and_comes_back_bit_by_bit(
     started = attach(make(tiny_model), spec, 2)
     if make is not llama:  # the same base model
         for name, parameter in started.named_parameters():
-            parameter.data.copy_(made.get_parameter(name).data if "lora" not in name else parameter.data)
+            parameter.data.copy_(
+                made.get_parameter(name).data if "lora" not in name else parameter.data
+            )
     assert not torch.equal(started(IDS).logits, made(IDS).logits)
     load_start_adapter(started, check_start_adapter(files(tmp_path / "first"), spec, base))
     assert torch.equal(started(IDS).logits, made(IDS).logits)
     save_adapter(started, spec.model, tmp_path / "second")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert all(value.dtype is torch.float32 for value in started.parameters() if value.requires_grad)
+    assert all(
+        value.dtype is torch.float32 for value in started.parameters() if value.requires_grad
+    )
 
 
-def rewritten(adapter: Path, spec: JobSpec, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def rewritten(
+    adapter: Path, spec: JobSpec, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     change(tensors)
     save_file(tensors, adapter / "adapter_model.safetensors")
@@ -124,13 +142,21 @@ def rewritten(adapter: Path, spec: JobSpec, change: Callable[[dict[str, torch.Te
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_sixteen_bits_become_thirty_two(tiny_model: Path, tmp_path: Path, make_spec: MakeSpec) -> None:
+def test_sixteen_bits_become_thirty_two(
+    tiny_model: Path, tmp_path: Path, make_spec: MakeSpec
+) -> None:
     spec = make_spec(lora={"start_from": "adapter"})
     save_adapter(attach(llama(tiny_model), spec, 1), spec.model, tmp_path / "first")
-    rewritten(tmp_path / "first", spec, lambda found: found.update({k: v.bfloat16() for k, v in found.items()}))
+    rewritten(
+        tmp_path / "first",
+        spec,
+        lambda found: found.update({k: v.bfloat16() for k, v in found.items()}),
+    )
     started = attach(llama(tiny_model), spec, 2)
     load_start_adapter(started, check_start_adapter(files(tmp_path / "first"), spec, None))
-    assert all(value.dtype is torch.float32 for value in started.parameters() if value.requires_grad)
+    assert all(
+        value.dtype is torch.float32 for value in started.parameters() if value.requires_grad
+    )
 
 
 def two_matrices(tensors: dict[str, torch.Tensor]) -> None:
@@ -138,7 +164,9 @@ def two_matrices(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def another_layer(tensors: dict[str, torch.Tensor]) -> None:
-    tensors.update({name.replace("layers.0.", "layers.77."): value + 0 for name, value in tensors.items()})
+    tensors.update(
+        {name.replace("layers.0.", "layers.77."): value + 0 for name, value in tensors.items()}
+    )
 
 
 def one_layer_less(tensors: dict[str, torch.Tensor]) -> None:
@@ -154,7 +182,10 @@ def a_wider_layer(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("change", [two_matrices, another_layer, one_layer_less, a_wider_layer])
 @pytest.mark.filterwarnings("ignore")
 def test_what_no_header_shows_is_compared_with_the_model_in_memory(
-    change: Callable[[dict[str, torch.Tensor]], None], tiny_model: Path, tmp_path: Path, make_spec: MakeSpec
+    change: Callable[[dict[str, torch.Tensor]], None],
+    tiny_model: Path,
+    tmp_path: Path,
+    make_spec: MakeSpec,
 ) -> None:
     """Here without the base model's files, as for an architecture whose names of tensors are not known."""
     spec = make_spec(lora={"modules_to_save": ["embed_tokens"], "start_from": "adapter"})
@@ -187,7 +218,10 @@ def test_a_later_job_goes_on_where_the_earlier_one_ended(tmp_path: Path, runs: M
     assert second.summary is not None
     assert second.summary.eval_loss_before == first.summary.eval_loss_after
     assert second.adapter != first.adapter
-    answers = [json.loads((went.output / "report" / "samples.json").read_text()) for went in (first, second)]
+    answers = [
+        json.loads((went.output / "report" / "samples.json").read_text())
+        for went in (first, second)
+    ]
     assert answers[0][0]["after"] == answers[1][0]["before"]
     digest = sha256_hex(first.adapter)
     assert second.summary.adapter["start adapter (SHA-256)"] == digest
@@ -198,7 +232,9 @@ def test_a_later_job_goes_on_where_the_earlier_one_ended(tmp_path: Path, runs: M
     trained = adapted.eval()(IDS).logits
     with adapted.disable_adapter():
         untrained = adapted(IDS).logits
-    assert (merged(IDS).logits - trained).abs().mean() < 0.05 * (untrained - trained).abs().mean()  # 16 bits
+    assert (merged(IDS).logits - trained).abs().mean() < 0.05 * (
+        untrained - trained
+    ).abs().mean()  # 16 bits
     # A third one, from the second: its metadata name the base model again.
     check_start_adapter(files(second.output / "adapter"), later.spec, None)
 
@@ -229,7 +265,8 @@ def preference_lines(count: int) -> str:
 
 def label_lines(count: int) -> str:
     rows = [
-        {"prompt": f"What is {n}?", "completion": f"The number {n}.", "label": n % 3 > 0} for n in range(count)
+        {"prompt": f"What is {n}?", "completion": f"The number {n}.", "label": n % 3 > 0}
+        for n in range(count)
     ]
     return "".join(json.dumps(row) + "\n" for row in rows)
 

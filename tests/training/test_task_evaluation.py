@@ -25,7 +25,12 @@ from trainer.training.task_evaluation import TaskEvaluation
 from trainer.training.tokenizer import load_tokens
 
 CPU = Precision(torch.device("cpu"), torch.float32, autocast=False)
-QUESTIONS = ("Who?", "What is this, and who has ever been there to see it?", "a", "It is the number 3, as")
+QUESTIONS = (
+    "Who?",
+    "What is this, and who has ever been there to see it?",
+    "a",
+    "It is the number 3, as",
+)
 CHOICES = ("no", "perhaps not", "yes")
 
 Measure = Callable[..., TaskEvaluation]
@@ -55,7 +60,8 @@ def task(tokens: ModelTokenizer, question: str, expected: str = "yes") -> Task:
 @pytest.fixture(scope="module")
 def make(model: Any, tokens: ModelTokenizer) -> Measure:
     losses = {
-        fused: CausalLoss(model, CPU, pad_id=tokens.pad_id, longest=200, fused=fused) for fused in (True, False)
+        fused: CausalLoss(model, CPU, pad_id=tokens.pad_id, longest=200, fused=fused)
+        for fused in (True, False)
     }
     assert losses[True].forward_mode == "fused"
 
@@ -83,7 +89,9 @@ def log_probability(model: Any, ids: list[int], first: int) -> float:
 
 def test_generated_answers_are_scored(make: Measure, model: Any, tokens: ModelTokenizer) -> None:
     said = [
-        tokens.text(generate_answers(model, tokens, CPU, [tokens.ids(question)], max_new_tokens=12)[0])
+        tokens.text(
+            generate_answers(model, tokens, CPU, [tokens.ids(question)], max_new_tokens=12)[0]
+        )
         for question in QUESTIONS
     ]
     expected = [said[0].upper() + "!", f"{said[1]} {said[1]}", "something else", said[3]]
@@ -102,7 +110,9 @@ def test_generated_answers_are_scored(make: Measure, model: Any, tokens: ModelTo
 def test_the_likeliest_choice_is_that_of_the_sums(
     make: Measure, model: Any, tokens: ModelTokenizer, rows: int, fused: bool
 ) -> None:
-    tasks = [task(tokens, question, CHOICES[number % 3]) for number, question in enumerate(QUESTIONS)]
+    tasks = [
+        task(tokens, question, CHOICES[number % 3]) for number, question in enumerate(QUESTIONS)
+    ]
     best = []
     for question in QUESTIONS:
         first = len(tokens.ids(question))
@@ -136,7 +146,9 @@ def test_a_choice_that_begins_another_is_ended(tokens: ModelTokenizer) -> None:
     assert longest_choice(ended, tokens) == max(example.length for example in examples)
 
 
-def test_ranks_divide_the_rows(make: Measure, tokens: ModelTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_divide_the_rows(
+    make: Measure, tokens: ModelTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = [task(tokens, question) for question in QUESTIONS]
     metrics = ("exact_match", "choice_accuracy")
     alone = make(tasks, *metrics, rows=1)
@@ -144,7 +156,9 @@ def test_ranks_divide_the_rows(make: Measure, tokens: ModelTokenizer, monkeypatc
     for rank in range(2):
         sent: list[Tensor] = []
         monkeypatch.setattr(
-            RankGroup, "all_reduce", lambda _self, table, sent=sent: sent.append(table.clone()) or table
+            RankGroup,
+            "all_reduce",
+            lambda _self, table, sent=sent: sent.append(table.clone()) or table,
         )
         make(tasks, *metrics, rows=1, ranks=RankGroup(rank, 2)).measure()
         parts.append(sent)
@@ -158,7 +172,9 @@ def test_ranks_divide_the_rows(make: Measure, tokens: ModelTokenizer, monkeypatc
 
 
 def test_a_measurement_leaves_no_trace(make: Measure, model: Any, tokens: ModelTokenizer) -> None:
-    evaluation = make([task(tokens, question) for question in QUESTIONS], "token_f1", "choice_accuracy")
+    evaluation = make(
+        [task(tokens, question) for question in QUESTIONS], "token_f1", "choice_accuracy"
+    )
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     state = torch.random.get_rng_state()
     model.train()

@@ -16,7 +16,11 @@ from trainer.training.report.summary import Summary
 from trainer.training.task_evaluation import TaskEvaluation, TaskMeasurement
 
 MakeRuns = Callable[..., Runs]
-METRICS = {"metrics": ["exact_match", "token_f1", "choice_accuracy"], "max_new_tokens": 6, "max_rows": 4}
+METRICS = {
+    "metrics": ["exact_match", "token_f1", "choice_accuracy"],
+    "max_new_tokens": 6,
+    "max_rows": 4,
+}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -31,7 +35,10 @@ def classes(path: Path) -> Path:
         [
             {
                 "messages": [
-                    {"role": "user", "content": f"Is {number} even" + " indeed" * (number % 5) + "?"},
+                    {
+                        "role": "user",
+                        "content": f"Is {number} even" + " indeed" * (number % 5) + "?",
+                    },
                     {"role": "assistant", "content": "yes" if number % 2 == 0 else "no"},
                 ]
             }
@@ -49,9 +56,18 @@ def without_task(summary: Summary) -> dict[str, Any]:
     "sections",
     [
         {"lora": {"lora_dropout": 0.2}},
-        {"data": {"packing": True}, "train": {"gradient_checkpointing": True, "neftune_noise_alpha": 5.0}},
-        {"lora": {"init_lora_weights": "pissa"}, "train": {"eval_steps": 2, "load_best_model_at_end": True}},
-        {"privacy": {"noise_multiplier": 1.0, "target_delta": 1e-3}, "data": {"split_turns": "never"}}
+        {
+            "data": {"packing": True},
+            "train": {"gradient_checkpointing": True, "neftune_noise_alpha": 5.0},
+        },
+        {
+            "lora": {"init_lora_weights": "pissa"},
+            "train": {"eval_steps": 2, "load_best_model_at_end": True},
+        },
+        {
+            "privacy": {"noise_multiplier": 1.0, "target_delta": 1e-3},
+            "data": {"split_turns": "never"},
+        }
         | {"train": {"max_steps": 2, "engine": "transformers"}},
     ],
     ids=["dropout", "packed, checkpointing", "pissa, best", "private"],
@@ -78,12 +94,16 @@ def test_the_adapter_is_bitwise_that_of_a_run_without(
 
 def test_what_a_result_has_of_them(runs: MakeRuns, tmp_path: Path) -> None:
     went = runs(
-        classes(tmp_path / "classes.jsonl"), evaluation=METRICS, train={"max_steps": 30, "learning_rate": 0.02}
+        classes(tmp_path / "classes.jsonl"),
+        evaluation=METRICS,
+        train={"max_steps": 30, "learning_rate": 0.02},
     )()
     assert went.summary is not None
     assert went.summary.task is not None
     report = went.output / "report"
-    assert json.loads((report / "summary.json").read_text())["task"] == went.summary.task.model_dump(mode="json")
+    assert json.loads((report / "summary.json").read_text())[
+        "task"
+    ] == went.summary.task.model_dump(mode="json")
     page = (report / "report.html").read_text()
     assert "exact match on held-out rows" in page
     assert "Task metrics: rows" in page
@@ -93,7 +113,9 @@ def test_what_a_result_has_of_them(runs: MakeRuns, tmp_path: Path) -> None:
     right = sum(answer["chosen"] == answer["expected"] for answer in answers)
     assert went.summary.task.after.choice_accuracy == right / 4
     with (report / "task.json").open("rb") as file:
-        require_result_file("report/task.json", file, (report / "task.json").stat().st_size, copied={})
+        require_result_file(
+            "report/task.json", file, (report / "task.json").stat().st_size, copied={}
+        )
     # the base model's figures are those of other weights
     assert went.summary.task.before != went.summary.task.after
 
@@ -120,7 +142,8 @@ def test_a_resumed_run_reports_the_figures_from_before_the_first_step(
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 def test_judged_answers_are_generated_too(runs: MakeRuns, tmp_path: Path, method: str) -> None:
     rows: list[dict[str, Any]] = [
-        {"prompt": f"Is it {number}?", "chosen": "It is.", "rejected": "No idea."} for number in range(20)
+        {"prompt": f"Is it {number}?", "chosen": "It is.", "rejected": "No idea."}
+        for number in range(20)
     ]
     if method == "kto":
         rows = [

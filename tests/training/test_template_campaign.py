@@ -29,7 +29,9 @@ def campaign() -> Iterator[Any]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_is_lost_and_no_mask_is_wrong(family: str, campaign: Any) -> None:
     template = FAMILIES[family].template
-    pairs = [campaign.run_pair(family, template, conversation) for conversation in campaign.CONVERSATIONS]
+    pairs = [
+        campaign.run_pair(family, template, conversation) for conversation in campaign.CONVERSATIONS
+    ]
     assert [pair.faults for pair in pairs if pair.faults] == []
     refused = {pair.conversation: pair.refused for pair in pairs if pair.refused is not None}
     assert not {"plain", "turns", "unicode", "code", "short", "long"} & refused.keys()
@@ -45,5 +47,7 @@ def test_the_judge_sees_a_wrong_mask_and_a_lost_text(campaign: Any) -> None:
     (fault,) = campaign._find_faults(template, row, encode(row, tokenizer, last), tokenizer)
     assert fault.startswith("trained on ")
     other = campaign.CONVERSATIONS["plain"]
-    faults = list(campaign._find_faults(template, row, encode(other, tokenizer, DataSection()), tokenizer))
+    faults = list(
+        campaign._find_faults(template, row, encode(other, tokenizer, DataSection()), tokenizer)
+    )
     assert [fault.partition(":")[0] for fault in faults[:-1]] == ["lost", "lost"]

@@ -19,7 +19,9 @@ CPU = torch.device("cpu")
 def example(source: random.Random) -> Example:
     length = source.randint(2, 12)
     trained = [0] + [source.randint(0, 1) for _ in range(length - 2)] + [1]
-    return Example(array("i", [source.randrange(99) for _ in range(length)]), bytes(trained), stops=True)
+    return Example(
+        array("i", [source.randrange(99) for _ in range(length)]), bytes(trained), stops=True
+    )
 
 
 @given(seed=st.integers(0, 10_000), data=st.data())
@@ -34,13 +36,17 @@ def test_a_batch_is_its_rows(seed: int, data: st.DataObject) -> None:
     assert batch.input_ids.tolist() == [
         id_ for item in chosen for id_ in item.ids[:-1]
     ]  # nothing is predicted from the last
-    assert batch.position_ids.tolist() == [place for item in chosen for place in range(item.length - 1)]
+    assert batch.position_ids.tolist() == [
+        place for item in chosen for place in range(item.length - 1)
+    ]
     assert batch.lengths == tuple(item.length - 1 for item in chosen)
     assert batch.cu_seqlens.tolist()[-1] == len(batch.input_ids)
     marks = [mark for item in chosen for mark in item.trained[1:]]
     assert batch.logit_positions.tolist() == [place for place, mark in enumerate(marks) if mark]
     following = [id_ for item in chosen for id_ in item.ids[1:]]
-    assert batch.targets.tolist() == [id_ for id_, mark in zip(following, marks, strict=True) if mark]
+    assert batch.targets.tolist() == [
+        id_ for id_, mark in zip(following, marks, strict=True) if mark
+    ]
 
 
 def test_what_stands_behind_the_last_trained_token_is_left_out() -> None:
@@ -52,7 +58,10 @@ def test_what_stands_behind_the_last_trained_token_is_left_out() -> None:
 @pytest.mark.parametrize("pad", [1, 77])
 def test_padding_stands_on_the_right_and_the_predicting_tokens_are_found(pad: int) -> None:
     batch = single_batch(
-        [Example(array("i", [5, 6, 7]), b"\0\1\1", stops=True), Example(array("i", [8, 9]), b"\0\1", stops=True)],
+        [
+            Example(array("i", [5, 6, 7]), b"\0\1\1", stops=True),
+            Example(array("i", [8, 9]), b"\0\1", stops=True),
+        ],
         CPU,
     )
     ids, places = batch.padded(pad)

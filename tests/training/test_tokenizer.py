@@ -43,7 +43,11 @@ CHAT: list[dict[str, Any]] = [
     {"role": "user", "content": "And <|im_end|> then?"},
     {"role": "assistant", "content": "Sécond."},
 ]
-CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {"ü": ["<", 1.5, None, True]}}}
+CALL = {
+    "type": "function",
+    "id": "c1",
+    "function": {"name": "f", "arguments": {"ü": ["<", 1.5, None, True]}},
+}
 WITH_TOOLS: list[Any] = [
     CHAT[0],
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -85,15 +89,22 @@ def save(backend: Tokenizer, family: Any, folder: Path) -> Path:
 
 
 def assert_same(
-    tokens: ModelTokenizer, auto: Any, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    tokens: ModelTokenizer,
+    auto: Any,
+    turns: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
 ) -> None:
     for count, prompt in ((len(turns), False), (len(turns) - 1, True), (2, False), (1, True)):
-        theirs = auto.apply_chat_template(turns[:count], tools=tools, tokenize=False, add_generation_prompt=prompt)
+        theirs = auto.apply_chat_template(
+            turns[:count], tools=tools, tokenize=False, add_generation_prompt=prompt
+        )
         ours = tokens.template.render(messages(turns[:count]), prompt=prompt, tools=tools)
         assert ours == theirs
         assert tokens.ids(ours) == auto(theirs, add_special_tokens=False)["input_ids"]
         assert tokens.ids_of([ours, "a"])[0] == tokens.ids(ours)
-        assert tokens.text(tokens.ids(ours)) == auto.decode(tokens.ids(ours), clean_up_tokenization_spaces=False)
+        assert tokens.text(tokens.ids(ours)) == auto.decode(
+            tokens.ids(ours), clean_up_tokenization_spaces=False
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -116,8 +127,14 @@ def test_marks_are_those_of_transformers(backend: Tokenizer, tmp_path: Path) -> 
     theirs = auto.apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
     tokens = read_tokenizer(folder)
     text, spans = tokens.template.render_marked(ChatRow("f", 0, messages(CHAT)))
-    assert [text[start:end] for start, end in spans] == [turn["content"] + "<|im_end|>" for turn in CHAT[1::2]]
-    marked = [id_ for id_, mask in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if mask]
+    assert [text[start:end] for start, end in spans] == [
+        turn["content"] + "<|im_end|>" for turn in CHAT[1::2]
+    ]
+    marked = [
+        id_
+        for id_, mask in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True)
+        if mask
+    ]
     assert marked == [id_ for start, end in spans for id_ in tokens.ids(text[start:end])]
 
 
@@ -127,11 +144,18 @@ def test_special_tokens_that_only_the_configuration_names(
 ) -> None:
     folder = save(backend, FAMILIES["chatml"], tmp_path)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    named = {"pad_token": "<pad>", "unk_token": {"content": "<unk>", "lstrip": False, "rstrip": False}}
+    named = {
+        "pad_token": "<pad>",
+        "unk_token": {"content": "<unk>", "lstrip": False, "rstrip": False},
+    }
     if legacy:
         (folder / "special_tokens_map.json").write_text(json.dumps(named))
     else:
-        config |= {"pad_token": "<pad>", "unk_token": "<unk>", "extra_special_tokens": ["<one>", "<two>"]}
+        config |= {
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "extra_special_tokens": ["<one>", "<two>"],
+        }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokens, auto = read_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     text = "a<pad>b<unk>c<one>d<two>"
@@ -147,7 +171,9 @@ def test_templates_of_several_names(backend: Tokenizer, tmp_path: Path) -> None:
     )
     with pytest.raises(Exception, match=r"(?i)break|outside"):
         AutoTokenizer.from_pretrained(folder).apply_chat_template(CHAT, tools=TOOLS, tokenize=False)
-    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools | tojson(indent=1) }}")
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(
+        "{{ tools | tojson(indent=1) }}"
+    )
     assert_same(read_tokenizer(folder), AutoTokenizer.from_pretrained(folder), CHAT, TOOLS)
     assert_same(read_tokenizer(folder), AutoTokenizer.from_pretrained(folder), CHAT, None)
     (folder / "chat_template.jinja").unlink()
@@ -159,7 +185,9 @@ def test_templates_of_several_names(backend: Tokenizer, tmp_path: Path) -> None:
     assert_same(read_tokenizer(folder), AutoTokenizer.from_pretrained(folder), CHAT, TOOLS)
 
 
-def test_a_tokenizer_without_its_json_is_left_to_transformers(backend: Tokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_without_its_json_is_left_to_transformers(
+    backend: Tokenizer, tmp_path: Path
+) -> None:
     folder = save(backend, FAMILIES["chatml"], tmp_path)
     whole = json.loads((folder / "tokenizer.json").read_text())
     model = whole["model"]
@@ -178,14 +206,19 @@ def test_a_tokenizer_without_its_json_is_left_to_transformers(backend: Tokenizer
     assert converted.ids(text) == tokens.ids(text)
 
 
-def test_the_job_specs_template_takes_the_place_of_the_models(backend: Tokenizer, tmp_path: Path) -> None:
+def test_the_job_specs_template_takes_the_place_of_the_models(
+    backend: Tokenizer, tmp_path: Path
+) -> None:
     folder = save(backend, FAMILIES["chatml"], tmp_path)
     other = FAMILIES["marked"].template
     auto: Any = AutoTokenizer.from_pretrained(folder)
     auto.chat_template = other
     (folder / "templates").mkdir()
     (folder / "templates" / "marked.jinja").write_text(other)
-    for data in (DataSection(chat_template=other), DataSection(chat_template_path="templates/marked.jinja")):
+    for data in (
+        DataSection(chat_template=other),
+        DataSection(chat_template_path="templates/marked.jinja"),
+    ):
         for tokens in (read_tokenizer(folder, data), load_tokens(folder, data)):
             assert_same(tokens, auto, CHAT, None)
             assert tokens.marks_generation
@@ -196,14 +229,22 @@ def test_the_job_specs_template_takes_the_place_of_the_models(backend: Tokenizer
 
 def sentencepiece_like() -> Tokenizer:
     """A tokenizer in the manner of Llama 2: a space is put before the text behind every special token."""
-    backend = Tokenizer(models.BPE({"<unk>": 0, "<s>": 1, "▁": 2, "a": 3, "b": 4, "\n": 5}, [], unk_token="<unk>"))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend = Tokenizer(
+        models.BPE({"<unk>": 0, "<s>": 1, "▁": 2, "a": 3, "b": 4, "\n": 5}, [], unk_token="<unk>")
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     backend.add_special_tokens(["<unk>", "<s>"])
     return backend
 
 
-@pytest.mark.parametrize(("kind", "differs"), [("LlamaTokenizer", True), ("PreTrainedTokenizerFast", False)])
-def test_a_class_that_rebuilds_the_tokenizer_is_pointed_out(kind: str, differs: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "differs"), [("LlamaTokenizer", True), ("PreTrainedTokenizerFast", False)]
+)
+def test_a_class_that_rebuilds_the_tokenizer_is_pointed_out(
+    kind: str, differs: bool, tmp_path: Path
+) -> None:
     sentencepiece_like().save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": kind, "bos_token": "<s>", "unk_token": "<unk>", "legacy": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -212,12 +253,17 @@ def test_a_class_that_rebuilds_the_tokenizer_is_pointed_out(kind: str, differs: 
     assert (tokens.ids("<s>a") != auto("<s>a", add_special_tokens=False)["input_ids"]) is differs
     assert bool(tokens.notes) is differs
     data = build_dataset(
-        [TextRow("f", 0, "a b")], tokens, DataSection(test_split_size=0), split_key=seed_split_key(0)
+        [TextRow("f", 0, "a b")],
+        tokens,
+        DataSection(test_split_size=0),
+        split_key=seed_split_key(0),
     )
     assert any("reads text differently" in warning for warning in data.warnings) is differs
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_files_that_are_not_a_tokenizers_are_refused(
     name: str, content: bytes, backend: Tokenizer, tmp_path: Path
@@ -237,7 +283,9 @@ def edited_copy(model: Path, target: Path, **tokens: str) -> Path:
     return target
 
 
-def test_a_padding_token_that_the_embedding_lacks_is_replaced(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_padding_token_that_the_embedding_lacks_is_replaced(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     tokens = read_tokenizer(edited_copy(tiny_model, tmp_path / "model", pad_token="<|my_pad|>"))
     assert tokens.size == 601
     assert tokens.vocabulary == 600

@@ -40,10 +40,14 @@ def test_a_diverged_run_with_a_limit_leaves_no_adapter(
 ) -> None:
     """A limit is compared with an audit after training, and no audit follows a divergence."""
     saved: list[Path] = []
-    monkeypatch.setattr(train_stage, "save_adapter", lambda _model, _section, target, **_: saved.append(target))
+    monkeypatch.setattr(
+        train_stage, "save_adapter", lambda _model, _section, target, **_: saved.append(target)
+    )
     monkeypatch.setattr(train_stage, "copy_companions", lambda *_: None)
     trainer: Any = SimpleNamespace(run=diverge, last_finite_step=last_finite_step)
-    inputs: Any = SimpleNamespace(spec=make_spec(privacy=privacy), output_dir=tmp_path, model_dir=tmp_path)
+    inputs: Any = SimpleNamespace(
+        spec=make_spec(privacy=privacy), output_dir=tmp_path, model_dir=tmp_path
+    )
     loaded: Any = SimpleNamespace(model=None, initial_adapter=None)
     with pytest.raises(JobError) as caught:
         train_stage._run_trainer(trainer, inputs, loaded, SimpleNamespace())  # type: ignore[arg-type]

@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     elif len(own) < len(items):
         reason = "unsloth patches the process for all other tests: scripts/test --unsloth"
     for item in own:
-        item.add_marker(pytest.mark.filterwarnings("ignore"))  # those of unsloth's imports and patches
+        item.add_marker(
+            pytest.mark.filterwarnings("ignore")
+        )  # those of unsloth's imports and patches
         item.add_marker(pytest.mark.timeout(900))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -64,7 +66,9 @@ def unsloth_loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory, unsloth_loader: object, backend: Tokenizer) -> Path:
+def models(
+    tmp_path_factory: pytest.TempPathFactory, unsloth_loader: object, backend: Tokenizer
+) -> Path:
     """A directory with a tiny random model of each architecture."""
     from transformers import PreTrainedTokenizerFast
 
@@ -72,7 +76,10 @@ def models(tmp_path_factory: pytest.TempPathFactory, unsloth_loader: object, bac
 
     folder = tmp_path_factory.mktemp("models")
     tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
     )
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -86,13 +93,21 @@ def reference(models: Path) -> dict[tuple[str, bool], dict[str, Any]]:
     import torch
 
     _run_unpatched("reference", models)
-    found: dict[tuple[str, bool], dict[str, Any]] = torch.load(models / "reference.pt", weights_only=False)
+    found: dict[tuple[str, bool], dict[str, Any]] = torch.load(
+        models / "reference.pt", weights_only=False
+    )
     return found
 
 
 def _run_unpatched(what: str, folder: Path) -> None:
     """Runs `tests/unsloth/measured_step.py` in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UNSLOTH", "TRITON"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("UNSLOTH", "TRITON"))
+    }
     command = [sys.executable, "-m", "tests.unsloth.measured_step", what, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -76,12 +76,16 @@ def rows(method: str) -> list[dict[str, Any]]:
             {"prompt": prompt, "completion": answer, "label": n % 2 > 0}
             for n, (prompt, answer) in enumerate(texts)
         ]
-    return [{"prompt": prompt, "chosen": answer, "rejected": answer[::-1]} for prompt, answer in texts]
+    return [
+        {"prompt": prompt, "chosen": answer, "rejected": answer[::-1]} for prompt, answer in texts
+    ]
 
 
 def make_spec(case: str, engine: str, *, exact: bool = False) -> JobSpec:
     """The job spec of a case; `exact` has it computed in float32."""
-    sections = {name: leaves for name, leaves in (CASES | ROUNDED)[case].items() if name != "architecture"}
+    sections = {
+        name: leaves for name, leaves in (CASES | ROUNDED)[case].items() if name != "architecture"
+    }
     method = sections.get("train", {}).get("method", "sft")
     document: dict[str, dict[str, Any]] = {
         "model": {
@@ -91,7 +95,12 @@ def make_spec(case: str, engine: str, *, exact: bool = False) -> JobSpec:
         },
         "lora": {"lora_r": 4, "lora_alpha": 8},
         "data": {"max_length": 128, "test_split_size": 0.5, **DATA[method]},
-        "train": {"learning_rate": 0.01, "max_steps": 1, "per_device_train_batch_size": 2, "engine": engine},
+        "train": {
+            "learning_rate": 0.01,
+            "max_steps": 1,
+            "per_device_train_batch_size": 2,
+            "engine": engine,
+        },
     }
     for name, leaves in sections.items():
         document[name] |= leaves
@@ -117,10 +126,15 @@ def measure(loader: Any, spec: JobSpec, model_dir: Path, output: Path) -> dict[s
     output.mkdir(exist_ok=True)
     data_file = output / "rows.jsonl"
     data_file.write_text("".join(json.dumps(row) + "\n" for row in rows(spec.train.method)))
-    inputs, context = RunInputs(spec, model_dir, output), RunContext(lambda _event: None, Stopwatch())
+    inputs, context = (
+        RunInputs(spec, model_dir, output),
+        RunContext(lambda _event: None, Stopwatch()),
+    )
     seed(spec.train.seed)
     data = prepare(
-        inputs, read_files({"rows.jsonl": data_file}, max_rows=100, schema=row_schema(spec.data)), context
+        inputs,
+        read_files({"rows.jsonl": data_file}, max_rows=100, schema=row_schema(spec.data)),
+        context,
     )
     loaded = load(inputs, data, loader, context)
     disturb(loaded.model)
@@ -149,7 +163,9 @@ def disturb(model: Any) -> None:
             if parameter.requires_grad:
                 generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
                 noise = torch.empty(parameter.shape).normal_(generator=generator)
-                parameter.copy_(parameter * (1 + 0.1 * noise) if "magnitude" in name else 0.1 * noise)
+                parameter.copy_(
+                    parameter * (1 + 0.1 * noise) if "magnitude" in name else 0.1 * noise
+                )
 
 
 def make_models(folder: Path) -> None:

@@ -72,7 +72,14 @@ _STATE = torch.zeros(16, dtype=torch.uint8)
 _VALUES: dict[str, object] = {
     **dict.fromkeys(["is_available", "is_initialized", "is_bf16_supported"], True),
     **dict.fromkeys(
-        ["current_device", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"], 0
+        [
+            "current_device",
+            "memory_allocated",
+            "max_memory_allocated",
+            "memory_reserved",
+            "max_memory_reserved",
+        ],
+        0,
     ),
     **dict.fromkeys(
         [
@@ -124,7 +131,9 @@ def _on_cpu(value: Any) -> Any:
 class _CpuForCuda(TorchFunctionMode):
     """Replaces the device in the arguments of every torch function."""
 
-    def __torch_function__(self, function: Any, _types: Any, arguments: Any = (), named: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, _types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
         named, name = dict(named or {}), getattr(function, "__name__", "")
         if function is torch.device:  # `torch.device(0)` is a GPU
             if arguments and isinstance(arguments[0], int):
@@ -160,7 +169,9 @@ def install() -> None:
     _compute_bfloat16_in_float32()
     import triton
 
-    triton.knobs.runtime.interpret = True  # also after the worker has replaced its environment variables
+    triton.knobs.runtime.interpret = (
+        True  # also after the worker has replaced its environment variables
+    )
 
 
 def _autocast_on_cpu() -> None:
@@ -170,7 +181,12 @@ def _autocast_on_cpu() -> None:
         )
 
     module: Any = torch.amp.autocast_mode
-    for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
+    for name in (
+        "is_autocast_enabled",
+        "get_autocast_dtype",
+        "set_autocast_enabled",
+        "set_autocast_dtype",
+    ):
         setattr(torch, name, replaced(getattr(torch, name)))
     module.autocast.__init__ = replaced(module.autocast.__init__)
     for name in ("custom_fwd", "custom_bwd"):
@@ -192,11 +208,15 @@ def _compute_bfloat16_in_float32() -> None:
         return bool(value.dtype.scalar == tl.bfloat16)
 
     def widened(value: Any) -> Any:
-        return (value.data.astype(np.uint32) << 16).view(np.float32) if is_short(value) else value.data
+        return (
+            (value.data.astype(np.uint32) << 16).view(np.float32) if is_short(value) else value.data
+        )
 
     def rounded(values: Any) -> Any:
         # To the nearest, ties to even: add just below one half of the last place that stays, and its own last bit.
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(np.shape(values))
+        bits = (
+            np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(np.shape(values))
+        )
         short = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         return np.where(np.isnan(values), np.uint16(0x7FC0), short)
 
@@ -204,7 +224,11 @@ def _compute_bfloat16_in_float32() -> None:
         if not (is_short(left) and is_short(right)):
             return binary(self, left, right, operation)
         result = operation(widened(left), widened(right))
-        return handle(result, tl.int1) if result.dtype == bool else handle(rounded(result), tl.bfloat16)
+        return (
+            handle(result, tl.int1)
+            if result.dtype == bool
+            else handle(rounded(result), tl.bfloat16)
+        )
 
     def unary_op(self: Any, value: Any, operation: Any) -> Any:
         if not is_short(value):

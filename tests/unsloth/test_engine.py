@@ -37,7 +37,11 @@ def load(loader: Any, model_dir: Path, spec: JobSpec) -> Any:
 
 def test_names_that_the_model_lacks_are_named(llama: Path, unsloth_loader: Any) -> None:
     with pytest.raises(JobError, match="no module of a name in section lora") as caught:
-        load(unsloth_loader, llama, with_keys("sft", lora={"lora_target_modules": ["q_proj", "c_attn"]}))
+        load(
+            unsloth_loader,
+            llama,
+            with_keys("sft", lora={"lora_target_modules": ["q_proj", "c_attn"]}),
+        )
     assert caught.value.code is ErrorCode.MODEL_INVALID
 
 
@@ -55,13 +59,19 @@ def test_the_fresh_adapter_is_drawn_by_the_seed(llama: Path, unsloth_loader: Any
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
         model = load(unsloth_loader, llama, with_keys("sft"))
-        drawn.append(torch.cat([p.detach().flatten() for name, p in model.named_parameters() if "lora_A" in name]))
+        drawn.append(
+            torch.cat(
+                [p.detach().flatten() for name, p in model.named_parameters() if "lora_A" in name]
+            )
+        )
     assert drawn[0].dtype is torch.float32
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_an_answer_is_what_the_forward_pass_finds_most_probable(llama: Path, unsloth_loader: Any) -> None:
+def test_an_answer_is_what_the_forward_pass_finds_most_probable(
+    llama: Path, unsloth_loader: Any
+) -> None:
     """Token by token with cached keys and padding on the left: unsloth has other code for it than for training."""
     from trainer.training.generation import pad_left
 
@@ -73,17 +83,26 @@ def test_an_answer_is_what_the_forward_pass_finds_most_probable(llama: Path, uns
     ids, mask = pad_left(prompts, 0, torch.device("cpu"))
     with torch.no_grad(), precision.context():
         answers = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False, use_cache=True, pad_token_id=0
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=3,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
         )
         for prompt, answer in zip(prompts, answers[:, ids.shape[1] :].tolist(), strict=True):
-            logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].float()
+            logits = (
+                model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].float()
+            )
             for position, token in enumerate(answer, start=len(prompt) - 1):
                 best = logits[position].max() - logits[position, token]
                 assert best < 0.05 * logits[position].std(), "another answer by more than rounding"
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_sampling_leaves_gradient_checkpointing_as_it_was(wanted: bool, llama: Path, unsloth_loader: Any) -> None:
+def test_sampling_leaves_gradient_checkpointing_as_it_was(
+    wanted: bool, llama: Path, unsloth_loader: Any
+) -> None:
     from array import array
 
     from trainer.data.examples.example import Example
@@ -93,7 +112,9 @@ def test_sampling_leaves_gradient_checkpointing_as_it_was(wanted: bool, llama: P
     spec = with_keys("sft", train={"gradient_checkpointing": wanted})
     model = load(unsloth_loader, llama, spec)
     example = Example(array("i", [20, 21, 22, 23]), bytes([0, 0, 1, 1]), stops=True)
-    sampler = Sampler(model, load_tokens(llama), choose_precision(spec)[0], [example], count=1, max_new_tokens=2)
+    sampler = Sampler(
+        model, load_tokens(llama), choose_precision(spec)[0], [example], count=1, max_new_tokens=2
+    )
     sampler.sample_before_training()
     found = [vars(module).get("gradient_checkpointing", wanted) for module in model.modules()]
     assert set(found) == {wanted}

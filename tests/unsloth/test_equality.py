@@ -33,10 +33,16 @@ def loss_distance(found: Measured, expected: Measured) -> float:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_in_float32_is_that_of_transformers(
-    case: str, unsloth_loader: Any, reference: dict[tuple[str, bool], Measured], models: Path, tmp_path: Path
+    case: str,
+    unsloth_loader: Any,
+    reference: dict[tuple[str, bool], Measured],
+    models: Path,
+    tmp_path: Path,
 ) -> None:
     """Over methods, adapters, dropout and noise by the same seed, and models: it is the same formula."""
-    found = measure(unsloth_loader, make_spec(case, "unsloth", exact=True), models / model_name(case), tmp_path)
+    found = measure(
+        unsloth_loader, make_spec(case, "unsloth", exact=True), models / model_name(case), tmp_path
+    )
     exact = reference[case, True]
     assert found["gradients"].keys() == exact["gradients"].keys()
     assert gradient_distance(found, exact) < SAME
@@ -45,7 +51,11 @@ def test_a_step_in_float32_is_that_of_transformers(
 
 @pytest.mark.parametrize("case", ROUNDED)
 def test_bfloat16_loses_no_more_than_with_transformers(
-    case: str, unsloth_loader: Any, reference: dict[tuple[str, bool], Measured], models: Path, tmp_path: Path
+    case: str,
+    unsloth_loader: Any,
+    reference: dict[tuple[str, bool], Measured],
+    models: Path,
+    tmp_path: Path,
 ) -> None:
     """Both are compared with float32. A loss of pairs is a difference of sums, which loses several times more."""
     found = measure(unsloth_loader, make_spec(case, "unsloth"), models / model_name(case), tmp_path)

@@ -38,7 +38,9 @@ print(total / count)
 """Stock PEFT on stock transformers, in a process that unsloth has not patched."""
 
 
-def held_out_rows(data_file: Path, model_dir: Path, spec: JobSpec) -> list[tuple[list[int], list[int]]]:
+def held_out_rows(
+    data_file: Path, model_dir: Path, spec: JobSpec
+) -> list[tuple[list[int], list[int]]]:
     """Token ids and masks of the rows that the run held out."""
     from trainer.data.examples.example_set import build_dataset, row_schema
     from trainer.data.examples.held_out import seed_split_key
@@ -48,23 +50,38 @@ def held_out_rows(data_file: Path, model_dir: Path, spec: JobSpec) -> list[tuple
     tokens = load_tokens(model_dir, spec.data)
     rows = read_files({data_file.name: data_file}, max_rows=100, schema=row_schema(spec.data))
     dataset = build_dataset(
-        rows, tokens, spec.data, split_key=seed_split_key(spec.train.seed), method="sft", context_length=512
+        rows,
+        tokens,
+        spec.data,
+        split_key=seed_split_key(spec.train.seed),
+        method="sft",
+        context_length=512,
     )
     return [(list(example.ids), list(example.trained)) for example in dataset.evaluation]
 
 
 def test_a_confined_worker(
-    run_worker: Callable[..., Any], make_spec: Callable[..., JobSpec], tiny_model: Path, tmp_path: Path
+    run_worker: Callable[..., Any],
+    make_spec: Callable[..., JobSpec],
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     data_file = tmp_path / "data.jsonl"
     lines = (
-        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}, {CANARY}"}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"{n}?"},
+                {"role": "assistant", "content": f"{n}, {CANARY}"},
+            ]
+        }
         for n in range(8)
     )
     data_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def plan(output: Path) -> SandboxPlan:
-        return SandboxPlan(role=Role.WORKER, readable=(tiny_model, data_file), writable=(output,), programs=True)
+        return SandboxPlan(
+            role=Role.WORKER, readable=(tiny_model, data_file), writable=(output,), programs=True
+        )
 
     spec = make_spec(
         model={"dtype": "bfloat16"},
@@ -86,7 +103,13 @@ def test_a_confined_worker(
     assert summary["warnings"] == []
     assert summary["steps"] == 2
 
-    command = [sys.executable, "-c", HELD_OUT_LOSS, str(ended.output_dir / "adapter"), str(tiny_model)]
+    command = [
+        sys.executable,
+        "-c",
+        HELD_OUT_LOSS,
+        str(ended.output_dir / "adapter"),
+        str(tiny_model),
+    ]
     held_out = json.dumps(held_out_rows(data_file, tiny_model, spec))
     done = subprocess.run([*command, held_out], capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(summary["eval_loss_after"], rel=0.01)

@@ -34,7 +34,11 @@ def chats(first: int, last: int, words: int = 1) -> list[object]:
 def pairs(count: int) -> list[object]:
     """Five pairs to each prompt, as the answers of several models give them."""
     return [
-        {"prompt": f"Name the number {number // 5}.", "chosen": f" {number}", "rejected": f" not {number}"}
+        {
+            "prompt": f"Name the number {number // 5}.",
+            "chosen": f" {number}",
+            "rejected": f" not {number}",
+        }
         for number in range(count)
     ]
 
@@ -62,7 +66,11 @@ THOUGHTS = (
 THOUGHTFUL = {
     "messages": [
         {"role": "user", "content": "How many are left?"},
-        {"role": "assistant", "content": "Five.", "reasoning_content": "Two shelves, and three on one."},
+        {
+            "role": "assistant",
+            "content": "Five.",
+            "reasoning_content": "Two shelves, and three on one.",
+        },
     ]
 }
 AUDIT = {"audit": True}
@@ -83,9 +91,15 @@ CASES = {
         data={"eval_files": "./dev/*.jsonl"},
         refused=True,
     ),
-    "only evaluation files": Case("every file is for evaluation", {"eval/x.jsonl": chats(0, 3)}, refused=True),
-    "all held out": Case("data.test_split_size holds out all", data={"test_split_size": 0.9999}, refused=True),
-    "none held out": Case("NO ROW IS HELD OUT: data.test_split_size 0.0001", data={"test_split_size": 0.0001}),
+    "only evaluation files": Case(
+        "every file is for evaluation", {"eval/x.jsonl": chats(0, 3)}, refused=True
+    ),
+    "all held out": Case(
+        "data.test_split_size holds out all", data={"test_split_size": 0.9999}, refused=True
+    ),
+    "none held out": Case(
+        "NO ROW IS HELD OUT: data.test_split_size 0.0001", data={"test_split_size": 0.0001}
+    ),
     "none to evaluate on": Case(
         "no row is held out: expected held-out rows, for train.eval_steps",
         data={"test_split_size": 0.0001},
@@ -127,7 +141,9 @@ CASES = {
         data={"test_split_size": 0.0},
     ),
     "no such attention": Case(
-        "architecture gpt_oss lacks an attention implementation", config={"model_type": "gpt_oss"}, refused=True
+        "architecture gpt_oss lacks an attention implementation",
+        config={"model_type": "gpt_oss"},
+        refused=True,
     ),
     "a module of another family": Case(
         "no module of a name in section lora",
@@ -148,10 +164,13 @@ CASES = {
         refused=True,
     ),
     "no learning rate": Case(
-        "the learning rate is 0 at every step", train={"max_steps": 1, "warmup_ratio": 0.03}, refused=True
+        "the learning rate is 0 at every step",
+        train={"max_steps": 1, "warmup_ratio": 0.03},
+        refused=True,
     ),
     "no peak": Case(
-        "the learning rate never reaches train.learning_rate 0.0002", train={"max_steps": 4, "warmup_steps": 100}
+        "the learning rate never reaches train.learning_rate 0.0002",
+        train={"max_steps": 4, "warmup_steps": 100},
     ),
     "no learning rate with packing": Case(
         "the learning rate is 0 at every step: expected a rate above 0 in 1 steps, 1 of them warm-up",
@@ -165,9 +184,13 @@ CASES = {
         privacy={"audit": True},
         refused=True,
     ),
-    "too few held out to audit": audited(12, 13, "2 held-out ones that are no copies of any, got 12 and 1", AUDIT),
+    "too few held out to audit": audited(
+        12, 13, "2 held-out ones that are no copies of any, got 12 and 1", AUDIT
+    ),
     "enough held out to audit": audited(12, 14, None, AUDIT),
-    "too few held out for the gate": audited(12, 31, "20 held-out ones that are no copies of any", GATE),
+    "too few held out for the gate": audited(
+        12, 31, "20 held-out ones that are no copies of any", GATE
+    ),
     "enough held out for the gate": audited(12, 32, None, GATE),
     "tools, thoughts and arguments, packed": Case(
         None,
@@ -204,7 +227,9 @@ CASES = {
         privacy={"noise_multiplier": 1.0, "target_delta": 0.09},
         refused=True,
     ),
-    "twice the same": Case("3 of 10 rows repeat another one", {"a.jsonl": chats(0, 7), "b.jsonl": chats(0, 3)}),
+    "twice the same": Case(
+        "3 of 10 rows repeat another one", {"a.jsonl": chats(0, 7), "b.jsonl": chats(0, 3)}
+    ),
 }
 
 
@@ -262,7 +287,9 @@ def job_says(files: dict[str, Path], spec: JobSpec, model: Path) -> tuple[bool, 
 
     rows = read_files(files, max_rows=spec.data.max_rows, schema=row_schema(spec.data))
     try:
-        prepared = prepare(RunInputs(spec, model, model), rows, RunContext(lambda _event: None, Stopwatch()))
+        prepared = prepare(
+            RunInputs(spec, model, model), rows, RunContext(lambda _event: None, Stopwatch())
+        )
     except JobError as error:
         return True, [str(error)]
     return False, list(prepared.dataset.warnings)

@@ -44,7 +44,9 @@ def widths(**changes: Any) -> Architecture:
 
 def test_parameters_of_a_published_model() -> None:
     model = widths()
-    assert model.linear_parameters + model.other_parameters == 8_030_261_248  # Llama 3.1 8B, as its makers say
+    assert (
+        model.linear_parameters + model.other_parameters == 8_030_261_248
+    )  # Llama 3.1 8B, as its makers say
     assert adapter_parameters(model, spec(lora={"lora_r": 16})) == 41_943_040
 
 
@@ -56,9 +58,13 @@ def test_parameters_are_those_of_the_model_that_is_built(tiny_model: Path) -> No
     model = architecture_of(read_config(tiny_model))
     assert model is not None
     built: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    assert model.linear_parameters + model.other_parameters == sum(p.numel() for p in built.parameters())
+    assert model.linear_parameters + model.other_parameters == sum(
+        p.numel() for p in built.parameters()
+    )
     for use_dora in (False, True):
-        lora = LoraConfig(r=8, target_modules="all-linear", use_dora=use_dora, task_type="CAUSAL_LM")
+        lora = LoraConfig(
+            r=8, target_modules="all-linear", use_dora=use_dora, task_type="CAUSAL_LM"
+        )
         adapted: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         assert adapter_parameters(model, spec(lora={"use_dora": use_dora})) == trainable
@@ -70,7 +76,9 @@ def test_targets_by_name() -> None:
     assert adapter_parameters(model, only) == 32 * 8 * ((4096 + 4096) + (4096 + 1024))
     head = spec(lora={"lora_target_modules": ["q_proj", "lm_head"], "exclude_modules": ["q_proj"]})
     assert adapter_parameters(model, head) == 8 * (4096 + 128256)
-    in_full = spec(lora={"lora_target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]})
+    in_full = spec(
+        lora={"lora_target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    )
     assert adapter_parameters(model, in_full) == 32 * 8 * (4096 + 4096) + 2 * 4096 * 128256
 
 
@@ -91,7 +99,9 @@ def test_activations_are_about_what_backward_keeps() -> None:
     )
     base: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     base.to(torch.bfloat16)
-    model: Any = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model: Any = get_peft_model(
+        base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -107,7 +117,9 @@ def test_activations_are_about_what_backward_keeps() -> None:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16),
     ):
-        model.get_base_model().base_model(input_ids=ids, use_cache=False).last_hidden_state.float().sum()
+        model.get_base_model().base_model(
+            input_ids=ids, use_cache=False
+        ).last_hidden_state.float().sum()
     found = architecture_of(config.to_dict())
     assert found is not None
     estimated = estimate_memory(found, spec(), tokens=tokens, trained=0).activations
@@ -124,13 +136,17 @@ def test_each_part_of_the_estimate() -> None:
     whole = estimate_memory(model, spec(model={"dtype": Dtype.FLOAT32}), tokens=4096, trained=1000)
     assert four.weights < eight.weights < plain.weights < whole.weights
     assert 5.2 < four.weights / GIB < 5.6
-    saving = estimate_memory(model, spec(train={"gradient_checkpointing": True}), tokens=4096, trained=1000)
+    saving = estimate_memory(
+        model, spec(train={"gradient_checkpointing": True}), tokens=4096, trained=1000
+    )
     assert saving.activations < plain.activations / 5
     parts = plain.weights + plain.adapter + plain.activations + plain.logits + plain.reserve
     assert plain.total == parts
 
 
-@pytest.mark.parametrize("changes", [{"num_experts": 8}, {"hidden_size": None}, {"num_hidden_layers": "x"}])
+@pytest.mark.parametrize(
+    "changes", [{"num_experts": 8}, {"hidden_size": None}, {"num_hidden_layers": "x"}]
+)
 def test_what_is_not_known_is_not_guessed(changes: dict[str, Any]) -> None:
     assert architecture_of({**CONFIG, **changes}) is None
 

@@ -11,7 +11,9 @@ CODE = ErrorCode.DATASET_ROW_INVALID
 def refusal(
     row: int | None, file: str = "a.jsonl", field: str = "messages[0].role", found: object = 1
 ) -> DataError:
-    return DataError(CODE, "wrong value", file=file, row=row, field=field, expected="a string", found=found)
+    return DataError(
+        CODE, "wrong value", file=file, row=row, field=field, expected="a string", found=found
+    )
 
 
 def test_one_refusal_is_said_as_it_is() -> None:

@@ -38,7 +38,12 @@ def spec(**sections: dict[str, Any]) -> JobSpec:
         "model_name_or_path": "./m",
         "model_file_sha256": {"config.json": "0" * 64, "model.safetensors": "0" * 64},
     }
-    document = {"version": 1, "model": model, "data": {"max_length": 60, "on_overlong": "drop"}, **sections}
+    document = {
+        "version": 1,
+        "model": model,
+        "data": {"max_length": 60, "on_overlong": "drop"},
+        **sections,
+    }
     return JobSpec.model_validate_json(json.dumps(document))
 
 
@@ -54,7 +59,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chat(number: int) -> dict[str, object]:
     answer = f"Answer {number}. " + "word " * (number % 30)
-    return {"messages": [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": answer}]}
+    return {
+        "messages": [
+            {"role": "user", "content": f"{number}?"},
+            {"role": "assistant", "content": answer},
+        ]
+    }
 
 
 def completion(number: int) -> dict[str, object]:
@@ -62,7 +72,11 @@ def completion(number: int) -> dict[str, object]:
 
 
 def pair(number: int) -> dict[str, object]:
-    return {"prompt": f"{number}?", "chosen": " yes" + " indeed" * (number % 20), "rejected": " no" * (number % 3)}
+    return {
+        "prompt": f"{number}?",
+        "chosen": " yes" + " indeed" * (number % 20),
+        "rejected": " no" * (number % 3),
+    }
 
 
 ROWS: dict[str, Callable[[int], dict[str, object]]] = {
@@ -117,7 +131,11 @@ JUDGED = {"evaluation": {"metrics": ["exact_match"], "max_rows": 5}, "data": {"m
     [
         ("chat", {"a.jsonl": 40}, {}),
         ("chat", {"a.jsonl": 20, "b.jsonl": 13, "eval/c.jsonl": 12}, MIX),
-        ("chat", {"a.jsonl": 40}, {"data": {"max_rows": 17, "on_overlong": "error", "max_length": 60}}),
+        (
+            "chat",
+            {"a.jsonl": 40},
+            {"data": {"max_rows": 17, "on_overlong": "error", "max_length": 60}},
+        ),
         ("completion", {"a.jsonl": 40, "eval/b.jsonl": 30}, JUDGED),
         ("completion", {"a.jsonl": 40}, {**JUDGED, "data": {"test_split_size": 0.5}}),
         ("dpo", {"a.jsonl": 30}, {"train": {"method": "dpo"}}),
@@ -127,10 +145,16 @@ JUDGED = {"evaluation": {"metrics": ["exact_match"], "max_rows": 5}, "data": {"m
     ids=["chat", "mix", "max_rows", "tasks", "drawn tasks", "dpo", "kto", "canaries"],
 )
 def test_the_number_of_processes_changes_nothing(
-    tmp_path: Path, tokens: ModelTokenizer, kind: str, files: dict[str, int], sections: dict[str, Any]
+    tmp_path: Path,
+    tokens: ModelTokenizer,
+    kind: str,
+    files: dict[str, int],
+    sections: dict[str, Any],
 ) -> None:
     paths = {name: write(tmp_path / name, kind, count) for name, count in files.items()}
-    one, two = (survey(paths, spec(**sections), tokens, example=4, processes=count) for count in (1, 2))
+    one, two = (
+        survey(paths, spec(**sections), tokens, example=4, processes=count) for count in (1, 2)
+    )
     assert one.refusals.codes.total() >= 3
     assert one.shown is not None
     assert numbers_of(one) == numbers_of(two)
@@ -161,7 +185,9 @@ def test_a_token_outside_the_embedding_is_refused_and_counted_nowhere_else(
     assert numbers_of(one) == numbers_of(two)
 
 
-def test_little_data_is_encoded_by_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_data_is_encoded_by_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (small := tmp_path / "a").write_bytes(bytes(2 * BYTES_PER_PROCESS - 1))
     (large := tmp_path / "b").write_bytes(bytes(3 * BYTES_PER_PROCESS))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
@@ -176,7 +202,9 @@ class _Reporter(RowReporter):
     def __init__(self) -> None:
         """Needs no job."""
 
-    def report(self, file: RowFile, raw_rows: Any, *, first: int, number: int, thread: Any) -> Iterator[RowReport]:
+    def report(
+        self, file: RowFile, raw_rows: Any, *, first: int, number: int, thread: Any
+    ) -> Iterator[RowReport]:
         for row in raw_rows:
             if row == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -196,7 +224,10 @@ def chunks_of(*rows: str) -> Iterator[RowChunk]:
 
 
 def test_a_process_that_is_killed_is_an_error_and_ends_the_others() -> None:
-    with RowProcesses(_Reporter(), 2) as running, pytest.raises(UnavailableError, match="before its time"):
+    with (
+        RowProcesses(_Reporter(), 2) as running,
+        pytest.raises(UnavailableError, match="before its time"),
+    ):
         list(running.reports(chunks_of("hang", *["row"] * 3, "kill", *["row"] * 9)))
     assert not multiprocessing.active_children()
 
@@ -257,7 +288,9 @@ def test_chunks_end_by_rows_and_by_bytes_and_hold_one_file(
 
     def places() -> list[tuple[str, int, int, int]]:
         chunks = list(read_chunks(files, lambda _: None))
-        lines = b"".join(line for chunk in chunks for line in chunk.raw_rows() if isinstance(line, bytes))
+        lines = b"".join(
+            line for chunk in chunks for line in chunk.raw_rows() if isinstance(line, bytes)
+        )
         assert lines == b"".join(path.read_bytes() for path in paths)
         return [(chunk.file.name, chunk.first, chunk.number, chunk.count) for chunk in chunks]
 

@@ -22,8 +22,12 @@ MakeSpec = Callable[..., JobSpec]
 
 def pair(number: int) -> dict[str, object]:
     return {
-        "prompt": [{"role": "user", "content": f"What is {number}" + " indeed" * (number % 5) + "?"}],
-        "chosen": [{"role": "assistant", "content": f"It is the number {number}, as everybody knows."}],
+        "prompt": [
+            {"role": "user", "content": f"What is {number}" + " indeed" * (number % 5) + "?"}
+        ],
+        "chosen": [
+            {"role": "assistant", "content": f"It is the number {number}, as everybody knows."}
+        ],
         "rejected": [{"role": "assistant", "content": "No idea. " * (1 + number % 3)}],
     }
 
@@ -33,9 +37,15 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def test_a_whole_order(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec, tiny_model: Path) -> None:
-    spec = make_spec(train={"method": "dpo", "max_steps": 8, "eval_steps": 4}, output={"samples": 2})
-    ended = run_worker(write(tmp_path / "pairs.jsonl", [pair(number) for number in range(40)]), spec)
+def test_a_whole_order(
+    run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec, tiny_model: Path
+) -> None:
+    spec = make_spec(
+        train={"method": "dpo", "max_steps": 8, "eval_steps": 4}, output={"samples": 2}
+    )
+    ended = run_worker(
+        write(tmp_path / "pairs.jsonl", [pair(number) for number in range(40)]), spec
+    )
     assert ended.code == ExitCode.DONE, ended.log
     assert isinstance(ended.messages[-1], Finished)
     summary: dict[str, Any] = dict(ended.messages[-1].summary)
@@ -44,7 +54,10 @@ def test_a_whole_order(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpe
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert summary["pairs"]["eval_rewards_accuracies"] > 0.9
     assert summary["environment"]["forward"] == "fused"
-    lines = [json.loads(line) for line in (ended.output_dir / "report/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (ended.output_dir / "report/metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines if "eval_rewards_margins" in line] == [0, 4, 8]
     assert all("rewards_margins" in line for line in lines if "loss" in line)
     samples = json.loads((ended.output_dir / "report/samples.json").read_text())
@@ -54,11 +67,15 @@ def test_a_whole_order(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpe
     assert margin(ended.output_dir / "adapter", tiny_model) > 1.0
 
 
-def test_two_processes_share_the_pairs(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec) -> None:
+def test_two_processes_share_the_pairs(
+    run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec
+) -> None:
     """A last step of one pair, which one of them has nothing of, among the steps."""
     data = {
         "pairs.jsonl": write(tmp_path / "pairs.jsonl", [pair(number) for number in range(9)]),
-        "eval/pairs.jsonl": write(tmp_path / "held.jsonl", [pair(number) for number in range(9, 12)]),
+        "eval/pairs.jsonl": write(
+            tmp_path / "held.jsonl", [pair(number) for number in range(9, 12)]
+        ),
     }
     train = {"method": "dpo", "learning_rate": 0.001, "per_device_train_batch_size": 2}
     kept = {"output": {"samples": 0}}
@@ -68,7 +85,10 @@ def test_two_processes_share_the_pairs(run_worker: RunWorker, tmp_path: Path, ma
         assert ended.code == ExitCode.DONE, ended.log
     found, expected = (ended.messages[-1].summary for ended in (two, one))
     assert found["environment"]["processes"] == "2"
-    assert (found["steps"], found["trained_tokens"]) == (expected["steps"], expected["trained_tokens"])
+    assert (found["steps"], found["trained_tokens"]) == (
+        expected["steps"],
+        expected["trained_tokens"],
+    )
     assert found["rows"]["train"] % 4 == 1
     assert found["pairs"] == pytest.approx(expected["pairs"], rel=1e-4, abs=1e-4)
     assert found["eval_loss_after"] == pytest.approx(expected["eval_loss_after"], rel=1e-4)
@@ -77,7 +97,9 @@ def test_two_processes_share_the_pairs(run_worker: RunWorker, tmp_path: Path, ma
 def margin(adapter: Path, tiny_model: Path) -> float:
     """By how many nats the adapter turned the stock model from one new answer to the other."""
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    model: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model), adapter
+    )
     row = pair(77)
     ratios = []
     for side in ("chosen", "rejected"):
@@ -91,7 +113,9 @@ def margin(adapter: Path, tiny_model: Path) -> float:
     return ratios[0] - ratios[1]
 
 
-def test_rows_of_another_kind_end_the_job(run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec) -> None:
+def test_rows_of_another_kind_end_the_job(
+    run_worker: RunWorker, tmp_path: Path, make_spec: MakeSpec
+) -> None:
     rows: list[dict[str, object]] = [pair(1), pair(2), {"text": "canary-77aa"}]
     ended = run_worker(write(tmp_path / "mixed.jsonl", rows), make_spec(train={"method": "dpo"}))
     assert ended.code == ExitCode.JOB

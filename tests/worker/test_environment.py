@@ -36,7 +36,9 @@ def test_nothing_hostile_is_kept() -> None:
 def test_every_place_to_write_is_in_the_scratch_directory() -> None:
     environment = worker_environment(HOSTILE, Path("/scratch"))
     places = {name: value for name, value in environment.items() if value.startswith("/")}
-    assert {"HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "UNSLOTH_COMPILE_LOCATION"} <= set(places)
+    assert {"HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "UNSLOTH_COMPILE_LOCATION"} <= set(
+        places
+    )
     assert all(Path(place).is_relative_to("/scratch") for place in places.values())
 
 

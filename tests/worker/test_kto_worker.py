@@ -22,7 +22,9 @@ def test_from_labelled_answers_to_adapter_and_report(
     rows: list[dict[str, object]] = [
         {
             "prompt": [{"role": "user", "content": f"What is {number}?"}],
-            "completion": [{"role": "assistant", "content": "A number." if number % 2 else "Go away."}],
+            "completion": [
+                {"role": "assistant", "content": "A number." if number % 2 else "Go away."}
+            ],
             "label": bool(number % 2),
         }
         for number in range(40)
@@ -40,7 +42,10 @@ def test_from_labelled_answers_to_adapter_and_report(
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert summary["pairs"]["eval_rewards_margins"] > 0
     assert summary["seconds"]["reference"] > 0
-    lines = [json.loads(line) for line in (ended.output_dir / "report/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (ended.output_dir / "report/metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines if "eval_kl" in line] == [0, 4, 8]
     assert "LoRA by KTO" in (ended.output_dir / "report/report.html").read_text()
     card = (ended.output_dir / "adapter/README.md").read_text()

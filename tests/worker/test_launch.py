@@ -54,13 +54,24 @@ RunWorker = Callable[..., Any]
 MakeSpec = Callable[..., JobSpec]
 
 
-def test_two_processes_do_the_job_of_one(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
+def test_two_processes_do_the_job_of_one(
+    run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec
+) -> None:
     batch = {"per_device_train_batch_size": 2, "eval_steps": 2, "learning_rate": 0.001}
-    two = run_worker(chat_file, make_spec(train={**batch, "num_processes": 2}), processes=2, started_anew=True)
+    two = run_worker(
+        chat_file, make_spec(train={**batch, "num_processes": 2}), processes=2, started_anew=True
+    )
     assert two.code == ExitCode.DONE, two.log
     finished = two.messages[-1]
     assert isinstance(finished, Finished)
-    assert [message.step for message in two.messages if isinstance(message, Progress)] == [1, 2, 3, 4, 5, 6]
+    assert [message.step for message in two.messages if isinstance(message, Progress)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert finished.summary["environment"]["processes"] == "2"  # type: ignore[index, call-overload]
     written = {file.relative_to(two.output_dir).as_posix() for file in two.output_dir.rglob("*")}
     assert written == {
@@ -86,7 +97,12 @@ def test_a_base_spread_over_two_processes(
     Both start from an earlier adapter, whose files come with the rows: two steps of Adam move no number of it by
     more than twice the learning rate.
     """
-    train = {"max_steps": 2, "num_processes": 2, "fsdp": "full_shard", "per_device_train_batch_size": 2}
+    train = {
+        "max_steps": 2,
+        "num_processes": 2,
+        "fsdp": "full_shard",
+        "per_device_train_batch_size": 2,
+    }
     spec = make_spec(lora={"start_from": "adapter"}, train=train)
     torch.manual_seed(5)
     made = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), spec.lora)
@@ -97,13 +113,17 @@ def test_a_base_spread_over_two_processes(
     summary = json.loads((ended.output_dir / "report" / "summary.json").read_bytes())
     assert summary["environment"]["base"] == "spread over all"
     assert summary["environment"]["forward"] == "selected"
-    assert summary["adapter"]["start adapter (SHA-256)"] == sha256_hex(data[WEIGHTS_FILE].read_bytes())
+    assert summary["adapter"]["start adapter (SHA-256)"] == sha256_hex(
+        data[WEIGHTS_FILE].read_bytes()
+    )
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
     assert len(json.loads((ended.output_dir / "report" / "samples.json").read_bytes())) > 0
     adapter = load_file(ended.output_dir / "adapter" / "adapter_model.safetensors")
     assert {min(one.shape) for one in adapter.values()} == {4}
     for name, tensor in load_file(data[WEIGHTS_FILE]).items():
-        torch.testing.assert_close(adapter[name], tensor, rtol=0, atol=2.01 * spec.train.learning_rate)
+        torch.testing.assert_close(
+            adapter[name], tensor, rtol=0, atol=2.01 * spec.train.learning_rate
+        )
 
 
 def losses(ended: Any) -> list[float]:
@@ -111,7 +131,9 @@ def losses(ended: Any) -> list[float]:
     return [values["loss"] for values in metrics if "loss" in values]
 
 
-def test_what_all_of_them_find_wrong_is_said_once(run_worker: RunWorker, tmp_path: Path, chat_file: Path) -> None:
+def test_what_all_of_them_find_wrong_is_said_once(
+    run_worker: RunWorker, tmp_path: Path, chat_file: Path
+) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text(chat_file.read_text() + f'{{"text": ["{CANARY}"]}}\n')
     ended = run_worker(data, processes=2)
@@ -139,11 +161,16 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def endless(chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path) -> TrainingOrder:
+def endless(
+    chat_file: Path, make_spec: MakeSpec, tiny_model: Path, tmp_path: Path
+) -> TrainingOrder:
     (tmp_path / "output").mkdir()
     return TrainingOrder(
         spec=pinning(
-            make_spec(train={"max_steps": 10**6, "num_processes": 2}, data={"test_split_size": 0.0}), tiny_model
+            make_spec(
+                train={"max_steps": 10**6, "num_processes": 2}, data={"test_split_size": 0.0}
+            ),
+            tiny_model,
         ),
         model_dir=tiny_model,
         data_files={"chat.jsonl": chat_file},
@@ -196,23 +223,31 @@ def test_told_to_end_they_leave_a_state_to_go_on_from(
     """The state is the first process's; noise and dropout of the others follow from it: the same bits."""
     steps = 60
     train = {"max_steps": steps, "num_processes": 2, "neftune_noise_alpha": 5.0, "eval_steps": 5}
-    spec = pinning(make_spec(train=train, lora={"lora_dropout": 0.2}, output={"samples": 0}), endless.model_dir)
+    spec = pinning(
+        make_spec(train=train, lora={"lora_dropout": 0.2}, output={"samples": 0}), endless.model_dir
+    )
 
     def order(name: str, resume: Path | None = None) -> TrainingOrder:
         (tmp_path / name).mkdir()
-        return endless.model_copy(update={"spec": spec, "output_dir": tmp_path / name, "resume_dir": resume})
+        return endless.model_copy(
+            update={"spec": spec, "output_dir": tmp_path / name, "resume_dir": resume}
+        )
 
     with training(order("whole")) as (process, events):
         assert isinstance(FROM_WORKER.parse(list(events)[-1]), Finished)
     with training(order("stopped")) as (process, events):
         process.send_signal(signal.SIGTERM)
-        saved = [message for line in events if isinstance(message := FROM_WORKER.parse(line), Saved)]
+        saved = [
+            message for line in events if isinstance(message := FROM_WORKER.parse(line), Saved)
+        ]
         assert process.wait(30) == ExitCode.JOB
     assert 1 <= saved[-1].step < steps, "the signal came too late for this test to show anything"
     checkpoint = tmp_path / "stopped" / "checkpoints" / str(saved[-1].step)
     with training(order("resumed", checkpoint)) as (process, events):
         assert isinstance(FROM_WORKER.parse(list(events)[-1]), Finished)
-    adapters = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "resumed")]
+    adapters = [
+        tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "resumed")
+    ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
@@ -258,7 +293,10 @@ def test_one_that_hangs_does_not_hold_up_the_failure_of_another(endless: Trainin
 
 def ended(*failures: ErrorCode | None, status: int = 0) -> list[launch.RankProcess]:
     told = [None if code is None else Failed(code=code, message=code.value) for code in failures]
-    return [launch.RankProcess(1, to_worker_channel(-1, -1), -1, failure=one, status=status) for one in told]
+    return [
+        launch.RankProcess(1, to_worker_channel(-1, -1), -1, failure=one, status=status)
+        for one in told
+    ]
 
 
 @pytest.mark.parametrize(
@@ -312,4 +350,6 @@ def test_without_a_network_of_their_own_nothing_is_started(monkeypatch: pytest.M
 
 def test_others_than_the_first_write_where_nobody_reads(endless: TrainingOrder) -> None:
     assert ProcessRank(0, 2).own_output_dir(endless.output_dir) == endless.output_dir
-    assert ProcessRank(1, 2).own_output_dir(endless.output_dir) == endless.output_dir / ".ranks" / "1"
+    assert (
+        ProcessRank(1, 2).own_output_dir(endless.output_dir) == endless.output_dir / ".ranks" / "1"
+    )

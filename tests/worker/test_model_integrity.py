@@ -38,12 +38,17 @@ def test_other_bytes_are_refused(model: Path, name: str) -> None:
     (model / name).write_bytes(FILES[name] + b"!")
     with pytest.raises(JobError) as refused:
         verify_model(model, PINNED)
-    assert (refused.value.code, refused.value.expected) == (ErrorCode.MODEL_DIGEST_MISMATCH, PINNED[name])
+    assert (refused.value.code, refused.value.expected) == (
+        ErrorCode.MODEL_DIGEST_MISMATCH,
+        PINNED[name],
+    )
 
 
 @pytest.mark.parametrize("change", ["one more", "one less"])
 def test_other_files_are_refused(model: Path, change: str) -> None:
-    (model / "config.json").unlink() if change == "one less" else (model / "more.json").write_bytes(b"{}")
+    (model / "config.json").unlink() if change == "one less" else (model / "more.json").write_bytes(
+        b"{}"
+    )
     with pytest.raises(JobError, match="base model's files") as refused:
         verify_model(model, PINNED)
     assert refused.value.code is ErrorCode.MODEL_INVALID
@@ -143,7 +148,9 @@ def test_a_worker_loads_no_other_model_than_the_pinned_one(
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    ended = run_worker(chat_file, pinning(make_spec(), tiny_model), model_dir=other, pins=False, ahead=ahead)
+    ended = run_worker(
+        chat_file, pinning(make_spec(), tiny_model), model_dir=other, pins=False, ahead=ahead
+    )
     (failed,) = ended.messages
     assert isinstance(failed, Failed)
     assert failed.code is ErrorCode.MODEL_DIGEST_MISMATCH

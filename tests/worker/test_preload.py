@@ -46,7 +46,9 @@ def facts(ended: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("word", [MODEL_READY, b""], ids=["model loaded ahead", "imported ahead"])
-def test_the_same_bits_come_out(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec, word: bytes) -> None:
+def test_the_same_bits_come_out(
+    run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec, word: bytes
+) -> None:
     spec = make_spec(**SHAKEN)
     plain = run_worker(chat_file, spec)
     expected, expected_facts = adapter(plain), facts(plain)
@@ -57,8 +59,12 @@ def test_the_same_bits_come_out(run_worker: RunWorker, chat_file: Path, make_spe
     assert prepared.out == b""
 
 
-def test_it_was_loaded_before_the_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
-    ended = run_worker(chat_file, make_spec(train={"max_steps": 1, "bf16": False}), ahead=MODEL_READY)
+def test_it_was_loaded_before_the_order(
+    run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec
+) -> None:
+    ended = run_worker(
+        chat_file, make_spec(train={"max_steps": 1, "bf16": False}), ahead=MODEL_READY
+    )
     seconds = json.loads((ended.output_dir / "report" / "summary.json").read_bytes())["seconds"]
     assert seconds["ahead"] > seconds["import"]
 
@@ -104,7 +110,9 @@ def loaded(tiny_model: Path, make_spec: MakeSpec) -> PreloadedModel:
     return PreloadedModel(loader, spec, precision, model, states)
 
 
-def test_the_generators_stand_where_loading_left_them(loaded: PreloadedModel, tiny_model: Path) -> None:
+def test_the_generators_stand_where_loading_left_them(
+    loaded: PreloadedModel, tiny_model: Path
+) -> None:
     expected = torch.rand(3), random.random()
     torch.manual_seed(1)
     random.seed(1)

@@ -38,7 +38,11 @@ class SafetensorsError(Exception):
             ErrorCode.TRAINING_DIVERGED,
             ExitCode.JOB,
         ),
-        (DataError(ErrorCode.DATASET_OVERLONG, "the row is too long"), ErrorCode.DATASET_OVERLONG, ExitCode.JOB),
+        (
+            DataError(ErrorCode.DATASET_OVERLONG, "the row is too long"),
+            ErrorCode.DATASET_OVERLONG,
+            ExitCode.JOB,
+        ),
     ],
     ids=lambda value: getattr(value, "value", type(value).__name__),
 )

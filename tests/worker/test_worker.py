@@ -60,7 +60,9 @@ def failed(ended: Any) -> Failed:
     return message
 
 
-def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec, tiny_model: Path) -> None:
+def test_a_whole_order(
+    run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec, tiny_model: Path
+) -> None:
     spec = make_spec()
     first = run_worker(chat_file, spec)
     assert first.code == ExitCode.DONE, first.log
@@ -72,20 +74,37 @@ def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSp
     assert summary["steps"] == 6
     assert summary["warnings"] == []
     assert summary["eval_loss_after"] < summary["eval_loss_before"]
-    assert [message.step for message in first.messages if isinstance(message, Progress)] == [1, 2, 3, 4, 5, 6]
+    assert [message.step for message in first.messages if isinstance(message, Progress)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     (size,) = [message for message in first.messages if isinstance(message, OutputSize)]
     prepared = [(one.activity, one.percent) for one in first.messages if isinstance(one, Preparing)]
     assert prepared == [(Activity.TOKENIZING, 100), (Activity.LOADING, 0), (Activity.EVALUATING, 0)]
-    assert first.messages.index(size) < next(n for n, m in enumerate(first.messages) if isinstance(m, Progress))
+    assert first.messages.index(size) < next(
+        n for n, m in enumerate(first.messages) if isinstance(m, Progress)
+    )
     assert size.trained_parameters > 0
     assert 0 < size.copied_bytes < 1 << 20
 
     output = first.output_dir
     files = {
-        path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*") if path.is_file()
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file()
     }
-    companions = [path for path in tiny_model.iterdir() if path.name not in ("config.json", "model.safetensors")]
-    assert {f"adapter/{path.name}": path.read_bytes() for path in companions}.items() <= files.items()
+    companions = [
+        path
+        for path in tiny_model.iterdir()
+        if path.name not in ("config.json", "model.safetensors")
+    ]
+    assert {
+        f"adapter/{path.name}": path.read_bytes() for path in companions
+    }.items() <= files.items()
     assert set(files) - {f"adapter/{path.name}" for path in companions} == {
         "adapter/README.md",
         "adapter/adapter_config.json",
@@ -106,8 +125,14 @@ def test_a_whole_order(run_worker: RunWorker, chat_file: Path, make_spec: MakeSp
     )
 
     second = run_worker(chat_file, spec)
-    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/README.md"):
-        assert (second.output_dir / name).read_bytes() == files[name], f"{name} differs between two equal runs"
+    for name in (
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/README.md",
+    ):
+        assert (second.output_dir / name).read_bytes() == files[name], (
+            f"{name} differs between two equal runs"
+        )
 
 
 def held_out_loss(adapter: Path, base: Path, data: Path, spec: JobSpec) -> float:
@@ -121,7 +146,9 @@ def held_out_loss(adapter: Path, base: Path, data: Path, spec: JobSpec) -> float
         prompt = tokenizer.apply_chat_template(row[:1], tokenize=False, add_generation_prompt=True)
         given = tokenizer(prompt, add_special_tokens=False).input_ids
         answer = tokenizer(row[1]["content"] + "<|im_end|>", add_special_tokens=False).input_ids
-        digest = hashlib.sha256(struct.pack(f"<{len(given + answer)}i", *given, *answer) + b"/").digest()
+        digest = hashlib.sha256(
+            struct.pack(f"<{len(given + answer)}i", *given, *answer) + b"/"
+        ).digest()
         word = hmac.digest(key, digest, "sha256")[:8]
         if int.from_bytes(word, "big") >= spec.data.test_split_size * 2**64:
             continue
@@ -136,7 +163,10 @@ def test_files_of_several_formats_and_files_for_evaluation(
     run_worker: RunWorker, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     table, text, held = tmp_path / "a.parquet", tmp_path / "b.csv.gz", tmp_path / "c.tsv"
-    rows = [{"question": f"What is {number}?", "answer": f"It is {number}.", "id": number} for number in range(8)]
+    rows = [
+        {"question": f"What is {number}?", "answer": f"It is {number}.", "id": number}
+        for number in range(8)
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
     lines = ["question,answer,id", *(f"{row['question']},{row['answer']},1" for row in rows[:4])]
     text.write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -160,7 +190,11 @@ def test_a_broken_table_is_not_quoted_anywhere(run_worker: RunWorker, tmp_path: 
     pyarrow.parquet.write_table(whole, table)
     ended = run_worker(table)
     message = failed(ended)
-    assert (message.code, message.file, message.row) == (ErrorCode.DATASET_ROW_INVALID, "a.parquet", 0)
+    assert (message.code, message.file, message.row) == (
+        ErrorCode.DATASET_ROW_INVALID,
+        "a.parquet",
+        0,
+    )
     assert CANARY not in ended.log
     assert CANARY.encode() not in ended.sent
 
@@ -191,7 +225,12 @@ def test_bad_rows_fail_with_their_code_and_are_not_quoted(
     ended = run_worker(data)
     message = failed(ended)
     assert ended.code == ExitCode.JOB
-    assert (message.code, message.file, message.row, message.field) == (code, "bad.jsonl", 40, field)
+    assert (message.code, message.file, message.row, message.field) == (
+        code,
+        "bad.jsonl",
+        40,
+        field,
+    )
     assert message.reason
     assert message.expected
     assert not (ended.output_dir / "adapter").exists()
@@ -225,7 +264,9 @@ def test_divergence_leaves_no_adapter(
     shutil.copytree(tiny_model, model)
     weights = load_file(model / "model.safetensors")
     save_file(
-        {name: tensor * 1e30 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"}
+        {name: tensor * 1e30 for name, tensor in weights.items()},
+        model / "model.safetensors",
+        {"format": "pt"},
     )
     ended = run_worker(chat_file, model_dir=model)
     assert failed(ended).code is ErrorCode.TRAINING_DIVERGED
@@ -254,8 +295,12 @@ def test_being_told_to_stop(
     assert not (tmp_path / "output" / ".scratch").exists()
 
 
-@pytest.mark.parametrize("stdin", [b"{", b"[]", b'{"kind": "training-order", "spec": {}}\n', b"x" * 3_000_000])
-def test_what_is_not_an_order_is_refused(run_worker: RunWorker, chat_file: Path, stdin: bytes) -> None:
+@pytest.mark.parametrize(
+    "stdin", [b"{", b"[]", b'{"kind": "training-order", "spec": {}}\n', b"x" * 3_000_000]
+)
+def test_what_is_not_an_order_is_refused(
+    run_worker: RunWorker, chat_file: Path, stdin: bytes
+) -> None:
     ended = run_worker(chat_file, stdin=stdin)
     assert failed(ended).code is ErrorCode.USAGE
     assert ended.code == ExitCode.USAGE
@@ -266,16 +311,31 @@ def test_the_worker_imports_neither_our_network_parts_nor_our_keys() -> None:
         "import sys, trainer.worker.__main__, trainer.training.run\n"
         "print(sorted(name for name in sys.modules if name.startswith('trainer')))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     loaded = set(re.findall(r"'([\w.]+)'", out.stdout))
     assert "trainer.training.run" in loaded
     parts = {name.split(".")[1] for name in loaded if "." in name}
-    formats = {"data", "spec", "strict_yaml", "yaml_scalars", "models", "encoding", "errors", "error_document"}
+    formats = {
+        "data",
+        "spec",
+        "strict_yaml",
+        "yaml_scalars",
+        "models",
+        "encoding",
+        "errors",
+        "error_document",
+    }
     assert parts <= {"sandbox", "worker", "training", "ipc", "model_files", *formats}
 
 
-def test_packing_is_a_matter_of_the_job_spec(run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec) -> None:
-    spec = make_spec(data={"packing": True, "max_length": 512}, train={"max_steps": -1, "num_train_epochs": 1.0})
+def test_packing_is_a_matter_of_the_job_spec(
+    run_worker: RunWorker, chat_file: Path, make_spec: MakeSpec
+) -> None:
+    spec = make_spec(
+        data={"packing": True, "max_length": 512}, train={"max_steps": -1, "num_train_epochs": 1.0}
+    )
     ended = run_worker(chat_file, spec)
     assert ended.code == 0, ended.log
     summary = json.loads((ended.output_dir / "report" / "summary.json").read_bytes())

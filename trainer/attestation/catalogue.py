@@ -13,7 +13,12 @@ from typing import Final
 from trainer.attestation.checks import CheckDefinition
 from trainer.attestation.claims import claims_checks, statement_checks
 from trainer.attestation.dstack import app_checks, os_checks
-from trainer.attestation.nvidia import boot_checks, boot_event_checks, gpu_endorsement_checks, gpu_report_checks
+from trainer.attestation.nvidia import (
+    boot_checks,
+    boot_event_checks,
+    gpu_endorsement_checks,
+    gpu_report_checks,
+)
 from trainer.attestation.tdx import platform_checks
 from trainer.attestation.tdx.quote_checks import QUOTE_CHECKS
 

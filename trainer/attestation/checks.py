@@ -126,7 +126,12 @@ class Ledger:
         return holds
 
     def compare(
-        self, definition: CheckDefinition, *, expected: object, found: object, detail: str | None = None
+        self,
+        definition: CheckDefinition,
+        *,
+        expected: object,
+        found: object,
+        detail: str | None = None,
     ) -> bool:
         """Records a check as affirmed if `expected` equals `found`, else as contraindicated.
 
@@ -136,9 +141,13 @@ class Ledger:
         Raises:
             ValueError: as for `judge`.
         """
-        return self.judge(definition, expected == found, expected=expected, found=found, detail=detail)
+        return self.judge(
+            definition, expected == found, expected=expected, found=found, detail=detail
+        )
 
-    def leave_open(self, definition: CheckDefinition, *, found: object = None, detail: str | None = None) -> None:
+    def leave_open(
+        self, definition: CheckDefinition, *, found: object = None, detail: str | None = None
+    ) -> None:
         """Records a check as not demanded by the policy.
 
         Raises:
@@ -158,7 +167,12 @@ class Ledger:
         return tuple(self._outcomes[definition] for definition in self._numbers)
 
     def _record(
-        self, definition: CheckDefinition, state: CheckState, expected: object, found: object, detail: str | None
+        self,
+        definition: CheckDefinition,
+        state: CheckState,
+        expected: object,
+        found: object,
+        detail: str | None,
     ) -> None:
         if definition not in self._numbers:
             raise ValueError(f"the check {definition.code} is not in the list of this appraisal")

@@ -21,7 +21,9 @@ MAX_GPUS: Final = 16
 _Parsed = TypeVar("_Parsed")
 
 # The alphabet of Bech32 data lacks 1, b, i and o.
-AgeRecipient = Annotated[str, Field(pattern=r"^age1(pq1)?[02-9ac-hj-np-z]+$", min_length=54, max_length=2408)]
+AgeRecipient = Annotated[
+    str, Field(pattern=r"^age1(pq1)?[02-9ac-hj-np-z]+$", min_length=54, max_length=2408)
+]
 """An age recipient in its text form (`age1…` or `age1pq1…`)."""
 
 # A P-256 SubjectPublicKeyInfo has 91 bytes; the bounds leave room for keys that the check of the key then
@@ -77,7 +79,9 @@ class DatasetClaims(Strict):
     """The front's TLS key; None where the exchange goes as files."""
     gpu_evidence_sha256: Sha256Hex | None
     """SHA-256 of the canonical JSON of `Evidence.gpu`; None where there is no GPU evidence."""
-    sandbox: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], bool], Field(max_length=64)]
+    sandbox: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], bool], Field(max_length=64)
+    ]
     software: Annotated[dict[str, Annotated[str, Field(max_length=128)]], Field(max_length=64)]
     issued_at: UnixTime
     expires_at: UnixTime

@@ -79,7 +79,12 @@ def appraise(
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
     events = judge_app(ledger, evidence, claims, quote.td, policy)
     judge_binding(
-        ledger, claims, quote.td, nonce=nonce, nonce_unused=nonce_unused, peer_spki_sha256=peer_spki_sha256
+        ledger,
+        claims,
+        quote.td,
+        nonce=nonce,
+        nonce_unused=nonce_unused,
+        peer_spki_sha256=peer_spki_sha256,
     )
     judge_time(ledger, claims, policy, now)
     judge_job(ledger, claims, policy)
@@ -89,7 +94,11 @@ def appraise(
     # future are accepted (clock skew), but do not extend it; a quote that did not verify leaves no time at all.
     ends = [claims.expires_at, min(claims.issued_at, now) + policy.freshness.max_age_seconds]
     ends.append(now if quote.valid_until is None else quote.valid_until)
-    ends += [int(certificate.not_valid_after_utc.timestamp()) for chain in chains for certificate in chain]
+    ends += [
+        int(certificate.not_valid_after_utc.timestamp())
+        for chain in chains
+        for certificate in chain
+    ]
     return AttestationResult(
         checks=ledger.checks(),
         claims=claims,
@@ -138,5 +147,7 @@ def appraise_statement_evidence(
     # The quote is fresh and needs its own verification. What runs in the VM was appraised before sealing: here
     # the registers only have to be the same.
     quote = judge_quote(ledger, evidence.quote, collateral, policy, now)
-    judge_statement(ledger, evidence.claims, quote.td, purpose=purpose, statement=statement, earlier=earlier)
+    judge_statement(
+        ledger, evidence.claims, quote.td, purpose=purpose, statement=statement, earlier=earlier
+    )
     return ledger.checks()

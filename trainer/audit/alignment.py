@@ -25,7 +25,9 @@ _NO_ORDER: Final = frozenset(
 )
 
 
-def aligned(name: str, old: Sequence[Node], new: Sequence[Node], identity: Identity) -> Iterator[Pair]:
+def aligned(
+    name: str, old: Sequence[Node], new: Sequence[Node], identity: Identity
+) -> Iterator[Pair]:
     """Pairs the elements of two lists: by key, by value where the order has no meaning, or in sequence.
 
     Args:
@@ -41,7 +43,9 @@ def aligned(name: str, old: Sequence[Node], new: Sequence[Node], identity: Ident
     elif name in _NO_ORDER:
         yield from _leftovers(old, new, identity)
     else:
-        yield from _in_sequence(old, new, [identity(node) for node in old], [identity(node) for node in new])
+        yield from _in_sequence(
+            old, new, [identity(node) for node in old], [identity(node) for node in new]
+        )
 
 
 def _keyed(name: str, nodes: Sequence[Node]) -> Mapping[str, Node]:
@@ -97,7 +101,9 @@ def same_port(node: Node) -> Node:
     protocol = node.get("protocol").text
     parts = (node.get("host_ip").text, node.get("published").text, node.get("target").text)
     text = ":".join(part for part in parts if part)
-    return Node(text + (f"/{protocol}" if protocol not in {"", "tcp"} else ""), node.line, node.path)
+    return Node(
+        text + (f"/{protocol}" if protocol not in {"", "tcp"} else ""), node.line, node.path
+    )
 
 
 def _leftovers(old: Sequence[Node], new: Sequence[Node], identity: Identity) -> Iterator[Pair]:
@@ -130,7 +136,9 @@ def _in_sequence(
         at, then = index + 1, other + 1
 
 
-def _zipped(removed: Sequence[tuple[int, Node]], added: Sequence[tuple[int, Node]]) -> Iterator[Pair]:
+def _zipped(
+    removed: Sequence[tuple[int, Node]], added: Sequence[tuple[int, Node]]
+) -> Iterator[Pair]:
     for one, other in zip_longest(removed, added):
         index = (other or one)[0]
         yield index, one and one[1], other and other[1]

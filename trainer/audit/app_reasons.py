@@ -37,7 +37,12 @@ APP_REASONS: Final[tuple[Reason, ...]] = (
         "whoever deploys can set these variables after the text was measured",
         "list exactly those that the compose file takes, in the profile kms",
     ),
-    Reason("public-logs", "public_logs", "anyone can read what the containers print", "public_logs: false"),
+    Reason(
+        "public-logs",
+        "public_logs",
+        "anyone can read what the containers print",
+        "public_logs: false",
+    ),
     # Load and memory over time say something about the data.
     Reason(
         "public-sysinfo",
@@ -70,10 +75,23 @@ APP_REASONS: Final[tuple[Reason, ...]] = (
         "memory may be written to the VM's disk, encrypted with the disk's key alone",
         "leave it out",
     ),
-    Reason("storage", "storage_fs", "the file system of the VM's disk is not the tested one", "leave it out"),
-    Reason("registry", "docker_config", "images then come from or through another store", "leave it out"),
     Reason(
-        "features", "features", "this older form switches things on that newer releases ignore", "leave it out"
+        "storage",
+        "storage_fs",
+        "the file system of the VM's disk is not the tested one",
+        "leave it out",
+    ),
+    Reason(
+        "registry",
+        "docker_config",
+        "images then come from or through another store",
+        "leave it out",
+    ),
+    Reason(
+        "features",
+        "features",
+        "this older form switches things on that newer releases ignore",
+        "leave it out",
     ),
     Reason(
         "gateway",
@@ -99,6 +117,10 @@ APP_REASONS: Final[tuple[Reason, ...]] = (
         "its files are seeded into the container engine's store or mounted into the VM, unreviewed",
         "leave it out",
     ),
-    Reason("port-policy", "port_policy", "the gateway then forwards to other ports or changes what arrives"),
+    Reason(
+        "port-policy",
+        "port_policy",
+        "the gateway then forwards to other ports or changes what arrives",
+    ),
 )
 """By the key of app-compose.json, first fit first."""

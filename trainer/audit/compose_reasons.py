@@ -93,7 +93,9 @@ SERVICE_REASONS: Final[tuple[Reason, ...]] = (
         "a namespace that is not the container's own shows its processes, memory or network to others",
         "remove it; publish the one port that is needed",
     ),
-    Reason("shared-network", "networks links", "other containers on the network reach the job directly"),
+    Reason(
+        "shared-network", "networks links", "other containers on the network reach the job directly"
+    ),
     Reason(
         "capability",
         "cap_add cap_drop",
@@ -124,7 +126,11 @@ SERVICE_REASONS: Final[tuple[Reason, ...]] = (
         "a mount shows the container files of the VM, or covers files of the program that you reviewed",
         "mount the guest agent's socket and the ciphertext volume, as shipped",
     ),
-    Reason("volumes-from", "volumes_from", "the volumes of other containers are not described in this text"),
+    Reason(
+        "volumes-from",
+        "volumes_from",
+        "the volumes of other containers are not described in this text",
+    ),
     Reason(
         "inline-config",
         "configs secrets",
@@ -143,9 +149,13 @@ SERVICE_REASONS: Final[tuple[Reason, ...]] = (
         "environment",
         "without a job spec in the measured text nothing fixes what the job does",
         "`trainer job render` puts the text of job.yaml there",
-        holds=lambda deviation: deviation.place.endswith("TRAINER_JOB") or deviation.place.endswith("environment"),
+        holds=lambda deviation: (
+            deviation.place.endswith("TRAINER_JOB") or deviation.place.endswith("environment")
+        ),
     ),
-    Reason("environment", "environment", "a variable can change what the program does", "remove it"),
+    Reason(
+        "environment", "environment", "a variable can change what the program does", "remove it"
+    ),
     Reason(
         "env-file",
         "env_file",
@@ -184,7 +194,9 @@ SERVICE_REASONS: Final[tuple[Reason, ...]] = (
     ),
     Reason("user", "user group_add", "the users of the job's processes are part of its sandbox"),
     Reason(
-        "resource-limits", "ulimits pids_limit", "core dumps write memory to a disk; the limits hold others off"
+        "resource-limits",
+        "ulimits pids_limit",
+        "core dumps write memory to a disk; the limits hold others off",
     ),
     Reason(
         "guest-agent-port",
@@ -212,15 +224,30 @@ SERVICE_REASONS: Final[tuple[Reason, ...]] = (
         "names then lead to where this text or its server says",
         "remove it",
     ),
-    Reason("remote-logs", "logging", "what the container prints can go to somewhere else", "leave `logging` out"),
-    Reason("kernel-setting", "sysctls", "kernel settings change what the sandbox relies on", "remove it"),
+    Reason(
+        "remote-logs",
+        "logging",
+        "what the container prints can go to somewhere else",
+        "leave `logging` out",
+    ),
+    Reason(
+        "kernel-setting",
+        "sysctls",
+        "kernel settings change what the sandbox relies on",
+        "remove it",
+    ),
     Reason(
         "cgroup-parent",
         "cgroup_parent",
         "limits and device rules come from a control group that this text does not describe",
         "remove it",
     ),
-    Reason("profiles", "profiles", "a service with a profile starts only where someone asks for it", "remove it"),
+    Reason(
+        "profiles",
+        "profiles",
+        "a service with a profile starts only where someone asks for it",
+        "remove it",
+    ),
 )
 """By the key of the service, first fit first."""
 
@@ -252,6 +279,10 @@ COMPOSE_REASONS: Final[tuple[Reason, ...]] = (
         "the ciphertext volume, as shipped",
     ),
     Reason("inline-config", "configs secrets", "a config can be put over any file of the image"),
-    Reason("shared-network", "networks", "a network of the file can be the VM's own, under another name"),
+    Reason(
+        "shared-network",
+        "networks",
+        "a network of the file can be the VM's own, under another name",
+    ),
 )
 """By the key of the compose file."""

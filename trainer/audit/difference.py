@@ -30,7 +30,8 @@ def difference(old: Document, new: Document) -> tuple[Change, ...]:
     else:
         changes = [*comparison.changes(old.compose, new.compose, EMBEDDED, "")]
         one, other = (
-            Node({key: node for key, node in app.items() if key != EMBEDDED}, 1, "") for app in (old.app, new.app)
+            Node({key: node for key, node in app.items() if key != EMBEDDED}, 1, "")
+            for app in (old.app, new.app)
         )
         changes += comparison.changes(one, other, "", "")
     return tuple(sorted(changes, key=lambda change: change.path))
@@ -42,7 +43,9 @@ class _Comparison:
     def __init__(self, old: Document, new: Document) -> None:
         self._old, self._new = old, new
         self._numbers: dict[object, int] = {}
-        self._known: dict[int, tuple[int, Node]] = {}  # holds the node too: its id() must not be used again
+        self._known: dict[
+            int, tuple[int, Node]
+        ] = {}  # holds the node too: its id() must not be used again
 
     def identity(self, node: Node) -> int:
         """Returns the same number for the same content. In Python `True == 1`; in a compose file it is not."""
@@ -52,7 +55,10 @@ class _Comparison:
             if isinstance(content, tuple):
                 key = ("sequence", *(self.identity(each) for each in content))
             elif isinstance(content, Mapping):
-                key = ("mapping", frozenset((name, self.identity(each)) for name, each in content.items()))
+                key = (
+                    "mapping",
+                    frozenset((name, self.identity(each)) for name, each in content.items()),
+                )
             self._known[id(node)] = self._numbers.setdefault(key, len(self._numbers)), node
         return self._known[id(node)][0]
 
@@ -71,14 +77,18 @@ class _Comparison:
             names: dict[int, str] = {}  # id of a node → name of the option that it is the value of
             for nodes in (one, other):
                 options = argument_names([node.text for node in nodes])
-                names |= {id(node): option or plain for node, option in zip(nodes, options, strict=True)}
+                names |= {
+                    id(node): option or plain for node, option in zip(nodes, options, strict=True)
+                }
             for place, old_one, new_one in aligned(name, one, other, self.identity):
                 secret = next((names[id(each)] for each in (new_one, old_one) if each), plain)
                 yield from self.changes(old_one, new_one, child_path(path, place), secret)
         else:
             yield from self._replaced(before, after, path, name)
 
-    def _replaced(self, old: Node | None, new: Node | None, path: str, name: str) -> Iterator[Change]:
+    def _replaced(
+        self, old: Node | None, new: Node | None, path: str, name: str
+    ) -> Iterator[Change]:
         """Yields the changes of a value that was added, removed, or has another kind than before."""
         leaf = old, new
         # A collection is shown as changes of its parts against an empty one, so that each secret in it is

@@ -79,7 +79,9 @@ class Document:
                 for entry in service.get("configs").elements()
             }
             # Only a mounted config reaches a service; one that nobody mounts does not fix the job.
-            contents = [config.get("content") for name, config in configs.items() if name in mounted]
+            contents = [
+                config.get("content") for name, config in configs.items() if name in mounted
+            ]
             for node in (*_job_variables(service), *contents):
                 nodes.setdefault(node.path, node)
         found = ((node, self._job_spec(node)) for node in nodes.values())
@@ -153,7 +155,9 @@ def read_document(data: bytes) -> Document:
     if embedded.value is not None:
         if not isinstance(embedded.value, str):
             refuse("app-compose file", embedded.line, f"{EMBEDDED} must be text")
-        embedded = _compose(parse_yaml_nodes(embedded.value, what=EMBEDDED, path=EMBEDDED, budget=budget))
+        embedded = _compose(
+            parse_yaml_nodes(embedded.value, what=EMBEDDED, path=EMBEDDED, budget=budget)
+        )
     return Document(root, embedded, root.get(EMBEDDED).text, compose_hash(text), budget)
 
 

@@ -74,4 +74,6 @@ def shown(value: Scalar, name: str = "") -> str:
 
 def printable(text: str) -> str:
     """Returns `text` without characters that move a terminal's cursor or change its colours."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )

@@ -39,12 +39,16 @@ def _tokens(text: str, what: str) -> Iterator[Token]:
             line += 1
             continue
         tokens.append((match[0], line))
-        if len(tokens) > 4 * MAX_NODES:  # at most four tokens for each node: key, colon, value, comma
+        if (
+            len(tokens) > 4 * MAX_NODES
+        ):  # at most four tokens for each node: key, colon, value, comma
             refuse(what, line, "too large")
     return iter(tokens)
 
 
-def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Token | None = None) -> Node:
+def _value(
+    tokens: Iterator[Token], path: str, what: str, depth: int, first: Token | None = None
+) -> Node:
     """Returns the value that begins with `first`, or else with the next token; assumes valid JSON."""
     word, line = first or next(tokens)
     if depth > MAX_DEPTH or len(path) > MAX_PATH:
@@ -55,7 +59,9 @@ def _value(tokens: Iterator[Token], path: str, what: str, depth: int, first: Tok
         elements: list[Node] = []
         while (token := next(tokens))[0] != "]":
             if token[0] != ",":
-                elements.append(_value(tokens, child_path(path, len(elements)), what, depth + 1, token))
+                elements.append(
+                    _value(tokens, child_path(path, len(elements)), what, depth + 1, token)
+                )
         return Node(tuple(elements), line, path)
     value = json.loads(word)
     if isinstance(value, str):

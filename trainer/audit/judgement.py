@@ -40,14 +40,23 @@ def findings(document: Document) -> tuple[Finding, ...]:
     if app is not None:
         source = read_key_source({key: node.plain_value() for key, node in app.items()})
         weaknesses = {_KEY_PLACES[weakness]: weakness for weakness in key_weaknesses(source)}
-    found = [_finding(deviation, weaknesses.pop(deviation.place, None)) for deviation in deviations(document)]
+    found = [
+        _finding(deviation, weaknesses.pop(deviation.place, None))
+        for deviation in deviations(document)
+    ]
     if app is not None:
         for place, weakness in weaknesses.items():
-            found.append(_at_node(Severity.HIGH, weakness.code, app.get(place), weakness.reason, weakness.hint))
+            found.append(
+                _at_node(
+                    Severity.HIGH, weakness.code, app.get(place), weakness.reason, weakness.hint
+                )
+            )
     for node, message in literal_secrets(document):
         found.append(_at_node(Severity.HIGH, "literal-secret", node, message, _SECRET_HINT))
     found += _notes(document)
-    return tuple(sorted(found, key=lambda each: (each.severity.rank, each.line, each.path, each.code)))
+    return tuple(
+        sorted(found, key=lambda each: (each.severity.rank, each.line, each.path, each.code))
+    )
 
 
 def _finding(deviation: Deviation, weakness: KeyWeakness | None) -> Finding:
@@ -73,7 +82,9 @@ def _notes(document: Document) -> Iterator[Finding]:
             continue
         for note in variation.notes:
             if note.holds(node):
-                yield _at_node(Severity.INFO, note.code, node, note.message.format(shown(node.text)), note.hint)
+                yield _at_node(
+                    Severity.INFO, note.code, node, note.message.format(shown(node.text)), note.hint
+                )
 
 
 def _at(document: Document, place: str) -> Node | None:
@@ -84,7 +95,9 @@ def _at(document: Document, place: str) -> Node | None:
             return None
         if key.startswith("["):
             elements, index = node.value, int(key[1:-1])
-            node = elements[index] if isinstance(elements, tuple) and index < len(elements) else None
+            node = (
+                elements[index] if isinstance(elements, tuple) and index < len(elements) else None
+            )
         else:
             node = node.get(key) if node.get(key).value is not None else None
     return node

@@ -41,16 +41,24 @@ def _commands(service: Node) -> Iterator[Node]:
 
 def _named_values(document: Document) -> Iterator[tuple[str, Node]]:
     for service in document.services():
-        for holder in (service.get("environment"), service.get("build").get("args"), service.get("labels")):
+        for holder in (
+            service.get("environment"),
+            service.get("build").get("args"),
+            service.get("labels"),
+        ):
             yield from pairs(holder)
         for command in _commands(service):
             arguments = [*command.elements()]
-            yield from zip(argument_names([each.text for each in arguments]), arguments, strict=True)
+            yield from zip(
+                argument_names([each.text for each in arguments]), arguments, strict=True
+            )
         yield from service.get("logging").get("options").items()
     if document.app is not None:
         # `token_key` is the name of a variable that is sent encrypted, not a token.
         yield from (
-            (name, node) for name, node in document.app.get("docker_config").items() if name != "token_key"
+            (name, node)
+            for name, node in document.app.get("docker_config").items()
+            if name != "token_key"
         )
         yield from (("", each) for name in _SCRIPTS for each in document.app.get(name).elements())
 

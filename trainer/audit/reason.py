@@ -23,7 +23,9 @@ _ENGINES: Final = tuple(
 _CONTROL_ALL: Final = frozenset(
     {"ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "BPF", "DAC_READ_SEARCH"}
 )
-_STEERING: Final = re.compile(r"(?i)(?:LD|PYTHON|COMPOSE|DOCKER|DSTACK)_?\w*|PATH|BASH_ENV|ENV|HOME|\w*ROOT_\w*")
+_STEERING: Final = re.compile(
+    r"(?i)(?:LD|PYTHON|COMPOSE|DOCKER|DSTACK)_?\w*|PATH|BASH_ENV|ENV|HOME|\w*ROOT_\w*"
+)
 _AS_SHIPPED: Final = "start from the shipped file, and see docs/audit.md for what may vary"
 
 
@@ -63,7 +65,9 @@ def _is_above_engine(source: str) -> bool:
 def is_from_outside(deviation: Deviation) -> bool:
     """Returns whether a value is filled in from outside, or is a name alone whose value comes from there."""
     node = deviation.node
-    passed_through = deviation.place.startswith(f"{SERVICE}.environment.") and deviation.found == "null"
+    passed_through = (
+        deviation.place.startswith(f"{SERVICE}.environment.") and deviation.found == "null"
+    )
     return passed_through or any(variables(each.text) for each in node.scalars())
 
 
@@ -82,7 +86,9 @@ def controls_all(deviation: Deviation) -> bool:
 
 def mentions(*words: str) -> Holds:
     """Returns the condition that a value at or below a place contains one of some words."""
-    return lambda deviation: any(word in each.text for each in deviation.node.scalars() for word in words)
+    return lambda deviation: any(
+        word in each.text for each in deviation.node.scalars() for word in words
+    )
 
 
 def is_absent(deviation: Deviation) -> bool:

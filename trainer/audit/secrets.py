@@ -20,7 +20,9 @@ _MAX_NAME: Final = 256
 _SECRET_NAME: Final = re.compile(rf"(?:{_WORDS})$")
 _ASSIGNED: Final = re.compile(rf"(?i)(?<!PUBLIC[_-])({_WORDS})(?<!_FILE)(?<!_PATH)=.+")
 _OPTION: Final = re.compile(r"(--?[A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
-_HANDED_OVER: Final = re.compile(r"""(?<!\S)(--?[A-Za-z][\w.-]*)([ \t]+|=)("[^"]*"|'[^']*'|[^\s"'-]\S*)""")
+_HANDED_OVER: Final = re.compile(
+    r"""(?<!\S)(--?[A-Za-z][\w.-]*)([ \t]+|=)("[^"]*"|'[^']*'|[^\s"'-]\S*)"""
+)
 _URL_PASSWORD: Final = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 _TOKEN_FORMS: Final = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[opsu]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}"

@@ -94,7 +94,9 @@ def _unclear_text(document: Document) -> Iterator[Deviation]:
             yield Deviation(_TEXT, Node(None, token.start_mark.line + 1, path), "plain YAML", form)
     for number, line in enumerate(document.compose_text.split("\n"), 1):
         if not line.replace("\t", " ").isprintable():
-            yield Deviation(_TEXT, Node(None, number, path), "printable characters", "others in this line")
+            yield Deviation(
+                _TEXT, Node(None, number, path), "printable characters", "others in this line"
+            )
 
 
 class _ShapeComparison:
@@ -103,7 +105,9 @@ class _ShapeComparison:
     def __init__(self, document: Document) -> None:
         self._document = document
 
-    def differences(self, node: Node, shipped: Node, place: str, name: str = "") -> Iterator[Deviation]:
+    def differences(
+        self, node: Node, shipped: Node, place: str, name: str = ""
+    ) -> Iterator[Deviation]:
         """Yields the deviations at and below `place`; `name` decides whether a value there is a secret."""
         variation = VARIATIONS.get(place)
         if variation is not None and variation.accepts is not None:
@@ -146,16 +150,22 @@ class _ShapeComparison:
         limit = shorter - start
         end = next((each for each in range(limit) if not same(-1 - each, -1 - each)), limit)
         options = [*argument_names([each.text for each in found])]
-        for index, other in zip_longest(range(start, len(found) - end), range(start, len(wanted) - end)):
+        for index, other in zip_longest(
+            range(start, len(found) - end), range(start, len(wanted) - end)
+        ):
             if index is None:
                 missing = Node(None, node.line, child_path(node.path, other))
-                yield Deviation(child_path(place, other), missing, _describe_shipped(wanted[other]), _NOTHING)
+                yield Deviation(
+                    child_path(place, other), missing, _describe_shipped(wanted[other]), _NOTHING
+                )
             elif other is None:
                 described = _describe(found[index], options[index] or name)
                 yield Deviation(child_path(place, index), found[index], _NOTHING, described)
             else:
                 secret = options[index] or name
-                yield from self.differences(found[index], wanted[other], child_path(place, other), secret)
+                yield from self.differences(
+                    found[index], wanted[other], child_path(place, other), secret
+                )
 
 
 def _missing(node: Node, shipped: Node, place: str) -> Iterator[Deviation]:
@@ -166,7 +176,9 @@ def _missing(node: Node, shipped: Node, place: str) -> Iterator[Deviation]:
         if key in present or (variation is not None and variation.is_optional):
             continue
         expected = variation.grammar if variation is not None else _describe_shipped(wanted)
-        yield Deviation(inner, Node(None, node.line, child_path(node.path, key)), expected, _NOTHING)
+        yield Deviation(
+            inner, Node(None, node.line, child_path(node.path, key)), expected, _NOTHING
+        )
 
 
 def _describe(node: Node, name: str) -> str:
@@ -185,7 +197,9 @@ def _describe(node: Node, name: str) -> str:
 
 def _listed(kind: str, words: list[str]) -> str:
     text = ", ".join(words)
-    return f"a {kind}: {text}" if 0 < len(text) <= _MAX_SHOWN else f"a {kind} of {len(words)} entries"
+    return (
+        f"a {kind}: {text}" if 0 < len(text) <= _MAX_SHOWN else f"a {kind} of {len(words)} entries"
+    )
 
 
 def _describe_shipped(node: Node) -> str:

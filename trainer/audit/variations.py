@@ -23,10 +23,16 @@ JOB_PORT: Final = 8443
 GUEST_AGENT_PORT: Final = 8090
 """Where dstack's guest agent shows its public page."""
 
-_IMAGE: Final = re.compile(r"[a-z0-9][a-z0-9._/-]*(?::[0-9]{1,5}/[a-z0-9._/-]+)?@sha256:(?!0{64})[0-9a-f]{64}")
-_HUB: Final = re.compile(r"https://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[A-Za-z0-9._-]+)*/?")
+_IMAGE: Final = re.compile(
+    r"[a-z0-9][a-z0-9._/-]*(?::[0-9]{1,5}/[a-z0-9._/-]+)?@sha256:(?!0{64})[0-9a-f]{64}"
+)
+_HUB: Final = re.compile(
+    r"https://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[A-Za-z0-9._-]+)*/?"
+)
 _IMAGE_FILE: Final = re.compile(r"/(?:etc|opt|usr)(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
-_PORT: Final = re.compile(rf"(?:(?:[0-9]{{1,3}}\.){{3}}[0-9]{{1,3}}:)?([1-9][0-9]{{0,4}}):{JOB_PORT}")
+_PORT: Final = re.compile(
+    rf"(?:(?:[0-9]{{1,3}}\.){{3}}[0-9]{{1,3}}:)?([1-9][0-9]{{0,4}}):{JOB_PORT}"
+)
 _APP_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE: Final = "[1-9][0-9]{0,6}[kmg]"
 
@@ -88,7 +94,9 @@ def _is_job(node: Node, document: Document) -> bool:
 def _is_operator_variable(node: Node, document: Document) -> bool:
     # The encrypted environment needs a key service. A compose file alone has no profile yet.
     name = node.path.rpartition(".")[2]
-    return node.text == operator_reference(name) and document.profile is not DeploymentProfile.SEALED
+    return (
+        node.text == operator_reference(name) and document.profile is not DeploymentProfile.SEALED
+    )
 
 
 def _are_taken_variables(node: Node, document: Document) -> bool:
@@ -160,7 +168,9 @@ _LIST: Final = (
         f"{SERVICE}.ports[0]",
         f"`PORT:{JOB_PORT}` or `ADDRESS:PORT:{JOB_PORT}`: a port up to 65535, not {GUEST_AGENT_PORT}",
         _is_port,
-        notes=(Note("port-published", "publishes {}", "expected: the job's own port, and no other"),),
+        notes=(
+            Note("port-published", "publishes {}", "expected: the job's own port, and no other"),
+        ),
     ),
     Variation(
         f"{SERVICE}.tmpfs[0]",
@@ -173,7 +183,9 @@ _LIST: Final = (
         _matches(re.compile(f"/tmp:size={_SIZE}")),  # noqa: S108 -- compared only
     ),
     Variation(f"{SERVICE}.pids_limit", "a whole number from 1024 to 65536", _number(1024, 65536)),
-    Variation(f"{SERVICE}.deploy", "absent without a GPU; as shipped with one", None, is_optional=True),
+    Variation(
+        f"{SERVICE}.deploy", "absent without a GPU; as shipped with one", None, is_optional=True
+    ),
     Variation(
         f"{SERVICE}.{_DEVICES}[0].count",
         "`all`, or a whole number from 1 to 64",
@@ -222,7 +234,11 @@ _LIST: Final = (
         f"{', '.join(f'`{name}`' for name in OPERATOR_VARIABLES)}, if the compose file takes it; else empty",
         _are_taken_variables,
     ),
-    Variation(EMBEDDED, "the compose file, as above", lambda _, document: document.compose.value is not None),
+    Variation(
+        EMBEDDED,
+        "the compose file, as above",
+        lambda _, document: document.compose.value is not None,
+    ),
 )
 
 VARIATIONS: Final[Mapping[str, Variation]] = {variation.place: variation for variation in _LIST}

@@ -11,7 +11,9 @@ from trainer.strict_yaml import TokenBudget, YamlError, YamlNode, load_yaml_tree
 _MAX_INTEGER_CHARACTERS: Final = 15
 
 
-def parse_yaml_nodes(text: str, *, what: str, path: str = "", budget: TokenBudget | None = None) -> Node:
+def parse_yaml_nodes(
+    text: str, *, what: str, path: str = "", budget: TokenBudget | None = None
+) -> Node:
     """Parses one YAML document; lines count from 1 in `text`.
 
     Args:
@@ -37,11 +39,15 @@ def _to_node(tree: YamlNode, path: str) -> Node:
         entries = {key: _to_node(entry, child_path(path, key)) for key, entry in content.items()}
         return Node(entries, tree.line, path)
     if isinstance(content, tuple):
-        elements = (_to_node(element, child_path(path, index)) for index, element in enumerate(content))
+        elements = (
+            _to_node(element, child_path(path, index)) for index, element in enumerate(content)
+        )
         return Node(tuple(elements), tree.line, path)
     # Fractions and long integers stay text, since `1.10` must not become 1.1.
     scalar: Scalar = content
-    if tree.kind in {"bool", "null"} or (tree.kind == "int" and len(content) <= _MAX_INTEGER_CHARACTERS):
+    if tree.kind in {"bool", "null"} or (
+        tree.kind == "int" and len(content) <= _MAX_INTEGER_CHARACTERS
+    ):
         value = tree.plain_value()
         scalar = value if isinstance(value, bool | int) else None
     return Node(scalar, tree.line, path)

@@ -15,7 +15,13 @@ from trainer.errors import ExitCode
 if TYPE_CHECKING:
     from trainer.audit import ComposeReview, Finding
 
-_SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
+_SEVERITY_STYLES = {
+    "critical": "bold red",
+    "high": "red",
+    "medium": "yellow",
+    "low": "cyan",
+    "info": "dim",
+}
 _INDENT = 10
 _MAX_SHOWN = 500
 """Findings that are printed, and changes; `--json` has all of them."""
@@ -24,7 +30,8 @@ _MAX_SHOWN = 500
 def audit_compose_file(
     compose: Annotated[Path, typer.Argument(help="app-compose.json or docker-compose.yaml.")],
     against: Annotated[
-        Path | None, typer.Option("--against", metavar="OLD", help="List what changed since this file.")
+        Path | None,
+        typer.Option("--against", metavar="OLD", help="List what changed since this file."),
     ] = None,
     fail_on: Annotated[
         Literal["critical", "high", "medium", "low", "info", "never"],
@@ -35,7 +42,9 @@ def audit_compose_file(
     """Review a compose file before `policy init`: its hash, what is not as shipped, and what changed."""
     from trainer.audit import Severity, audit_compose
 
-    review = audit_compose(read_compose(compose), against=read_compose(against) if against else None)
+    review = audit_compose(
+        read_compose(compose), against=read_compose(against) if against else None
+    )
     if as_json:
         print_json(asdict(review))
     else:
@@ -75,7 +84,9 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
     if review.who_may_submit is not None:
         console.print_wrapped(f"submission: {review.who_may_submit}", indent=2)
     severities = [finding.severity for finding in review.findings]
-    counts = [f"{severities.count(level)} {level.value}" for level in Severity if level in severities]
+    counts = [
+        f"{severities.count(level)} {level.value}" for level in Severity if level in severities
+    ]
     print_line(f"findings: {', '.join(counts) or 'none'}")
 
 

@@ -91,7 +91,9 @@ def print_checks(checks: Sequence[Check], *, title: str, development_root: bool 
     for group in grouped(checks):
         console.print()
         console.print(Text(group.title, style="bold"))
-        _print_check_rows(console, group.checks, _DEVELOPMENT_STYLES if development_root else _STATE_STYLES)
+        _print_check_rows(
+            console, group.checks, _DEVELOPMENT_STYLES if development_root else _STATE_STYLES
+        )
     for check in checks:
         if check.state is CheckState.CONTRAINDICATED:
             _print_failed_check(console, check)
@@ -102,15 +104,25 @@ def print_checks(checks: Sequence[Check], *, title: str, development_root: bool 
 def _print_check_rows(console: Console, checks: Sequence[Check], styles: Mapping[str, str]) -> None:
     """Prints one line per check; checks that were not demanded and found nothing share one line."""
     numbers = Column(width=3, justify="right"), Column(width=2, justify="right")
-    table = _borderless_table(*numbers, Column(width=CODE_COLUMNS), Column(no_wrap=True), Column(no_wrap=True))
-    skipped = [check for check in checks if check.state == "not-demanded" and not (check.found or check.detail)]
+    table = _borderless_table(
+        *numbers, Column(width=CODE_COLUMNS), Column(no_wrap=True), Column(no_wrap=True)
+    )
+    skipped = [
+        check
+        for check in checks
+        if check.state == "not-demanded" and not (check.found or check.detail)
+    ]
     for check in checks:
         if check not in skipped:
-            table.add_row(*map(Text, _check_cells(check, console.width)), style=styles[check.state.value])
+            table.add_row(
+                *map(Text, _check_cells(check, console.width)), style=styles[check.state.value]
+            )
     console.print(table)
     if skipped:
         codes = ", ".join(check.code for check in skipped)
-        console.print(Padding(Text(f"not demanded: {codes}", style=styles["not-demanded"]), (0, 0, 0, 7)))
+        console.print(
+            Padding(Text(f"not demanded: {codes}", style=styles["not-demanded"]), (0, 0, 0, 7))
+        )
 
 
 def _check_cells(check: Check, terminal_columns: int) -> tuple[str, ...]:
@@ -123,7 +135,12 @@ def _check_cells(check: Check, terminal_columns: int) -> tuple[str, ...]:
     found = ": ".join(part for part in (state, check.found or check.detail) if part)
     room = terminal_columns - BASE_COLUMNS
     found_columns = FOUND_COLUMNS + min(room, 0)
-    cells = (SYMBOLS[check.state], str(check.number), check.code, shortened(printable(found), found_columns))
+    cells = (
+        SYMBOLS[check.state],
+        str(check.number),
+        check.code,
+        shortened(printable(found), found_columns),
+    )
     if room < MIN_TITLE_COLUMNS:
         return cells
     return (*cells, check.title if len(check.title) <= room else f"{check.title[: room - 1]}…")
@@ -134,8 +151,12 @@ def _print_failed_check(console: Console, check: Check) -> None:
     from trainer.attestation.result.presentation import SYMBOLS, explanation
 
     console.print()
-    console.print(Text(f"{SYMBOLS[check.state]} {check.number} {check.code}: {check.title}", style="bold red"))
-    table = _borderless_table(Column(width=18, justify="right", style="dim"), Column(overflow="fold"))
+    console.print(
+        Text(f"{SYMBOLS[check.state]} {check.number} {check.code}: {check.title}", style="bold red")
+    )
+    table = _borderless_table(
+        Column(width=18, justify="right", style="dim"), Column(overflow="fold")
+    )
     for label, text in explanation(check):
         table.add_row(Text(label), Text(text))
     console.print(table)

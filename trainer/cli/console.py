@@ -65,7 +65,9 @@ class SafeConsole(Console):
         # Without this, rich shows `:key:` in a name of a file as a picture, even where it reads no markup.
         super().__init__(emoji=False, **options)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         """Renders as rich does, with the text of each segment cleaned."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=clean_text(segment.text))
@@ -95,7 +97,9 @@ def print_wrapped(text: str, *, indent: int = 0, style: str = "") -> None:
     SafeConsole(highlight=False).print_wrapped(text, indent=indent, style=style)
 
 
-def print_summary(summary: Mapping[str, object], *, as_json: bool, show: Sequence[str] | None = None) -> None:
+def print_summary(
+    summary: Mapping[str, object], *, as_json: bool, show: Sequence[str] | None = None
+) -> None:
     """Prints the outcome of a command: with `as_json` everything, otherwise a line for each field in `show`.
 
     Args:

@@ -31,8 +31,12 @@ EXIT_CODES: Final[Mapping[int, str]] = {
 def as_trainer_error(error: OSError) -> TrainerError:
     """Returns the error for a file on the user's machine that cannot be read or written."""
     if error.errno == errno.ENOSPC:
-        return UnavailableError(ErrorCode.STORAGE_FULL, str(error), hint="make room and repeat the command")
-    return UsageError(ErrorCode.USAGE, str(error), hint="check that the path exists and may be written")
+        return UnavailableError(
+            ErrorCode.STORAGE_FULL, str(error), hint="make room and repeat the command"
+        )
+    return UsageError(
+        ErrorCode.USAGE, str(error), hint="check that the path exists and may be written"
+    )
 
 
 def exit_code_of(error: BaseException) -> int:

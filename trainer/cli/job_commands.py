@@ -22,19 +22,25 @@ if TYPE_CHECKING:
     from trainer.fetch.model_listing import ModelListing
 
 job_app = typer.Typer(
-    help="For the operator: write job.yaml, pin its model, render app-compose.json.", no_args_is_help=True
+    help="For the operator: write job.yaml, pin its model, render app-compose.json.",
+    no_args_is_help=True,
 )
 
 
 @job_app.command("init")
 def init_job(
     model: Annotated[
-        str, typer.Argument(help="Base model: a hub id such as org/name, or a directory such as ./model.")
+        str,
+        typer.Argument(
+            help="Base model: a hub id such as org/name, or a directory such as ./model."
+        ),
     ],
-    data: Annotated[Path, typer.Argument(help="A data file, or a sample with a few rows of the same kind.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The job spec; never overwritten.")] = Path(
-        "job.yaml"
-    ),
+    data: Annotated[
+        Path, typer.Argument(help="A data file, or a sample with a few rows of the same kind.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The job spec; never overwritten.")
+    ] = Path("job.yaml"),
     chat_template: Annotated[
         Path | None,
         typer.Option(
@@ -74,7 +80,9 @@ def init_job(
     if as_json:
         print_json({"job": str(output), "model_name_or_path": model, "format": kind})
         return
-    print_line(f"wrote {output} for rows of the kind {kind}; now{':' if local else f': trainer job pin {output}'}")
+    print_line(
+        f"wrote {output} for rows of the kind {kind}; now{':' if local else f': trainer job pin {output}'}"
+    )
     for line in local_commands(output, data) if local else ():
         print_line(line)
 
@@ -122,7 +130,11 @@ def pin_job(
     job: Annotated[Path, typer.Argument(help="job.yaml; edited in place, comments stay.")],
     directory: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="Hash the files in this directory instead of asking the hub."),
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Hash the files in this directory instead of asking the hub.",
+        ),
     ] = None,
     revision: Annotated[
         str | None,
@@ -132,7 +144,8 @@ def pin_job(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write here instead of into job.yaml itself.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write here instead of into job.yaml itself."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -159,7 +172,14 @@ def pin_job(
     spec_sha256 = parse_job_spec(pinned.encode()).sha256()
     if as_json:
         summary = {"model_revision": pins.revision, "model_file_sha256": dict(pins.file_sha256)}
-        print_json({"job": str(target), **summary, "job_spec_sha256": spec_sha256, "changed": pinned != text})
+        print_json(
+            {
+                "job": str(target),
+                **summary,
+                "job_spec_sha256": spec_sha256,
+                "changed": pinned != text,
+            }
+        )
     else:
         print_line(
             f"wrote {target}: {len(pins.file_sha256)} files of {name} at {pins.revision or directory or name}"
@@ -193,7 +213,9 @@ def _open_listing(
             yield list_hub_model(name, revision or written, Path(downloads))
 
 
-def _hash_files(listing: ModelListing, chat_template_path: str | None, progress: TerminalProgress) -> ModelPins:
+def _hash_files(
+    listing: ModelListing, chat_template_path: str | None, progress: TerminalProgress
+) -> ModelPins:
     from trainer.deployment.model_pins import ModelPins, select_model_files
     from trainer.model_files.tensor_listing import INDEX
 
@@ -208,24 +230,32 @@ def _hash_files(listing: ModelListing, chat_template_path: str | None, progress:
 @job_app.command("render")
 def render_job(
     job: Annotated[Path, typer.Argument(help="job.yaml.")],
-    compose: Annotated[Path, typer.Argument(help="docker-compose.yaml with `TRAINER_JOB: |` in the environment.")],
+    compose: Annotated[
+        Path, typer.Argument(help="docker-compose.yaml with `TRAINER_JOB: |` in the environment.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write app-compose.json here; to stdout if absent.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write app-compose.json here; to stdout if absent."),
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option("--check", metavar="FILE", help="Compare with this file; exit code 4 if it differs."),
+        typer.Option(
+            "--check", metavar="FILE", help="Compare with this file; exit code 4 if it differs."
+        ),
     ] = None,
     profile: Annotated[
         Literal["sealed", "kms"],
         typer.Option(
-            "--profile", help="Keys that end with the VM, or those of a key management service (docs/deploy.md)."
+            "--profile",
+            help="Keys that end with the VM, or those of a key management service (docs/deploy.md).",
         ),
     ] = "sealed",
     key_provider_id: Annotated[
         str | None,
         typer.Option(
-            "--key-provider-id", metavar="HEX", help="For the profile kms: which key management service."
+            "--key-provider-id",
+            metavar="HEX",
+            help="For the profile kms: which key management service.",
         ),
     ] = None,
     write_compose: Annotated[
@@ -248,11 +278,17 @@ def render_job(
     rendered = render_compose(read_text_file(compose, "compose file"), job_text)
     data = render_app_compose(rendered, DeploymentProfile(profile), key_provider_id=key_provider_id)
     if profile == "kms" and key_provider_id is None and check is None:
-        print_line("note: no VM boots with this text before --key-provider-id names the key service", err=True)
+        print_line(
+            "note: no VM boots with this text before --key-provider-id names the key service",
+            err=True,
+        )
     if check is not None:
         if read_text_file(check, "app-compose file").encode() != data:
             hint = f"write it with -o {check}"
-            print_line(f"{check} is not what its job spec and compose file render to; hint: {hint}", err=True)
+            print_line(
+                f"{check} is not what its job spec and compose file render to; hint: {hint}",
+                err=True,
+            )
             raise typer.Exit(int(ExitCode.VERIFICATION))
         return
     if write_compose:
@@ -263,26 +299,47 @@ def render_job(
     output.write_bytes(data)
     if as_json:
         print_json(
-            {"app_compose": str(output), "compose_sha256": sha256_hex(data), "job_spec_sha256": spec.sha256()}
+            {
+                "app_compose": str(output),
+                "compose_sha256": sha256_hex(data),
+                "job_spec_sha256": spec.sha256(),
+            }
         )
     else:
-        print_line(f"{output}: compose hash sha256:{sha256_hex(data)}, job spec {spec.sha256()}", err=True)
+        print_line(
+            f"{output}: compose hash sha256:{sha256_hex(data)}, job spec {spec.sha256()}", err=True
+        )
 
 
 def _check_render_options(
-    output: Path | None, check: Path | None, profile: str, key_provider_id: str | None, *, as_json: bool
+    output: Path | None,
+    check: Path | None,
+    profile: str,
+    key_provider_id: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     from trainer.attestation.dstack.key_source import IDENTITY
 
     if output is not None and check is not None:
-        raise UsageError(ErrorCode.USAGE, "--output and --check", expected="one of them", found="both")
+        raise UsageError(
+            ErrorCode.USAGE, "--output and --check", expected="one of them", found="both"
+        )
     if as_json and output is None and check is None:
-        raise UsageError(ErrorCode.USAGE, "--json", expected="--output, since stdout has one object", found="none")
+        raise UsageError(
+            ErrorCode.USAGE,
+            "--json",
+            expected="--output, since stdout has one object",
+            found="none",
+        )
     if key_provider_id is None:
         return
     if profile != "kms":
         raise UsageError(
-            ErrorCode.USAGE, "--key-provider-id", expected="--profile kms", found=f"--profile {profile}"
+            ErrorCode.USAGE,
+            "--key-provider-id",
+            expected="--profile kms",
+            found=f"--profile {profile}",
         )
     if not IDENTITY.fullmatch(key_provider_id):
         raise UsageError(

@@ -13,7 +13,12 @@ def local_compose(job: Path) -> Path:
 
 def render_local_compose(job_text: str) -> bytes:
     """Returns app-compose.json with the job spec in it, as an operator renders it, without an image's digest."""
-    from trainer.deployment import SHIPPED_COMPOSE, DeploymentProfile, render_app_compose, render_compose
+    from trainer.deployment import (
+        SHIPPED_COMPOSE,
+        DeploymentProfile,
+        render_app_compose,
+        render_compose,
+    )
 
     return render_app_compose(render_compose(SHIPPED_COMPOSE, job_text), DeploymentProfile.SEALED)
 

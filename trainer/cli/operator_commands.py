@@ -41,19 +41,28 @@ def run_job_spec(
     ] = None,
     guest_agent: Annotated[
         str | None,
-        typer.Option("--guest-agent", metavar="SOCKET", help="dstack's guest agent; its usual places if absent."),
+        typer.Option(
+            "--guest-agent",
+            metavar="SOCKET",
+            help="dstack's guest agent; its usual places if absent.",
+        ),
     ] = None,
     spool: Annotated[
-        Path | None, typer.Option("--spool", help="Exchange through files in this directory instead of HTTP.")
+        Path | None,
+        typer.Option("--spool", help="Exchange through files in this directory instead of HTTP."),
     ] = None,
     ciphertext: Annotated[
         Path | None,
         typer.Option(
-            "--ciphertext-dir", help="Where sealed uploads and results wait; a temporary directory if absent."
+            "--ciphertext-dir",
+            help="Where sealed uploads and results wait; a temporary directory if absent.",
         ),
     ] = None,
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", help="Directory on a tmpfs; /run/trainer or /dev/shm if absent.")
+        Path | None,
+        typer.Option(
+            "--workspace", help="Directory on a tmpfs; /run/trainer or /dev/shm if absent."
+        ),
     ] = None,
     restarts: Annotated[
         int,
@@ -84,7 +93,11 @@ def run_job_spec(
     options.read_store(
         options.read_spec(os.environ)[0]
     )  # what is wrong with the spec is said once, before anything is started
-    code = run_with_restarts(partial(run_job, options), restarts) if restarts else run_job(options).code
+    code = (
+        run_with_restarts(partial(run_job, options), restarts)
+        if restarts
+        else run_job(options).code
+    )
     raise typer.Exit(int(code))
 
 
@@ -118,10 +131,14 @@ def _list_faults(requested: bool) -> None:
 def simulate_guest_agent(
     socket: Annotated[Path, typer.Option("--socket", help="Unix socket to listen on.")],
     state: Annotated[
-        Path, typer.Option("--state", help="Keeps the development root and keys; gets the files a verifier needs.")
+        Path,
+        typer.Option(
+            "--state", help="Keeps the development root and keys; gets the files a verifier needs."
+        ),
     ] = Path("simulator"),
     app_compose: Annotated[
-        Path | None, typer.Option("--app-compose", help="app-compose.json of the simulated app, exact bytes.")
+        Path | None,
+        typer.Option("--app-compose", help="app-compose.json of the simulated app, exact bytes."),
     ] = None,
     key_provider: Annotated[
         Literal["none", "kms"] | None,
@@ -133,7 +150,9 @@ def simulate_guest_agent(
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option("--fault", metavar="NAME", help="Lie in one field, to test a verifier; may be repeated."),
+        typer.Option(
+            "--fault", metavar="NAME", help="Lie in one field, to test a verifier; may be repeated."
+        ),
     ] = None,
     list_faults: Annotated[
         bool,
@@ -159,10 +178,16 @@ def simulate_guest_agent(
             found=str(app_compose),
             hint="key_provider in the app-compose file decides: `trainer job render --profile` writes it",
         )
-    compose = app_compose.read_bytes().decode() if app_compose else development_compose(key_provider or "none")
+    compose = (
+        app_compose.read_bytes().decode()
+        if app_compose
+        else development_compose(key_provider or "none")
+    )
     print_line(BANNER, err=True)
     for lie in faults:
-        print_line(f"LYING: {lie.name}: {lie.description} (answered by {', '.join(lie.codes)})", err=True)
+        print_line(
+            f"LYING: {lie.name}: {lie.description} (answered by {', '.join(lie.codes)})", err=True
+        )
     serve(
         socket,
         state,

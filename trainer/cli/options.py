@@ -15,19 +15,31 @@ if TYPE_CHECKING:
     from trainer.provider import LocalSecret
     from trainer.provider.identity_files import ProviderIdentity
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only results and errors.")]
-JOB_LOCATION: Final = "https:// URL of the job, its object store (s3://BUCKET/PREFIX), or its spool directory."
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on the last line of stdout.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress, only results and errors.")
+]
+JOB_LOCATION: Final = (
+    "https:// URL of the job, its object store (s3://BUCKET/PREFIX), or its spool directory."
+)
 """Where a job is reached: a location of one of the carriers in `provider/transport/carrier_registry.py`."""
 
 Source = Annotated[str, typer.Argument(metavar="URL", help=JOB_LOCATION)]
 JobUrl = Annotated[str, typer.Option("--job-url", "--via", help=JOB_LOCATION)]
-PolicyFile = Annotated[Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")]
-IdentityFile = Annotated[Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")]
+PolicyFile = Annotated[
+    Path, typer.Option("--policy", help="What you demand of the job (policy.yaml).")
+]
+IdentityFile = Annotated[
+    Path, typer.Option("--identity", "-i", help="Your identity, from `trainer keygen`.")
+]
 SigningIdentity = Annotated[
     Path | None,
     typer.Option(
-        "--identity", "-i", help="Your identity, whose provider key signs: needed where job.yaml lists providers."
+        "--identity",
+        "-i",
+        help="Your identity, whose provider key signs: needed where job.yaml lists providers.",
     ),
 ]
 RecordFile = Annotated[
@@ -49,7 +61,12 @@ ImportedRecord = Annotated[
 DEFAULT_MAX_RESULT_BYTES: Final = 1 << 34
 MaxBytes = Annotated[
     int,
-    typer.Option("--max-bytes", min=1, metavar="BYTES", help="Refuse a sealed result that is larger than this."),
+    typer.Option(
+        "--max-bytes",
+        min=1,
+        metavar="BYTES",
+        help="Refuse a sealed result that is larger than this.",
+    ),
 ]
 JobFile = Annotated[
     Path | None,
@@ -62,14 +79,20 @@ JobFile = Annotated[
 AdapterDir = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", metavar="DIR", help="Start from this earlier adapter: for a job spec with lora.start_from."
+        "--adapter",
+        metavar="DIR",
+        help="Start from this earlier adapter: for a job spec with lora.start_from.",
     ),
 ]
 MaxEpsilon = Annotated[
     float | None,
-    typer.Option("--max-epsilon", help="Accept only differentially private weights, with at most this ε."),
+    typer.Option(
+        "--max-epsilon", help="Accept only differentially private weights, with at most this ε."
+    ),
 ]
-MaxDelta = Annotated[float | None, typer.Option("--max-delta", help="Goes with --max-epsilon: at most this δ.")]
+MaxDelta = Annotated[
+    float | None, typer.Option("--max-delta", help="Goes with --max-epsilon: at most this δ.")
+]
 AcceptedProviders = Annotated[
     list[str] | None,
     typer.Option(
@@ -95,7 +118,10 @@ Notify = Annotated[
     ),
 ]
 GrantFile = Annotated[
-    Path | None, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
+    Path | None,
+    typer.Option(
+        "--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file."
+    ),
 ]
 
 
@@ -143,7 +169,9 @@ def load_attestation(attestation: Path | None, imported: Path | None, policy: Pa
     if attestation is not None and imported is None:
         return provider.read_own_record(attestation, demanded, secret=local_secret())
     if imported is not None and attestation is None:
-        return provider.import_record(imported, demanded, cache=cache_directory(), nonces=nonces_file())
+        return provider.import_record(
+            imported, demanded, cache=cache_directory(), nonces=nonces_file()
+        )
     raise UsageError(
         ErrorCode.USAGE,
         "the appraisal of the job",

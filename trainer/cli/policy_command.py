@@ -21,15 +21,20 @@ if TYPE_CHECKING:
     from trainer.attestation.result.record import Record
     from trainer.provider import PolicyDemands
 
-policy_app = typer.Typer(help="Write and read policies: what you demand of a job.", no_args_is_help=True)
+policy_app = typer.Typer(
+    help="Write and read policies: what you demand of a job.", no_args_is_help=True
+)
 
 
 @policy_app.command("init")
 def policy_init(
-    job: Annotated[list[Path], typer.Option("--job", help="job.yaml that you reviewed; repeatable.")],
+    job: Annotated[
+        list[Path], typer.Option("--job", help="job.yaml that you reviewed; repeatable.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy; never overwritten.")],
     app_compose: Annotated[
-        Path | None, typer.Option("--app-compose", help="app-compose.json that you reviewed; exact bytes.")
+        Path | None,
+        typer.Option("--app-compose", help="app-compose.json that you reviewed; exact bytes."),
     ] = None,
     from_job: Annotated[
         str | None,
@@ -41,7 +46,9 @@ def policy_init(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="FILE", help="With --from-job: app-compose.json that you reviewed."),
+        typer.Option(
+            "--against", metavar="FILE", help="With --from-job: app-compose.json that you reviewed."
+        ),
     ] = None,
     accept_compose: Annotated[
         str | None,
@@ -53,18 +60,30 @@ def policy_init(
     ] = None,
     save_compose: Annotated[
         Path | None,
-        typer.Option("--save-compose", metavar="FILE", help="With --from-job: write the text here, to read it."),
+        typer.Option(
+            "--save-compose",
+            metavar="FILE",
+            help="With --from-job: write the text here, to read it.",
+        ),
     ] = None,
     trust_root: Annotated[
         Path | None,
-        typer.Option("--trust-root", help="PEM of a root other than Intel's, such as a development root."),
+        typer.Option(
+            "--trust-root", help="PEM of a root other than Intel's, such as a development root."
+        ),
     ] = None,
     collateral: Annotated[
-        str | None, typer.Option("--collateral", help="A file, or the URL of a PCCS; Intel's service if absent.")
+        str | None,
+        typer.Option(
+            "--collateral", help="A file, or the URL of a PCCS; Intel's service if absent."
+        ),
     ] = None,
     measurements: Annotated[
         list[Path] | None,
-        typer.Option("--measurements", help="JSON with mrtd and rtmr0-2 of an OS image you trust; repeatable."),
+        typer.Option(
+            "--measurements",
+            help="JSON with mrtd and rtmr0-2 of an OS image you trust; repeatable.",
+        ),
     ] = None,
     gpu: Annotated[
         bool, typer.Option("--gpu/--no-gpu", help="Demand confidential GPUs with fresh reports.")
@@ -72,7 +91,8 @@ def policy_init(
     recipient: Annotated[
         Literal["instance", "derived"],
         typer.Option(
-            "--recipient", help="Key to seal to: of this VM only, or of the app through its key service."
+            "--recipient",
+            help="Key to seal to: of this VM only, or of the app through its key service.",
         ),
     ] = "instance",
     key_provider_id: Annotated[
@@ -93,7 +113,9 @@ def policy_init(
     ] = None,
     app_id: Annotated[
         str | None,
-        typer.Option("--app-id", metavar="HEX", help="The app's id, if app-compose.json has a key service."),
+        typer.Option(
+            "--app-id", metavar="HEX", help="The app's id, if app-compose.json has a key service."
+        ),
     ] = None,
 ) -> None:
     """Write a policy that demands exactly this app, this job, this OS, and keys that nobody else has.
@@ -107,25 +129,33 @@ def policy_init(
     from trainer.spec import read_job_spec
 
     pins = KeyServicePins(key_provider_id, kms_root_key, app_id)
-    demands = provider.PolicyDemands(job, trust_root, collateral, measurements or [], gpu, recipient, pins)
+    demands = provider.PolicyDemands(
+        job, trust_root, collateral, measurements or [], gpu, recipient, pins
+    )
     if from_job is None:
         text = _read_reviewed(app_compose, against, accept_compose, save_compose)
         policy = provider.make_strict_policy(text, demands)
     elif against is None or app_compose is not None:
         raise UsageError(
-            ErrorCode.USAGE, "--from-job", expected="--against, and no --app-compose", found="otherwise"
+            ErrorCode.USAGE,
+            "--from-job",
+            expected="--against, and no --app-compose",
+            found="otherwise",
         )
     else:
         record = _fetch_deployed(from_job, demands, save_compose)
         _require_accepted(record.evidence.app_compose, against, accept_compose)
         policy = _decide_keys(record, demands)
-    provider.write_private_file(output, provider.render_policy(policy, demands, beside=output.parent).encode())
+    provider.write_private_file(
+        output, provider.render_policy(policy, demands, beside=output.parent).encode()
+    )
     print_line(f"wrote {output}; read it before you rely on it: trainer policy explain {output}")
     for path in job:
         print_wrapped(f"{path}: {read_job_spec(path).exchange.who_may_submit}", indent=2)
     if not measurements:
         print_line(
-            "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`", err=True
+            "it accepts no OS yet: add the measurements or the image hash that you trust under `os:`",
+            err=True,
         )
 
 
@@ -177,8 +207,12 @@ def _decide_keys(record: Record, demands: PolicyDemands) -> Policy:
     given = {name: value for name, value in asdict(found).items() if value is not None}
     demands = replace(demands, pins=replace(demands.pins, **given))
     policy = provider.make_strict_policy(record.evidence.app_compose, demands)
-    options = " ".join(f"{option} {value}" for option, value in found.named().items() if value is not None)
-    if options and not (sys.stdin.isatty() and typer.confirm(f"Trust the job's key service, {options}?")):
+    options = " ".join(
+        f"{option} {value}" for option, value in found.named().items() if value is not None
+    )
+    if options and not (
+        sys.stdin.isatty() and typer.confirm(f"Trust the job's key service, {options}?")
+    ):
         raise UsageError(
             ErrorCode.USAGE,
             "the key service of the job",
@@ -209,13 +243,22 @@ def _require_accepted(text: str, against: Path, accepted: str | None) -> None:
     deployed, reviewed = text.encode(), read_compose(against)
     digest = f"sha256:{sha256_hex(deployed)}"
     if accepted is not None and not re.fullmatch("sha256:[0-9a-f]{64}", accepted):
-        raise UsageError(ErrorCode.USAGE, "--accept-compose", expected="sha256: and 64 hex digits", found=accepted)
+        raise UsageError(
+            ErrorCode.USAGE,
+            "--accept-compose",
+            expected="sha256: and 64 hex digits",
+            found=accepted,
+        )
     if accepted not in {None, digest}:
-        raise UsageError(ErrorCode.USAGE, "the deployed app-compose.json", expected=accepted, found=digest)
+        raise UsageError(
+            ErrorCode.USAGE, "the deployed app-compose.json", expected=accepted, found=digest
+        )
     if deployed == reviewed:
         return
     print_review(audit_compose(deployed, against=reviewed), compared=True)
-    if accepted is None and not (sys.stdin.isatty() and typer.confirm(f"Accept the deployed text, {digest}?")):
+    if accepted is None and not (
+        sys.stdin.isatty() and typer.confirm(f"Accept the deployed text, {digest}?")
+    ):
         raise UsageError(
             ErrorCode.USAGE,
             f"the deployed app-compose.json is not {against}",

@@ -40,13 +40,18 @@ if TYPE_CHECKING:
 
 
 def generate_key(
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the identity; never overwritten.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File for the identity; never overwritten.")
+    ],
     x25519: Annotated[
         bool, typer.Option("--x25519", help="Without post-quantum protection, for old age tools.")
     ] = False,
     passphrase: Annotated[
         bool,
-        typer.Option("--passphrase", help="Encrypt the file with a passphrase, which each use of it asks for."),
+        typer.Option(
+            "--passphrase",
+            help="Encrypt the file with a passphrase, which each use of it asks for.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -58,7 +63,9 @@ def generate_key(
     from trainer.provider import create_identity
 
     require_absent(output)
-    made = create_identity(output, hybrid=not x25519, passphrase=_new_passphrase() if passphrase else None)
+    made = create_identity(
+        output, hybrid=not x25519, passphrase=_new_passphrase() if passphrase else None
+    )
     recipient, public = (
         str(made.identities[0].recipient()),
         made.provider_key.public if made.provider_key else None,
@@ -69,20 +76,27 @@ def generate_key(
     print_line("recipient, which results are encrypted to:", err=True)
     print_line(recipient)
     print_line(f"provider key, for exchange.providers of a job spec:\n{public}", err=True)
-    print_line(f"Keep a copy of {output} in a safe place: without it no result of yours can be opened.", err=True)
+    print_line(
+        f"Keep a copy of {output} in a safe place: without it no result of yours can be opened.",
+        err=True,
+    )
 
 
 def _new_passphrase() -> bytes:
     passphrase = ask_passphrase("new passphrase")
     if passphrase != ask_passphrase("the same passphrase again"):
-        raise UsageError(ErrorCode.USAGE, "the two passphrases", expected="the same", found="different ones")
+        raise UsageError(
+            ErrorCode.USAGE, "the two passphrases", expected="the same", found="different ones"
+        )
     return passphrase
 
 
 def seal_data(
     data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.")],
     policy: PolicyFile,
-    recipient: Annotated[list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")],
+    recipient: Annotated[
+        list[str], typer.Option("--recipient", "-r", help="Who the result is for; repeatable.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sealed dataset.")],
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
@@ -152,7 +166,9 @@ def upload_dataset(
 
     record = load_attestation(attestation, imported, policy)
     client = _connect(job_url, record)
-    authorize = provider.make_authorizer(load_identity(identity).provider_key if identity else None, record.result)
+    authorize = provider.make_authorizer(
+        load_identity(identity).provider_key if identity else None, record.result
+    )
     if not sealed.is_file():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {sealed}")
     state, size = sealed.with_name(sealed.name + ".upload.json"), sealed.stat().st_size
@@ -172,7 +188,9 @@ def watch_training(
     policy: PolicyFile,
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
-    identity: Annotated[Path | None, typer.Option("--identity", "-i", help="To read private metrics.")] = None,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", "-i", help="To read private metrics.")
+    ] = None,
     grant: GrantFile = None,
     notify: Notify = None,
     as_json: Json = False,
@@ -186,20 +204,33 @@ def watch_training(
     identities = load_identity(identity).identities if identity else ()
     kept = provider.read_grant_record(grant) if grant else None
     token = kept.events_token if kept and identity else None
-    with notify_at_end(notify, "watch"), TerminalProgress(quiet=as_json, on_stdout=True) as progress:
+    with (
+        notify_at_end(notify, "watch"),
+        TerminalProgress(quiet=as_json, on_stdout=True) as progress,
+    ):
         display = provider.EventDisplay(progress)
-        for event in provider.watch_job(client, identities, token, number=kept.number if kept else None):
+        for event in provider.watch_job(
+            client, identities, token, number=kept.number if kept else None
+        ):
             display.show(event)
             if as_json:
-                print_json(event.model_dump(mode="json") if isinstance(event, Status) else dict(event.values))
+                print_json(
+                    event.model_dump(mode="json")
+                    if isinstance(event, Status)
+                    else dict(event.values)
+                )
             elif isinstance(event, Status) and event.announces_refusal:
-                progress.line("  the dataset was refused: open its report, mend the data, seal and upload it")
+                progress.line(
+                    "  the dataset was refused: open its report, mend the data, seal and upload it"
+                )
 
 
 def pull_result(
     source: Source,
     policy: PolicyFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The sealed result; must not exist.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The sealed result; must not exist.")
+    ],
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
     grant: GrantFile = None,
@@ -207,7 +238,8 @@ def pull_result(
     acknowledge: Annotated[
         bool,
         typer.Option(
-            "--ack", help="With --grant: tell the job that it may end. Better done after `trainer open`."
+            "--ack",
+            help="With --grant: tell the job that it may end. Better done after `trainer open`.",
         ),
     ] = False,
     quiet: Quiet = False,
@@ -223,7 +255,9 @@ def pull_result(
     record = load_attestation(attestation, imported, policy)
     grant_record = provider.read_grant_record(grant) if grant else None
     if acknowledge and grant_record is None:
-        raise UsageError(ErrorCode.USAGE, "--ack needs --grant: only who sealed the dataset can acknowledge")
+        raise UsageError(
+            ErrorCode.USAGE, "--ack needs --grant: only who sealed the dataset can acknowledge"
+        )
     target = output.with_name(output.name + ".deletion.json")
     for path in (output, target):
         require_absent(path)
@@ -232,15 +266,22 @@ def pull_result(
         status = client.status()
         size = provider.require_result_size(status, max_bytes)
         digest = client.download_result(
-            output, limit=max_bytes, progress=lambda done: progress.bytes_done("pulling", done, size)
+            output,
+            limit=max_bytes,
+            progress=lambda done: progress.bytes_done("pulling", done, size),
         )
     manifest_sha256 = grant_record.manifest_sha256 if grant_record else None
     deletion = provider.DeletionReceiver(client, record, target, digest, manifest_sha256)
     statement = None
     try:
-        if not status.announces_refusal:  # a job that goes on has destroyed no keys, and states nothing
+        if (
+            not status.announces_refusal
+        ):  # a job that goes on has destroyed no keys, and states nothing
             statement = deletion.fetch()
-    except (UnavailableError, VerificationError) as error:  # the result is here; the job ended in between
+    except (
+        UnavailableError,
+        VerificationError,
+    ) as error:  # the result is here; the job ended in between
         print_line(f"no valid statement of what the job destroyed: {error.message}", err=True)
     if acknowledge and grant_record is not None:
         try:
@@ -265,13 +306,19 @@ def acknowledge_result(
     source: Source,
     policy: PolicyFile,
     grant: Annotated[
-        Path, typer.Option("--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file.")
+        Path,
+        typer.Option(
+            "--grant", help="The .grant.json that `trainer seal` wrote beside the sealed file."
+        ),
     ],
-    result: Annotated[Path, typer.Option("--result", help="The sealed result that `trainer pull` wrote.")],
+    result: Annotated[
+        Path, typer.Option("--result", help="The sealed result that `trainer pull` wrote.")
+    ],
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep the job's verified deletion statement here.")
+        Path | None,
+        typer.Option("--output", "-o", help="Keep the job's verified deletion statement here."),
     ] = None,
 ) -> None:
     """Tell the job that the result arrived and opened, so that it ends and states what it destroyed."""
@@ -286,7 +333,9 @@ def acknowledge_result(
     if output is not None:
         require_absent(output)
     client = _connect(source, record)
-    deletion = provider.DeletionReceiver(client, record, output, file_sha256(result), grant_record.manifest_sha256)
+    deletion = provider.DeletionReceiver(
+        client, record, output, file_sha256(result), grant_record.manifest_sha256
+    )
     if deletion.acknowledge(grant_record) is None:
         print_line("the job gave no statement of what it destroyed", err=True)
 

@@ -26,13 +26,20 @@ receipt_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Result = Annotated[Path, typer.Argument(metavar="DIR", help="The opened result, as `submit` or `open` left it.")]
+Result = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The opened result, as `submit` or `open` left it.")
+]
 RecordOption = Annotated[
     Path | None,
-    typer.Option("--record", metavar="FILE", help="Its record; DIR.record beside the result if not given."),
+    typer.Option(
+        "--record", metavar="FILE", help="Its record; DIR.record beside the result if not given."
+    ),
 ]
 PolicyOption = Annotated[
-    Path | None, typer.Option("--policy", help="Judge the job by your policy.yaml, not by the one in the record.")
+    Path | None,
+    typer.Option(
+        "--policy", help="Judge the job by your policy.yaml, not by the one in the record."
+    ),
 ]
 AtOption = Annotated[
     str | None,
@@ -95,9 +102,14 @@ def print_account(lines: Sequence[AccountLine]) -> None:
 @receipt_app.command("export")
 def export_receipt(
     result: Result,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the files; must not exist.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the files; must not exist.")
+    ],
     public: Annotated[
-        bool, typer.Option("--public", help="What may be shown to everyone: no data, no losses, no recipients.")
+        bool,
+        typer.Option(
+            "--public", help="What may be shown to everyone: no data, no losses, no recipients."
+        ),
     ] = False,
     record: RecordOption = None,
 ) -> None:
@@ -117,7 +129,9 @@ def export_receipt(
         print_line(str(path))
 
 
-def _verify(result: Path, record: Path | None, policy: Path | None, at: str | None) -> VerifiedReceipt:
+def _verify(
+    result: Path, record: Path | None, policy: Path | None, at: str | None
+) -> VerifiedReceipt:
     from trainer import provider
 
     return provider.verify_result(
@@ -138,6 +152,8 @@ def _document(verified: VerifiedReceipt) -> dict[str, object]:
         "checks": check_states((*attested.checks, *verified.opened.checks)),
         "sealed_sha256": verified.record.sealed.sha256,
         "summary": dict(statement.metrics),
-        "deletion": verified.deletion.predicate.model_dump(mode="json") if verified.deletion else None,
+        "deletion": verified.deletion.predicate.model_dump(mode="json")
+        if verified.deletion
+        else None,
         "not_judged": list(verified.open_questions),
     }

@@ -54,7 +54,9 @@ _SHOWN_FIELDS = ("loss", "adapter_dir", "report", "record", "next", "privacy", "
 def open_result(
     sealed: Annotated[Path, typer.Argument(metavar="FILE", help="The sealed result.")],
     identity: IdentityFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")
+    ],
     policy: PolicyFile,
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
@@ -116,7 +118,9 @@ def submit_dataset(
     job_url: JobUrl,
     policy: PolicyFile,
     identity: IdentityFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the result; must not exist.")
+    ],
     job: JobFile = None,
     adapter: AdapterDir = None,
     max_bytes: MaxBytes = DEFAULT_MAX_RESULT_BYTES,
@@ -171,7 +175,10 @@ def _run_submission(submission: Submission, *, quiet: bool, as_json: bool) -> No
         submitted = run_submission(submission, progress)
     result = submitted.result
     if not as_json and not quiet:
-        checks = {"the job's evidence": submitted.evidence.checks, "the result's receipt": result.checks}
+        checks = {
+            "the job's evidence": submitted.evidence.checks,
+            "the result's receipt": result.checks,
+        }
         print_all_checks(checks, development_root=submitted.evidence.development_root)
     if (failure := result.failure) is not None:
         raise failure
@@ -184,7 +191,9 @@ def _run_submission(submission: Submission, *, quiet: bool, as_json: bool) -> No
             "receipt": {"job_spec_sha256": job_spec_sha256},
             "summary": dict(result.statement.metrics),
             "seconds": dict(submitted.seconds),
-            "deletion": submitted.deletion.predicate.model_dump(mode="json") if submitted.deletion else None,
+            "deletion": submitted.deletion.predicate.model_dump(mode="json")
+            if submitted.deletion
+            else None,
         },
         as_json=as_json,
         show=_SHOWN_FIELDS,
@@ -226,7 +235,9 @@ def _next_commands(result: OpenedResult) -> str:
     # The hub has no model that the job took from a directory of the operator's.
     is_local = isinstance(name, str) and name.startswith(("./", "../", "/"))
     folder = shlex.quote(str(result.folder))
-    return f"trainer try {folder} PROMPT{' --model DIR' * is_local}, or: trainer receipt show {folder}"
+    return (
+        f"trainer try {folder} PROMPT{' --model DIR' * is_local}, or: trainer receipt show {folder}"
+    )
 
 
 def _task_line(metrics: Mapping[str, JsonValue]) -> dict[str, object]:
@@ -237,7 +248,11 @@ def _task_line(metrics: Mapping[str, JsonValue]) -> dict[str, object]:
 
     try:
         task = TaskSummary.model_validate(metrics.get("task"))
-    except ValidationError:  # also what a worker has made up: nothing is shown but names and numbers
+    except (
+        ValidationError
+    ):  # also what a worker has made up: nothing is shown but names and numbers
         return {}
-    changes = ", ".join(f"{name} {before:.1%} → {after:.1%}" for name, before, after in task.changes())
+    changes = ", ".join(
+        f"{name} {before:.1%} → {after:.1%}" for name, before, after in task.changes()
+    )
     return {"task": f"{changes}, over {task.judged} held-out row{'s' if task.judged != 1 else ''}"}

@@ -72,7 +72,9 @@ class TerminalProgress:
 
     def bytes_done(self, label: str, done: int, total: int) -> None:
         """Shows the progress of a transfer, in bytes."""
-        self._show(label, done, total, (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()))
+        self._show(
+            label, done, total, (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        )
         if done >= total and self._console.is_terminal:
             self.end_bar()
 
@@ -101,7 +103,9 @@ class TerminalProgress:
             self.line("  " + "  ".join(f"{name} {value}" for name, value in values.items()))
         elif self._progress is not None and self._task is not None and self._label == "training":
             left = self._progress.tasks[0].fields["note"].get("left")
-            self._progress.update(self._task, note={**self._metrics, **({"left": left} if left else {})})
+            self._progress.update(
+                self._task, note={**self._metrics, **({"left": left} if left else {})}
+            )
 
     def _show(
         self,

@@ -25,17 +25,26 @@ _WEIGHT_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 def try_adapter(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The opened result, or the directory of an adapter.")
+        Path,
+        typer.Argument(metavar="DIR", help="The opened result, or the directory of an adapter."),
     ],
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to ask.")
+    ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="A data file: its rows' prompts, shown with the answers of the rows."),
+        typer.Option(
+            "--file", help="A data file: its rows' prompts, shown with the answers of the rows."
+        ),
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows of the file, from its beginning.")] = 5,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, help="How many rows of the file, from its beginning.")
+    ] = 5,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="The base model's directory; without it the hub is asked for the model."),
+        typer.Option(
+            "--model", help="The base model's directory; without it the hub is asked for the model."
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Length of an answer at most.")
@@ -43,7 +52,8 @@ def try_adapter(
     plain_text: Annotated[
         bool,
         typer.Option(
-            "--plain-text", help="Continue each PROMPT as it is: for rows that no chat template rendered."
+            "--plain-text",
+            help="Continue each PROMPT as it is: for rows that no chat template rendered.",
         ),
     ] = False,
     quiet: Quiet = False,
@@ -58,7 +68,9 @@ def try_adapter(
     from trainer.provider.adapter_trial import find_adapter, prompts_of_file, prompts_of_texts
 
     if not prompts and file is None:
-        raise UsageError(ErrorCode.USAGE, "what to ask", expected="a PROMPT, or --file", found="neither")
+        raise UsageError(
+            ErrorCode.USAGE, "what to ask", expected="a PROMPT, or --file", found="neither"
+        )
     trial = find_adapter(directory)
     with (
         TerminalProgress(quiet=quiet or as_json) as progress,
@@ -71,8 +83,13 @@ def try_adapter(
             from_rows, left_out = prompts_of_file(file, rows, comparison.tokens, trial.data)
             asked += from_rows
         progress.step(f"answering {len(asked)} prompts twice on {comparison.precision.device}")
-        answers = list(comparison.compare([prompt.ids for prompt in asked], max_new_tokens=max_new_tokens))
-    notes = [*trial.notes, *(f"{count} rows left out: {reason.value}" for reason, count in left_out.items())]
+        answers = list(
+            comparison.compare([prompt.ids for prompt in asked], max_new_tokens=max_new_tokens)
+        )
+    notes = [
+        *trial.notes,
+        *(f"{count} rows left out: {reason.value}" for reason, count in left_out.items()),
+    ]
     if as_json:
         print_json(_as_object(trial, asked, answers, notes))
     else:
@@ -93,7 +110,9 @@ def _reporting_here() -> Iterator[None]:
 
 
 @contextmanager
-def _load(trial: AdapterTrial, model: Path | None, progress: TerminalProgress) -> Iterator[AdapterComparison]:
+def _load(
+    trial: AdapterTrial, model: Path | None, progress: TerminalProgress
+) -> Iterator[AdapterComparison]:
     """Yields base model and adapter, after the digest of the base model was compared.
 
     Raises:
@@ -134,7 +153,9 @@ def _download(trial: AdapterTrial, progress: TerminalProgress) -> Path:
             hint="the model card in the adapter's directory lists its files",
         )
     progress.step(f"asking the hub for {name} at {revision}")
-    return download_hub_files(name, revision, _base_files(trial.spec) if trial.spec else _WEIGHT_PATTERNS)
+    return download_hub_files(
+        name, revision, _base_files(trial.spec) if trial.spec else _WEIGHT_PATTERNS
+    )
 
 
 def _model_files(trial: AdapterTrial, place: Path) -> Sequence[str]:
@@ -165,7 +186,10 @@ def _base_files(spec: JobSpec) -> tuple[str, ...]:
 
 
 def _as_object(
-    trial: AdapterTrial, asked: Sequence[TrialPrompt], answers: Sequence[ComparedAnswer], notes: Sequence[str]
+    trial: AdapterTrial,
+    asked: Sequence[TrialPrompt],
+    answers: Sequence[ComparedAnswer],
+    notes: Sequence[str],
 ) -> dict[str, object]:
     return {
         "adapter_sha256": trial.sha256,
@@ -179,7 +203,9 @@ def _as_object(
     }
 
 
-def _print_answers(asked: Sequence[TrialPrompt], answers: Sequence[ComparedAnswer], notes: Sequence[str]) -> None:
+def _print_answers(
+    asked: Sequence[TrialPrompt], answers: Sequence[ComparedAnswer], notes: Sequence[str]
+) -> None:
     """Prints each prompt, and below it the answers in columns beside each other."""
     from rich.padding import Padding
     from rich.rule import Rule

@@ -38,27 +38,36 @@ def validate_dataset(
     ],
     job: Annotated[
         Path | None,
-        typer.Option("--job", help="The job spec that the data is for; not needed where --attestation has it."),
+        typer.Option(
+            "--job",
+            help="The job spec that the data is for; not needed where --attestation has it.",
+        ),
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="Goes with --attestation: what you demand of the job.")
+        Path | None,
+        typer.Option("--policy", help="Goes with --attestation: what you demand of the job."),
     ] = None,
     attestation: RecordFile = None,
     imported: ImportedRecord = None,
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", help="The base model's directory, if job.yaml names no local one; weights are not needed."
+            "--model",
+            help="The base model's directory, if job.yaml names no local one; weights are not needed.",
         ),
     ] = None,
     adapter: AdapterDir = None,
     example: Annotated[
         int | None,
-        typer.Option("--example", min=0, help="Show this row as the model will see it; rows count from 0."),
+        typer.Option(
+            "--example", min=0, help="Show this row as the model will see it; rows count from 0."
+        ),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Also write the report as a new HTML page; it quotes the example."),
+        typer.Option(
+            "--html", help="Also write the report as a new HTML page; it quotes the example."
+        ),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -110,7 +119,9 @@ def validate_dataset(
     _raise_first_problem(found)
 
 
-def _read_spec(job: Path | None, policy: Path | None, attestation: Path | None, imported: Path | None) -> JobSpec:
+def _read_spec(
+    job: Path | None, policy: Path | None, attestation: Path | None, imported: Path | None
+) -> JobSpec:
     """Returns the job spec: of the file that is named, or of the verified job.
 
     Raises:
@@ -119,7 +130,12 @@ def _read_spec(job: Path | None, policy: Path | None, attestation: Path | None, 
     """
     from trainer.spec import read_job_spec
 
-    given = {"--job": job, "--policy": policy, "--attestation": attestation, "--import-record": imported}
+    given = {
+        "--job": job,
+        "--policy": policy,
+        "--attestation": attestation,
+        "--import-record": imported,
+    }
     named = [name for name, value in given.items() if value is not None]
     if job is not None and len(named) == 1:
         return read_job_spec(job)
@@ -207,7 +223,10 @@ def _load_local_model(spec: JobSpec, job: Path | None, chosen: Path | None) -> _
         tokens = _load_tokenizer(files, spec.data)
         if found.tensors is None:
             return _LocalModel(tokens, found.config, files=found)
-        warnings, targets = placement_warnings(found.tensors, spec.lora), count_targets(spec.lora, found.tensors)
+        warnings, targets = (
+            placement_warnings(found.tensors, spec.lora),
+            count_targets(spec.lora, found.tensors),
+        )
         return _LocalModel(tokens, found.config, warnings=warnings, targets=targets, files=found)
 
 

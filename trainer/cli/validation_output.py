@@ -95,9 +95,15 @@ class ValidationReport:
             "warnings": list(self.warnings),
         }
         if self.show_example and found.shown is not None and self.tokens is not None:
-            document["example"] = [list(_split_by_mask(example, self.tokens)) for example in found.shown.examples]
+            document["example"] = [
+                list(_split_by_mask(example, self.tokens)) for example in found.shown.examples
+            ]
         if problem is not None:
-            document["error"] = {"code": problem.code.value, "message": problem.message, "hint": problem.hint}
+            document["error"] = {
+                "code": problem.code.value,
+                "message": problem.message,
+                "hint": problem.hint,
+            }
             document["exit_code"] = int(problem.exit_code)
         return document
 
@@ -106,7 +112,10 @@ class ValidationReport:
         pairs: dict[str, object] | None = None
         if found.pairs.prompt:
             pairs = {"count": len(found.pairs.prompt), "chosen_longer": found.pairs.longer}
-            pairs |= {name: quantiles(getattr(found.pairs, name)) for name in ("prompt", "chosen", "rejected")}
+            pairs |= {
+                name: quantiles(getattr(found.pairs, name))
+                for name in ("prompt", "chosen", "rejected")
+            }
         return {
             "total": sum(found.lengths),
             "trained": found.trained,
@@ -117,8 +126,12 @@ class ValidationReport:
             "length": quantiles(found.lengths),
             "histogram": histogram(found.lengths),
             "pairs": pairs,
-            "labels": {str(label).lower(): count for label, count in outcomes.labels.items()} if outcomes else {},
-            "mix": {name: asdict(counts) for name, counts in found.mix.sets.items()} if found.mix else {},
+            "labels": {str(label).lower(): count for label, count in outcomes.labels.items()}
+            if outcomes
+            else {},
+            "mix": {name: asdict(counts) for name, counts in found.mix.sets.items()}
+            if found.mix
+            else {},
             "duplicate_rows": outcomes.duplicates if outcomes else 0,
             "beyond_context_rows": outcomes.beyond_context if outcomes else 0,
             "split": {**asdict(sizes), "exact": found.exact} if sizes else None,
@@ -158,7 +171,9 @@ def _report_lines(result: ValidationReport, *, columns: int) -> Iterator[str]:
     yield f"{found.kinds.total()} rows: {kinds or 'none'}"
     if len(found.rows) > 1:
         for name, counts in found.rows.items():
-            yield f"          {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            yield f"          {name}: " + ", ".join(
+                f"{count} {kind}" for kind, count in counts.items()
+            )
     for name in found.side_files:
         yield f"          {name}: a side file, without rows"
     refusals = found.refusals
@@ -182,7 +197,9 @@ def _token_lines(result: ValidationReport, columns: int) -> Iterator[str]:
     yield f"tokens    {total}, {_percent(found.trained, total)} of them trained on"
     if found.lost:
         yield f"          {found.lost} more would be trained on, but are cut or dropped"
-    yield "length    " + "  ".join(f"{name} {value}" for name, value in quantiles(found.lengths).items())
+    yield "length    " + "  ".join(
+        f"{name} {value}" for name, value in quantiles(found.lengths).items()
+    )
     yield from _pair_lines(found.pairs)
     if found.outcomes and (labels := found.outcomes.labels):
         yield f"labels    {labels[True]} desirable answers, {labels[False]} undesirable ones"
@@ -202,7 +219,9 @@ def _pair_lines(pairs: PairLengths) -> Iterator[str]:
     count = len(pairs.prompt)
     yield f"pairs     {count}; the chosen answer is the longer one in {_percent(pairs.longer, count)} of them"
     for name in ("prompt", "chosen", "rejected"):
-        values = "  ".join(f"{key} {value}" for key, value in quantiles(getattr(pairs, name)).items())
+        values = "  ".join(
+            f"{key} {value}" for key, value in quantiles(getattr(pairs, name)).items()
+        )
         yield f"          {name:8} {values}"
 
 
@@ -224,7 +243,9 @@ def _cost_lines(result: ValidationReport) -> Iterator[str]:
         counts = "  ".join(f"{name} {count}" for name, count in result.targets.items())
         yield f"adapter   {counts} (modules of each name in lora.lora_target_modules)"
     if result.start_adapter is not None:
-        yield from (f"start     {name}: {text}" for name, text in result.start_adapter.describe().items())
+        yield from (
+            f"start     {name}: {text}" for name, text in result.start_adapter.describe().items()
+        )
     if memory is not None:
         shares = ", ".join(f"{name} {size / GIB:.2f}" for name, size in asdict(memory).items())
         total = f"{memory.total / GIB:.2f} GiB"
@@ -275,12 +296,19 @@ def _print_example(console: SafeConsole, result: ValidationReport) -> None:
         return
     count = f" ({len(shown.examples)} examples)" if len(shown.examples) > 1 else ""
     count = " (the chosen answer, then the rejected one)" if result.found.pairs.prompt else count
-    console.print(Text(f"example   {shown.row.file} row {shown.row.index}{count}; trained on: ⟦…⟧", style="bold"))
+    console.print(
+        Text(
+            f"example   {shown.row.file} row {shown.row.index}{count}; trained on: ⟦…⟧",
+            style="bold",
+        )
+    )
     for example in shown.examples:
         line = Text()
         for trained, text in _split_by_mask(example, tokens):
             shown_text = show_control_characters(text)[:MAX_EXAMPLE_CHARACTERS]
-            line.append(f"⟦{shown_text}⟧" if trained else shown_text, style="green" if trained else "dim")
+            line.append(
+                f"⟦{shown_text}⟧" if trained else shown_text, style="green" if trained else "dim"
+            )
         console.print(line)
 
 
@@ -293,7 +321,9 @@ _PAGE_STYLE: Final = (
 def render_page_html(result: ValidationReport) -> str:
     """Returns the report as one HTML page, without scripts and without requests to anywhere."""
     lines = html.escape(clean_text("\n".join(_report_lines(result, columns=_PAGE_COLUMNS))))
-    warnings = "".join(f"<p class=w>{html.escape(clean_text(warning))}</p>" for warning in result.warnings)
+    warnings = "".join(
+        f"<p class=w>{html.escape(clean_text(warning))}</p>" for warning in result.warnings
+    )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>trainer validate</title>"
         f"<style>{_PAGE_STYLE}</style><h1>The dataset in the job</h1><pre>{lines}</pre>{warnings}"

@@ -13,7 +13,14 @@ import typer
 
 from trainer.cli.check_output import print_attestation_result
 from trainer.cli.console import error_document, print_error, print_json, print_line
-from trainer.cli.options import Json, Quiet, cache_directory, local_secret, nonces_file, require_absent
+from trainer.cli.options import (
+    Json,
+    Quiet,
+    cache_directory,
+    local_secret,
+    nonces_file,
+    require_absent,
+)
 from trainer.errors import ErrorCode, TrainerError, UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -52,7 +59,10 @@ def verify_job(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Write a report to read: one HTML file without scripts; never overwritten."),
+        typer.Option(
+            "--html",
+            help="Write a report to read: one HTML file without scripts; never overwritten.",
+        ),
     ] = None,
     nonce: Annotated[
         str | None,
@@ -80,7 +90,9 @@ def verify_job(
             require_absent(path)
     demanded = provider.read_policy(policy) if policy is not None else None
     if nonce is not None and not re.fullmatch(r"[0-9a-f]{64}", nonce):
-        raise UsageError(ErrorCode.USAGE, "--nonce", expected="64 lower-case hex digits", found="something else")
+        raise UsageError(
+            ErrorCode.USAGE, "--nonce", expected="64 lower-case hex digits", found="something else"
+        )
     if Path(source).is_file():
         record = _appraise_file(Path(source), demanded, nonce, at)
     else:
@@ -106,7 +118,12 @@ def _report(record: Record, *, quiet: bool, as_json: bool) -> None:
         from trainer.attestation.result.ear import result_document
 
         # One object, whatever the verdict: the error is a part of it.
-        print_json({**result_document(record.result), **({} if problem is None else error_document(problem))})
+        print_json(
+            {
+                **result_document(record.result),
+                **({} if problem is None else error_document(problem)),
+            }
+        )
     elif not quiet:
         print_attestation_result(record.result)
     if problem is not None:
@@ -114,7 +131,9 @@ def _report(record: Record, *, quiet: bool, as_json: bool) -> None:
         raise typer.Exit(int(problem.exit_code))
 
 
-def _appraise_job(source: str, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
+def _appraise_job(
+    source: str, demanded: Policy | None, nonce: str | None, at: str | None
+) -> Record:
     from trainer import provider
 
     if provider.is_result(Path(source)):
@@ -148,9 +167,16 @@ def _appraise_job(source: str, demanded: Policy | None, nonce: str | None, at: s
     return provider.appraise_job(client, demanded, cache=cache_directory(), nonces=nonces_file())
 
 
-def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
+def _appraise_file(
+    path: Path, demanded: Policy | None, nonce: str | None, at: str | None
+) -> Record:
     """Appraises a saved result or evidence; the content of the file decides which it is."""
-    from trainer.attestation.result.record import MAX_RECORD_BYTES, is_record, load_record, reappraise
+    from trainer.attestation.result.record import (
+        MAX_RECORD_BYTES,
+        is_record,
+        load_record,
+        reappraise,
+    )
     from trainer.provider import read_small_file
 
     data = read_small_file(path, "evidence", MAX_RECORD_BYTES)
@@ -171,7 +197,9 @@ def _appraise_file(path: Path, demanded: Policy | None, nonce: str | None, at: s
     return reappraise(recorded, now=now, policy=demanded, nonce=nonce)
 
 
-def _appraise_evidence(data: bytes, demanded: Policy | None, nonce: str | None, at: str | None) -> Record:
+def _appraise_evidence(
+    data: bytes, demanded: Policy | None, nonce: str | None, at: str | None
+) -> Record:
     from trainer import provider
     from trainer.attestation.evidence import parse_evidence
 

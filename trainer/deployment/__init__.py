@@ -21,7 +21,11 @@ from trainer.deployment.model_pins import (
     read_model_name,
     select_model_files,
 )
-from trainer.deployment.operator_variables import OPERATOR_VARIABLES, operator_reference, read_operator_variables
+from trainer.deployment.operator_variables import (
+    OPERATOR_VARIABLES,
+    operator_reference,
+    read_operator_variables,
+)
 from trainer.deployment.shipped_compose import SHIPPED_COMPOSE
 
 __all__ = [

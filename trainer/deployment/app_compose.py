@@ -20,7 +20,8 @@ from trainer.errors import ErrorCode, UsageError
 APP_NAME: Final = "confidential-trainer"
 
 KEY_PROVIDER_PLACEHOLDER: Final = (
-    "FILL IN: the public key of the KMS root certificate as hex (trainer job render --key-provider-id)"
+    "FILL IN: the public key of the KMS root certificate as hex "
+    "(trainer job render --key-provider-id)"
 )
 """`key_provider_id` of a template. It is no hex, so that a guest that gets it does not boot."""
 
@@ -48,7 +49,10 @@ _SETTINGS: Final[Mapping[str, object]] = {
 
 
 def render_app_compose(
-    compose: str, profile: DeploymentProfile = DeploymentProfile.SEALED, *, key_provider_id: str | None = None
+    compose: str,
+    profile: DeploymentProfile = DeploymentProfile.SEALED,
+    *,
+    key_provider_id: str | None = None,
 ) -> bytes:
     """Returns the bytes of app-compose.json. `allowed_envs` lists the operator's variables that the file takes.
 
@@ -85,7 +89,12 @@ def render_app_compose(
 def _profile_settings(profile: DeploymentProfile, key_provider_id: str | None) -> dict[str, object]:
     if profile is DeploymentProfile.SEALED:
         # The gateway and the encrypted environment need a KMS: without one, a mapped port is the way in.
-        return {"key_provider": "none", "kms_enabled": False, "key_provider_id": "", "gateway_enabled": False}
+        return {
+            "key_provider": "none",
+            "kms_enabled": False,
+            "key_provider_id": "",
+            "gateway_enabled": False,
+        }
     return {
         "key_provider": "kms",
         "kms_enabled": True,

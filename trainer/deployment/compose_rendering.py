@@ -70,7 +70,8 @@ def read_embedded_job(compose: str) -> str:
         document = load_yaml_tree(compose, compose_features=True).plain_value()
     except YamlError as error:
         raise UsageError(
-            ErrorCode.USAGE, f"the compose file, line {error.line}: not acceptable YAML: {error.problem}"
+            ErrorCode.USAGE,
+            f"the compose file, line {error.line}: not acceptable YAML: {error.problem}",
         ) from error
     services = document.get("services") if isinstance(document, dict) else None
     environments = [
@@ -78,7 +79,11 @@ def read_embedded_job(compose: str) -> str:
         for service in (services.values() if isinstance(services, dict) else ())
         if isinstance(service, dict)
     ]
-    texts = [each[JOB_VARIABLE] for each in environments if isinstance(each, dict) and JOB_VARIABLE in each]
+    texts = [
+        each[JOB_VARIABLE]
+        for each in environments
+        if isinstance(each, dict) and JOB_VARIABLE in each
+    ]
     text = from_compose(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None
     if text is None:
         raise UsageError(

@@ -80,7 +80,9 @@ _DPO: Final = """\
   num_train_epochs: 1.0
 """
 
-_KTO: Final = _DPO.replace("method: dpo", "method: kto").replace("# pairs", "# answers; one alone teaches nothing")
+_KTO: Final = _DPO.replace("method: dpo", "method: kto").replace(
+    "# pairs", "# answers; one alone teaches nothing"
+)
 _PREFERENCE_TRAINING: Final = {"preference": _DPO, "unpaired_preference": _KTO}
 
 
@@ -107,7 +109,15 @@ def render_job_template(
         # As a block of lines, which a reviewer can read, unless a character must be escaped.
         plain = chat_template.replace("\n", "").isprintable()
         section = {"data": {"chat_template": chat_template}}
-        block = yaml.safe_dump(section, default_style="|" if plain else '"', allow_unicode=plain, width=1 << 20)
-        data += block.partition("\n")[2].replace('"chat_template"', "chat_template", 1).removesuffix("...\n")
+        block = yaml.safe_dump(
+            section, default_style="|" if plain else '"', allow_unicode=plain, width=1 << 20
+        )
+        data += (
+            block.partition("\n")[2]
+            .replace('"chat_template"', "chat_template", 1)
+            .removesuffix("...\n")
+        )
     train = _PREFERENCE_TRAINING.get(row_kind, _SUPERVISED)
-    return _TEMPLATE.format(model=model, revision=revision, zero=_ZERO_DIGEST, data=data, train=train, host=host)
+    return _TEMPLATE.format(
+        model=model, revision=revision, zero=_ZERO_DIGEST, data=data, train=train, host=host
+    )

@@ -56,7 +56,9 @@ def select_model_files(
         loaded.add(WEIGHTS)
     elif INDEX in present and index is not None:
         loaded |= {INDEX, *_read_shards(index)}
-    missing = sorted(loaded - present) or [name for name in ("config.json", WEIGHTS) if name not in loaded]
+    missing = sorted(loaded - present) or [
+        name for name in ("config.json", WEIGHTS) if name not in loaded
+    ]
     if missing and not (missing == [WEIGHTS] and INDEX in loaded):
         raise UsageError(
             ErrorCode.USAGE,
@@ -89,7 +91,9 @@ def read_model_name(text: str) -> tuple[str, str | None]:
     name, revision = (model.get(key) for key in ("model_name_or_path", "model_revision"))
     if name is None or not isinstance(name.content, str) or not name.content:
         raise UsageError(ErrorCode.SPEC_INVALID, "job spec: model.model_name_or_path is missing")
-    return name.content, revision.content if revision and isinstance(revision.content, str) else None
+    return name.content, revision.content if revision and isinstance(
+        revision.content, str
+    ) else None
 
 
 def read_chat_template_path(text: str) -> str | None:
@@ -151,7 +155,9 @@ def _indent(lines: Sequence[str], model: Mapping[str, YamlNode]) -> str:
     return line[: len(line) - len(line.lstrip(" "))]
 
 
-def _edit_digests(lines: Sequence[str], model: Mapping[str, YamlNode], digests: Mapping[str, str]) -> _LineEdit:
+def _edit_digests(
+    lines: Sequence[str], model: Mapping[str, YamlNode], digests: Mapping[str, str]
+) -> _LineEdit:
     node, indent = model.get("model_file_sha256"), _indent(lines, model)
     if node is None:
         after_name = model["model_name_or_path"].line
@@ -174,7 +180,9 @@ def _edit_revision(lines: Sequence[str], model: Mapping[str, YamlNode], revision
     return _LineEdit(node.line - 1, node.line, [f"{line}{comment}"])
 
 
-def _render_digests(indent: str, digests: Mapping[str, str], comments: Mapping[str, str]) -> list[str]:
+def _render_digests(
+    indent: str, digests: Mapping[str, str], comments: Mapping[str, str]
+) -> list[str]:
     entries = (
         f'{indent}  {name}: "{digest}"{" " * 2 if name in comments else ""}{comments.get(name, "")}'
         for name, digest in sorted(digests.items())
@@ -205,7 +213,10 @@ def _entry_comments(digests: YamlNode, lines: Sequence[str]) -> dict[str, str]:
 def _require_pinned(text: str, pins: ModelPins) -> None:
     """Requires that the edited text is a job spec with exactly these pins: the edit relies on its layout."""
     model = parse_job_spec(text.encode()).model
-    if (model.model_revision, dict(model.model_file_sha256)) != (pins.revision, dict(pins.file_sha256)):
+    if (model.model_revision, dict(model.model_file_sha256)) != (
+        pins.revision,
+        dict(pins.file_sha256),
+    ):
         raise UsageError(
             ErrorCode.SPEC_INVALID,
             "the section `model` cannot be edited",

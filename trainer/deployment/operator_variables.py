@@ -12,7 +12,9 @@ from typing import Final
 from trainer.exchange.object_store import STORE_VARIABLES
 from trainer.strict_yaml import YamlError, load_yaml_tree
 
-_STORE: Final = "how the object store of the job spec is reached, which carries ciphertext and public documents"
+_STORE: Final = (
+    "how the object store of the job spec is reached, which carries ciphertext and public documents"
+)
 
 OPERATOR_VARIABLES: Final[Mapping[str, str]] = {
     "HF_TOKEN": "access to models at the hub; digests in the job spec decide what is loaded",
@@ -44,5 +46,8 @@ def read_operator_variables(compose: str) -> tuple[str, ...]:
     return tuple(
         name
         for name in OPERATOR_VARIABLES
-        if any(isinstance(each, dict) and each.get(name) == operator_reference(name) for each in environments)
+        if any(
+            isinstance(each, dict) and each.get(name) == operator_reference(name)
+            for each in environments
+        )
     )

@@ -67,7 +67,9 @@ def read_store_variables(environment: Mapping[str, str]) -> dict[str, str]:
     variables = {name: environment[name] for name in STORE_VARIABLES if environment.get(name)}
     for name, value in variables.items():
         if re.fullmatch(STORE_VARIABLES[name], value) is None:
-            raise UsageError(ErrorCode.STORE_REFUSED, name, expected=STORE_VARIABLES[name], found="another text")
+            raise UsageError(
+                ErrorCode.STORE_REFUSED, name, expected=STORE_VARIABLES[name], found="another text"
+            )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         if name not in variables:
             raise UsageError(

@@ -94,7 +94,11 @@ def part_name(name: str, number: int) -> str:
 
 
 def upload_parts(
-    store: ObjectStore, name: str, path: Path, confirmed: ConfirmedParts, progress: Progress | None = None
+    store: ObjectStore,
+    name: str,
+    path: Path,
+    confirmed: ConfirmedParts,
+    progress: Progress | None = None,
 ) -> None:
     """Uploads a file in parts, and its index once all of them are there.
 
@@ -160,7 +164,9 @@ def download_parts(
             offset = number * PART_BYTES
             length = min(PART_BYTES, index.size - offset)
             if is_new or sha256_hex(os.pread(descriptor, length, offset)) != index.parts[number]:
-                content = _get_part(store, part_name(name, number), index.parts[number], attempts, sleep)
+                content = _get_part(
+                    store, part_name(name, number), index.parts[number], attempts, sleep
+                )
                 os.pwrite(descriptor, content, offset)
             count.add(length)
 
@@ -189,7 +195,9 @@ def delete_parts(store: ObjectStore, name: str) -> None:
         _side_by_side(lambda number: store.delete(part_name(name, number)), range(len(index.parts)))
 
 
-def _get_part(store: ObjectStore, name: str, digest: str, attempts: int, sleep: Callable[[float], None]) -> bytes:
+def _get_part(
+    store: ObjectStore, name: str, digest: str, attempts: int, sleep: Callable[[float], None]
+) -> bytes:
     """Returns a part; asks again while it is missing or wrong: a store may give an earlier object for a while."""
     for attempt in range(attempts):
         if attempt:

@@ -43,7 +43,11 @@ class S3Store:
                 "secret_access_key": variables["AWS_SECRET_ACCESS_KEY"],
                 "region": variables.get("AWS_REGION", "us-east-1"),
                 **({"endpoint": endpoint} if endpoint else {}),
-                **({"session_token": token} if (token := variables.get("AWS_SESSION_TOKEN")) else {}),
+                **(
+                    {"session_token": token}
+                    if (token := variables.get("AWS_SESSION_TOKEN"))
+                    else {}
+                ),
             },
             client_options={
                 "allow_http": (endpoint or "").startswith("http://"),

@@ -138,7 +138,9 @@ class SpoolFiles(Protocol):
     def put(self, name: str, data: bytes) -> None:
         """Places a small file; replaces an existing one."""
 
-    def send_file(self, name: str, source: Path, state: Path | None, progress: Progress | None) -> None:
+    def send_file(
+        self, name: str, source: Path, state: Path | None, progress: Progress | None
+    ) -> None:
         """Places a copy of `source` under a name.
 
         Args:
@@ -148,7 +150,9 @@ class SpoolFiles(Protocol):
             progress: receives the bytes copied.
         """
 
-    def receive_file(self, name: str, target: Path, result: SpoolResult, progress: Progress | None) -> None:
+    def receive_file(
+        self, name: str, target: Path, result: SpoolResult, progress: Progress | None
+    ) -> None:
         """Copies the file `name` to `target`, which appears complete.
 
         Raises:
@@ -236,7 +240,9 @@ class SpoolDirectory:
             raise OSError(errno.EINVAL, "a special file")
         return os.fdopen(descriptor, "rb")
 
-    def load(self, name: str, model: type[Document], limit: int = MAX_STATUS_BYTES) -> Document | None:
+    def load(
+        self, name: str, model: type[Document], limit: int = MAX_STATUS_BYTES
+    ) -> Document | None:
         """Returns a JSON file as `model`; None if `read` finds none or it does not validate."""
         return parse_document(self.read(name, limit), model)
 
@@ -268,12 +274,20 @@ class SpoolDirectory:
         finally:
             partial.unlink(missing_ok=True)
 
-    def send_file(self, name: str, source: Path, state: Path | None, progress: Progress | None) -> None:  # noqa: ARG002
+    def send_file(
+        self,
+        name: str,
+        source: Path,
+        state: Path | None,  # noqa: ARG002
+        progress: Progress | None,
+    ) -> None:
         """Places a copy of `source` under a name. An interrupted copy starts again, so `state` is not used."""
         with source.open("rb") as file, self.placing(name) as target:
             _copy_and_hash(file, target, progress, limit=os.fstat(file.fileno()).st_size)
 
-    def receive_file(self, name: str, target: Path, result: SpoolResult, progress: Progress | None) -> None:
+    def receive_file(
+        self, name: str, target: Path, result: SpoolResult, progress: Progress | None
+    ) -> None:
         """Copies the regular file `name` to `target`, atomically.
 
         Raises:
@@ -293,7 +307,9 @@ class SpoolDirectory:
             result.require(_copy_and_hash(source, file, progress, limit=result.size + 1))
 
 
-def _copy_and_hash(source: BinaryIO, target: BinaryIO, progress: Progress | None, *, limit: int) -> str:
+def _copy_and_hash(
+    source: BinaryIO, target: BinaryIO, progress: Progress | None, *, limit: int
+) -> str:
     """Copies at most `limit` bytes of `source` to `target` in blocks and returns their SHA-256 in hex."""
     digest = hashlib.sha256()
     copied = 0

@@ -26,7 +26,12 @@ def open_store(location: str, environment: Mapping[str, str]) -> ObjectStore:
         UsageError: no such kind of store; a variable has not its form; the library is missing.
     """
     if not is_store_location(location):
-        raise UsageError(ErrorCode.USAGE, "the location of a store", expected="s3://BUCKET/PREFIX", found=location)
+        raise UsageError(
+            ErrorCode.USAGE,
+            "the location of a store",
+            expected="s3://BUCKET/PREFIX",
+            found=location,
+        )
     variables = read_store_variables(environment)
     try:
         from trainer.exchange.s3_store import S3Store  # noqa: PLC0415 -- the library is an extra

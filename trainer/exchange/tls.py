@@ -38,7 +38,8 @@ def make_server_context(*, now: int) -> tuple[ssl.SSLContext, bytes]:
     context.set_alpn_protocols(["http/1.1"])
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     _load_certificate(
-        context, _self_sign(key, now) + key.private_bytes(encoding, form, serialization.NoEncryption())
+        context,
+        _self_sign(key, now) + key.private_bytes(encoding, form, serialization.NoEncryption()),
     )
     return context, _public_key_der(key.public_key())
 
@@ -49,7 +50,9 @@ def hash_public_key(key: PublicKeyTypes) -> str:
 
 
 def _public_key_der(key: PublicKeyTypes) -> bytes:
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _self_sign(key: ec.EllipticCurvePrivateKey, now: int) -> bytes:
@@ -119,7 +122,10 @@ class PinnedContext(ssl.SSLContext):
         if server_side or not do_handshake_on_connect:
             raise ValueError("a pinned context is for clients that complete the handshake at once")
         wrapped = super().wrap_socket(
-            sock, suppress_ragged_eofs=suppress_ragged_eofs, server_hostname=server_hostname, session=session
+            sock,
+            suppress_ragged_eofs=suppress_ragged_eofs,
+            server_hostname=server_hostname,
+            session=session,
         )
         try:
             self._check_peer_key(wrapped)
@@ -145,7 +151,9 @@ class PinnedContext(ssl.SSLContext):
         try:
             found = hash_public_key(x509.load_der_x509_certificate(der).public_key())
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the peer's certificate cannot be read") from error
+            raise UnavailableError(
+                ErrorCode.JOB_UNREACHABLE, "the peer's certificate cannot be read"
+            ) from error
         if self.pin is None:
             self.pin = found
         elif self.pin != found:

@@ -79,7 +79,9 @@ class UploadGate:
     providers: tuple[str, ...]
     tls_spki_sha256: str | None
 
-    def admits(self, token: str | None, size: int, scope: UploadScope | None, *, now: float) -> bool:
+    def admits(
+        self, token: str | None, size: int, scope: UploadScope | None, *, now: float
+    ) -> bool:
         """Returns whether an upload may begin.
 
         Args:
@@ -108,7 +110,9 @@ class UploadGate:
             document, signature = _decode(document_text), _decode(signature_text)
         except (UnicodeEncodeError, binascii.Error):
             return None
-        if not any(is_signed_by(provider, signature, _DOMAIN, document) for provider in self.providers):
+        if not any(
+            is_signed_by(provider, signature, _DOMAIN, document) for provider in self.providers
+        ):
             return None
         try:
             return parse_strict(_DOCUMENT, document)

@@ -40,7 +40,9 @@ _BLOCK_BYTES: Final = 1 << 20
 _PARALLEL_DOWNLOADS: Final = 4
 
 
-def fetch_model(model: ModelSection, base_dir: Path, into: Path, *, hub_token: str | None = None) -> None:
+def fetch_model(
+    model: ModelSection, base_dir: Path, into: Path, *, hub_token: str | None = None
+) -> None:
     """Brings the listed files into `into`, and nothing else.
 
     Args:
@@ -72,7 +74,13 @@ def fetch_model(model: ModelSection, base_dir: Path, into: Path, *, hub_token: s
             else:
                 downloaded = download_from_hub(model, name, staging, hub_token=hub_token)
             # Of the file that is then renamed, not of the stream: a library wrote it, or several attempts.
-            _accept(downloaded, into / name, model.model_file_sha256[name], file_sha256(downloaded), name)
+            _accept(
+                downloaded,
+                into / name,
+                model.model_file_sha256[name],
+                file_sha256(downloaded),
+                name,
+            )
 
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
             list(pool.map(download_checked, names))
@@ -87,7 +95,9 @@ def _staging(into: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise JobError(ErrorCode.WORKSPACE_FULL, "no room for the base model") from error
-        raise JobError(ErrorCode.MODEL_INVALID, f"the base model cannot be stored: {error.strerror}") from error
+        raise JobError(
+            ErrorCode.MODEL_INVALID, f"the base model cannot be stored: {error.strerror}"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -52,10 +52,16 @@ def send_token_to_hub_only() -> None:
 
 def _origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
+    return (
+        parts.scheme,
+        (parts.hostname or "").lower(),
+        parts.port or (443 if parts.scheme == "https" else 80),
+    )
 
 
-def download_from_hub(model: ModelSection, name: str, staging: Path, *, hub_token: str | None) -> Path:
+def download_from_hub(
+    model: ModelSection, name: str, staging: Path, *, hub_token: str | None
+) -> Path:
     """Downloads one file of the pinned revision from the hub that `HF_ENDPOINT` names.
 
     Raises:

@@ -63,7 +63,9 @@ def list_directory(directory: Path) -> ModelListing:
     """
     if not directory.is_dir():
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"{directory} is not a directory")
-    names = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    names = (
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
+    )
     return ModelListing(None, tuple(sorted(names)), lambda name: directory / name)
 
 
@@ -79,7 +81,9 @@ def list_hub_model(name: str, revision: str | None, downloads: Path) -> ModelLis
         UsageError: the hub's client is not installed.
         UnavailableError: the hub does not answer, or does not have the model or revision.
     """
-    os.environ.update(HUB_VARIABLES, HF_HOME=str(downloads / "home"))  # read when the client is imported
+    os.environ.update(
+        HUB_VARIABLES, HF_HOME=str(downloads / "home")
+    )  # read when the client is imported
     try:
         from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415 -- reads its environment when imported
     except ModuleNotFoundError as error:
@@ -88,7 +92,9 @@ def list_hub_model(name: str, revision: str | None, downloads: Path) -> ModelLis
             f"the package {error.name} is missing",
             hint="install confidential-trainer[job], or name a directory with --from",
         ) from error
-    info = _ask_hub(name, lambda: HfApi(token=False).model_info(name, revision=revision, files_metadata=True))
+    info = _ask_hub(
+        name, lambda: HfApi(token=False).model_info(name, revision=revision, files_metadata=True)
+    )
     files = {file.rfilename: file for file in info.siblings or ()}
     stated = {key: file.lfs.sha256 for key, file in files.items() if file.lfs}
 
@@ -96,7 +102,9 @@ def list_hub_model(name: str, revision: str | None, downloads: Path) -> ModelLis
         return Path(
             _ask_hub(
                 f"{name}: {file}",
-                lambda: hf_hub_download(name, file, revision=info.sha, local_dir=downloads, token=False),
+                lambda: hf_hub_download(
+                    name, file, revision=info.sha, local_dir=downloads, token=False
+                ),
             )
         )
 

@@ -81,7 +81,13 @@ async def serve(settings: FrontSettings) -> None:
     context, key = make_server_context(now=int(time.time()))
     exchange = settings.exchange
     gate = UploadGate(exchange.providers, sha256_hex(key))
-    app = build_app(control, settings.spool, max_upload_bytes=exchange.max_upload_bytes, limits=limits, gate=gate)
+    app = build_app(
+        control,
+        settings.spool,
+        max_upload_bytes=exchange.max_upload_bytes,
+        limits=limits,
+        gate=gate,
+    )
     config = http_config(app, limits, context)
     # The claims attest this key: a man in the middle with another TLS key is detected by the provider.
     await control.send(Ready(port=listener.getsockname()[1], tls_key=key.hex(), sandbox=sandbox))
@@ -113,7 +119,9 @@ def _parse(arguments: list[str]) -> FrontSettings:
     parser.add_argument("--spool", type=Path, required=True)
     parser.add_argument("--settings-json", default="{}")
     parser.add_argument("--limits-json", default="{}")
-    parser.add_argument("--files", action="store_true", help="exchange files in the spool; no network")
+    parser.add_argument(
+        "--files", action="store_true", help="exchange files in the spool; no network"
+    )
     parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json)
     given = parser.parse_args(arguments)
     return FrontSettings(

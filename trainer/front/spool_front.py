@@ -60,7 +60,14 @@ _LOOK_SECONDS: Final = 0.2
 _ASK_AGAIN_SECONDS: Final = 2.0
 """Pause before evidence that the supervisor did not have is asked for again."""
 _EARLIER_RESULT_NAME: Final = "earlier-" + RESULT_NAME
-_STALE: Final = (DELETION_NAME, EVIDENCE_NAME, STATUS_NAME, RESULT_INFO_NAME, ACKNOWLEDGEMENT_NAME, EVENTS_NAME)
+_STALE: Final = (
+    DELETION_NAME,
+    EVIDENCE_NAME,
+    STATUS_NAME,
+    RESULT_INFO_NAME,
+    ACKNOWLEDGEMENT_NAME,
+    EVENTS_NAME,
+)
 
 
 @dataclass
@@ -105,7 +112,9 @@ class SpoolFront:
         """
         for name in _STALE:
             self.spool.clear(name)
-        terms = SpoolTerms(max_upload_bytes=self.max_upload_bytes, joint=self.joint, providers=self.gate.providers)
+        terms = SpoolTerms(
+            max_upload_bytes=self.max_upload_bytes, joint=self.joint, providers=self.gate.providers
+        )
         self._put(TERMS_NAME, terms.model_dump_json(exclude_defaults=True).encode())
         self.channel.send(Ready(port=0, tls_key=None, sandbox=self.sandbox))
         while self._take_messages():
@@ -133,7 +142,11 @@ class SpoolFront:
                 self._nonce, self._ask_again_at = None, self.clock() + _ASK_AGAIN_SECONDS
             case OpenUpload(accept=accept, scope=scope):
                 # A job that accepts a dataset makes a new result; one of an earlier job may not have been pulled.
-                if accept and not self._has_opened and (earlier := self.spool.file(RESULT_NAME)).exists():
+                if (
+                    accept
+                    and not self._has_opened
+                    and (earlier := self.spool.file(RESULT_NAME)).exists()
+                ):
                     self.spool.clear(_EARLIER_RESULT_NAME)
                     earlier.rename(self.spool.file(_EARLIER_RESULT_NAME))
                 self._has_opened |= accept
@@ -161,8 +174,12 @@ class SpoolFront:
             self._nonce = nonce
             self._asked += 1
             self.channel.send(EvidenceRequest(id=self._asked, nonce=nonce))
-        if self._result is not None and len(self._acknowledged) < len(self._result.acknowledgement_sha256):
-            for name in self.spool.find(JOINT_ACKNOWLEDGEMENT) if self.joint else (ACKNOWLEDGEMENT_NAME,):
+        if self._result is not None and len(self._acknowledged) < len(
+            self._result.acknowledgement_sha256
+        ):
+            for name in (
+                self.spool.find(JOINT_ACKNOWLEDGEMENT) if self.joint else (ACKNOWLEDGEMENT_NAME,)
+            ):
                 self._look_for_acknowledgement(self._result, name)
         for name in self.spool.find(JOINT_DATASET) if self.joint else (DATASET_NAME,):
             if self._accepting:
@@ -225,7 +242,9 @@ class SpoolFront:
 
     def _append_event(self, line: bytes) -> None:
         # O_NOFOLLOW and O_NONBLOCK: it may be a link or a FIFO again.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = (
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
         descriptor = os.open(self.spool.file(EVENTS_NAME), flags, 0o600)
         try:
             if os.fstat(descriptor).st_size + len(line) <= MAX_EVENTS_BYTES:

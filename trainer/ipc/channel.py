@@ -107,7 +107,9 @@ class MessageFormat(Generic[Content]):
         except ValueError:
             raise self.violation("not a message (not strict JSON)") from None
 
-    def violation(self, reason: str, *, expected: object = None, found: object = None) -> TrainerError:
+    def violation(
+        self, reason: str, *, expected: object = None, found: object = None
+    ) -> TrainerError:
         """Returns the error for a sender that does not keep to this format."""
         return self.error(self.code, f"{self.sender}: {reason}", expected=expected, found=found)
 
@@ -206,7 +208,9 @@ class Channel(Generic[Incoming, Outgoing]):
                     except BlockingIOError:
                         continue
         except OSError as error:
-            raise self._incoming.violation("the other end of the control channel is gone") from error
+            raise self._incoming.violation(
+                "the other end of the control channel is gone"
+            ) from error
 
     def receive(self, *, timeout: float | None = None) -> Incoming | None:
         """Returns the next message; None once the other end has closed.
@@ -255,7 +259,9 @@ class Channel(Generic[Incoming, Outgoing]):
         except BlockingIOError:
             return True
         except ConnectionError:
-            block = b""  # a socket whose other end died with unread data; a pipe reports an end of file
+            block = (
+                b""  # a socket whose other end died with unread data; a pipe reports an end of file
+            )
         self._decoder.feed(block)
         return bool(block)
 

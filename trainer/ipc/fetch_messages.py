@@ -34,7 +34,9 @@ class FetchOrder(ChannelMessage):
     model: ModelSection
     base_dir: _Directory
     into: _Directory
-    hub_token: Annotated[str, Field(pattern=r"^[!-~]{1,512}$")] | None = Field(default=None, repr=False)
+    hub_token: Annotated[str, Field(pattern=r"^[!-~]{1,512}$")] | None = Field(
+        default=None, repr=False
+    )
     plan: SandboxPlan | None = None
 
 

@@ -134,7 +134,9 @@ class PrivateEvent(ChannelMessage):
 
     # Base64 has no newline, so the text cannot begin another event in a stream of server-sent events.
     kind: Literal["private-event"] = "private-event"
-    sealed: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=MAX_SEALED_EVENT_BYTES)]
+    sealed: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=MAX_SEALED_EVENT_BYTES)
+    ]
 
 
 class ResultReady(ChannelMessage):
@@ -174,7 +176,14 @@ class Shutdown(ChannelMessage):
 
 FrontMessage = Ready | EvidenceRequest | UploadReady | Acknowledged | FrontFailed
 SupervisorMessage = (
-    EvidenceReply | StatusUpdate | OpenUpload | TokenHashes | PrivateEvent | ResultReady | DeletionReady | Shutdown
+    EvidenceReply
+    | StatusUpdate
+    | OpenUpload
+    | TokenHashes
+    | PrivateEvent
+    | ResultReady
+    | DeletionReady
+    | Shutdown
 )
 
 FROM_FRONT: Final[MessageFormat[FrontMessage]] = MessageFormat(
@@ -196,10 +205,14 @@ TO_FRONT: Final[MessageFormat[SupervisorMessage]] = MessageFormat(
 def supervisor_channel(sock: socket.socket) -> Channel[FrontMessage, SupervisorMessage]:
     """Returns the supervisor's end: sends `SupervisorMessage`, receives `FrontMessage`."""
     descriptor = sock.detach()  # the channel owns and closes it from here on
-    return Channel(descriptor, descriptor, incoming=FROM_FRONT, outgoing=TO_FRONT, send_seconds=SEND_SECONDS)
+    return Channel(
+        descriptor, descriptor, incoming=FROM_FRONT, outgoing=TO_FRONT, send_seconds=SEND_SECONDS
+    )
 
 
 def front_channel(sock: socket.socket) -> Channel[SupervisorMessage, FrontMessage]:
     """Returns the front's end: sends `FrontMessage`, receives `SupervisorMessage`."""
     descriptor = sock.detach()
-    return Channel(descriptor, descriptor, incoming=TO_FRONT, outgoing=FROM_FRONT, send_seconds=SEND_SECONDS)
+    return Channel(
+        descriptor, descriptor, incoming=TO_FRONT, outgoing=FROM_FRONT, send_seconds=SEND_SECONDS
+    )

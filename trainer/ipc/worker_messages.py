@@ -191,7 +191,9 @@ def silent_exit(process: str, code: int) -> JobError:
         f"{process} ended without a word",
         expected="a result or a failure",
         found=f"signal {-code}" if code < 0 else f"exit code {code}",
-        hint="signal 9 usually means that the VM ran out of memory" if code == -signal.SIGKILL else None,
+        hint="signal 9 usually means that the VM ran out of memory"
+        if code == -signal.SIGKILL
+        else None,
     )
 
 

@@ -19,7 +19,12 @@ from trainer.errors import ErrorCode, SealingError, TrainerError
 from trainer.ipc.worker_messages import FROM_WORKER
 from trainer.job.ciphertext import CHECKPOINT_NAME
 from trainer.job.tree_removal import remove_tree
-from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointKeys, open_checkpoint, seal_checkpoint
+from trainer.sealing.sealed_checkpoint import (
+    CheckpointBinding,
+    CheckpointKeys,
+    open_checkpoint,
+    seal_checkpoint,
+)
 from trainer.training.run_inputs import CHECKPOINT_FILES, CHECKPOINTS_DIR
 
 _MAX_TRIED: Final = 100
@@ -52,7 +57,9 @@ class CheckpointStore:
 
     def own_bytes(self) -> int:
         """Returns the size of this job's checkpoints, which newer ones replace."""
-        return sum(path.lstat().st_size for path in map(self.path, self._own_steps) if path.exists())
+        return sum(
+            path.lstat().st_size for path in map(self.path, self._own_steps) if path.exists()
+        )
 
     def path(self, step: int) -> Path:
         """Returns the file of a step's checkpoint."""
@@ -90,7 +97,9 @@ class CheckpointStore:
         names = [f"{CHECKPOINTS_DIR}/{step}/{name}" for name in CHECKPOINT_FILES]
         target = self.path(step)
         try:
-            size = seal_checkpoint(output, names, target, step=step, binding=self.binding, keys=self.keys)
+            size = seal_checkpoint(
+                output, names, target, step=step, binding=self.binding, keys=self.keys
+            )
             # A resumed job reaches steps again whose checkpoints it had skipped: each step is listed once.
             self._own_steps = [*(earlier for earlier in self._own_steps if earlier < step), step]
             self.publish(logs.CheckpointSealed(step, size))
@@ -123,8 +132,14 @@ class CheckpointStore:
 
         A name proves nothing, since the operator can choose it: only decryption does.
         """
-        names = [match for path in self.folder.iterdir() if (match := CHECKPOINT_NAME.fullmatch(path.name))]
-        ours = sorted((int(match[2]) for match in names if match[1] == self.keys.label), reverse=True)
+        names = [
+            match
+            for path in self.folder.iterdir()
+            if (match := CHECKPOINT_NAME.fullmatch(path.name))
+        ]
+        ours = sorted(
+            (int(match[2]) for match in names if match[1] == self.keys.label), reverse=True
+        )
         return ours, len(names) - len(ours)
 
     def _opens(self, step: int, into: Path) -> bool:

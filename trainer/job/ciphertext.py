@@ -80,7 +80,11 @@ class CiphertextDirectory:
     def remove_inputs(self) -> None:
         """Removes the sealed datasets and all checkpoints, also those of a grant that was given up."""
         names = (CHECKPOINT_NAME, _MEMBER_NAME)
-        found = [path for path in self.folder.iterdir() if any(name.fullmatch(path.name) for name in names)]
+        found = [
+            path
+            for path in self.folder.iterdir()
+            if any(name.fullmatch(path.name) for name in names)
+        ]
         for path in (self.dataset, *found):
             with suppress(OSError):  # such as a directory of this name: it is the operator's
                 path.unlink()

@@ -135,19 +135,25 @@ class DatasetTries:
         failure: TrainerError | None = None
         follower: TrainingFollower | None = None
         checkpoints = self._checkpoints(bundle)
-        self._spent = self.earlier.spent_on(bundle.manifest.sha256()) if self.earlier is not None else None
+        self._spent = (
+            self.earlier.spent_on(bundle.manifest.sha256()) if self.earlier is not None else None
+        )
         try:
             if all(grant.allow.private_progress for grant in bundle.grants):
                 # Only the tokens' digests, which the front compares with the digest of what a client sends.
                 tokens = (events_token(grant.secret) for grant in bundle.grants)
-                front.send(TokenHashes(sha256=tuple(sha256_hex(token.encode()) for token in tokens)))
+                front.send(
+                    TokenHashes(sha256=tuple(sha256_hex(token.encode()) for token in tokens))
+                )
             self.enter(Phase.TRAINING)
             # Before the worker sees a row: a grant that the spec does not satisfy permits no use of the dataset.
             for grant in bundle.grants:
                 require_privacy_promised(grant, self.spec, self._spent)
             order = self._training_order(bundle, checkpoints)
             follower = self._follower(bundle, checkpoints)
-            with self.termination.redirected_to(worker.interrupt):  # the worker saves its state before it ends
+            with self.termination.redirected_to(
+                worker.interrupt
+            ):  # the worker saves its state before it ends
                 summary = worker.train(order, follower)
             spent = spent_by(summary, self._spent)
             for grant in bundle.grants:
@@ -161,7 +167,9 @@ class DatasetTries:
         except Exception as error:  # noqa: BLE001 -- reported under seal, never in public
             logs.private.exception("internal error in training")
             failure = JobError(
-                ErrorCode.INTERNAL, f"internal error: {type(error).__name__}", hint="see logs/job.log"
+                ErrorCode.INTERNAL,
+                f"internal error: {type(error).__name__}",
+                hint="see logs/job.log",
             )
         finally:
             worker.end()
@@ -190,7 +198,9 @@ class DatasetTries:
             self._releases = follower.releases_left
         return failure is not None and failure.code in DATASET_FAULTS and not has_trained
 
-    def _training_order(self, bundle: ReceivedDataset, checkpoints: CheckpointStore) -> protocol.TrainingOrder:
+    def _training_order(
+        self, bundle: ReceivedDataset, checkpoints: CheckpointStore
+    ) -> protocol.TrainingOrder:
         workspace = self.hand_over.workspace
         resume_dir = workspace.dataset / "checkpoint"
         is_resumed = checkpoints.resume(resume_dir) is not None
@@ -218,5 +228,10 @@ class DatasetTries:
         )
         output, termination = self.hand_over.workspace.output, self.termination
         return TrainingFollower(
-            self.spec, output, checkpoints, disclosures, lambda: termination.signalled, releases=self._releases
+            self.spec,
+            output,
+            checkpoints,
+            disclosures,
+            lambda: termination.signalled,
+            releases=self._releases,
         )

@@ -106,7 +106,9 @@ class PreparationMeter:
         """
         reached = (_ACTIVITIES.index(activity), percent)
         if reached < self._now:
-            raise FROM_WORKER.violation("its preparation goes backwards", expected=self._now, found=reached)
+            raise FROM_WORKER.violation(
+                "its preparation goes backwards", expected=self._now, found=reached
+            )
         self._now = reached
 
     def release(self, seconds: int) -> PreparationRelease | None:
@@ -116,7 +118,9 @@ class PreparationMeter:
         """
         number, percent = self._now
         # Only tokenising is measured; it is never done before the next activity says so.
-        percent = min(percent, 100 - PREPARATION_PERCENT) // PREPARATION_PERCENT * PREPARATION_PERCENT
+        percent = (
+            min(percent, 100 - PREPARATION_PERCENT) // PREPARATION_PERCENT * PREPARATION_PERCENT
+        )
         reached = (number, 0 if number else percent)
         if self._published is not None and reached <= self._published:
             return None
@@ -124,7 +128,11 @@ class PreparationMeter:
         if number:
             return PreparationRelease(_ACTIVITIES[number], None, None)
         first_seconds, first_percent = self._first = self._first or (seconds, percent)
-        pace = (seconds - first_seconds) / (percent - first_percent) if percent > first_percent else None
+        pace = (
+            (seconds - first_seconds) / (percent - first_percent)
+            if percent > first_percent
+            else None
+        )
         left = None if pace is None else math.ceil((100 - percent) * pace)
         return PreparationRelease(_ACTIVITIES[0], percent, left)
 
@@ -158,7 +166,9 @@ class StepCounter:
         expected = (self.step + 1, self.total)
         if (step, total) != expected or step > total:
             raise FROM_WORKER.violation(
-                "its steps do not follow each other", expected=f"step {expected[0]} of {expected[1]}", found=step
+                "its steps do not follow each other",
+                expected=f"step {expected[0]} of {expected[1]}",
+                found=step,
             )
         self.step = step
 
@@ -177,7 +187,9 @@ class StepCounter:
         first_seconds, first_step = self._first = self._first or (seconds, step)
         left = self.total - step
         pace = (seconds - first_seconds) / (step - first_step) if step > first_step else None
-        return ProgressRelease(step, self.total, 0 if not left else math.ceil(left * pace) if pace else None)
+        return ProgressRelease(
+            step, self.total, 0 if not left else math.ceil(left * pace) if pace else None
+        )
 
 
 class CheckpointAllowance:

@@ -62,7 +62,9 @@ class TrainingDisclosures:
         self.set_status(status)
         self.front.send(StatusUpdate(status=status))
         is_step = isinstance(progress, ProgressRelease)
-        self.public((logs.TrainingProgress if is_step else logs.PreparationProgress)(**vars(progress)))
+        self.public(
+            (logs.TrainingProgress if is_step else logs.PreparationProgress)(**vars(progress))
+        )
 
     def send_metrics(self, metrics: Sequence[Metrics]) -> None:
         """Sends the latest metrics in one private event, if every grant permits any."""

@@ -51,7 +51,9 @@ class PrivacySpent(Strict):
     def __add__(self, other: PrivacySpent) -> PrivacySpent:
         """Returns what both have spent together."""
         return PrivacySpent(
-            runs=self.runs + other.runs, epsilon=self.epsilon + other.epsilon, delta=self.delta + other.delta
+            runs=self.runs + other.runs,
+            epsilon=self.epsilon + other.epsilon,
+            delta=self.delta + other.delta,
         )
 
 
@@ -78,10 +80,14 @@ class EndRecord(Strict):
     result_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)]
     dataset_manifest_sha256: Sha256Hex
     ended_at: UnixTime
-    acknowledgement_sha256: Annotated[tuple[Sha256Hex, ...], Field(min_length=1, max_length=MAX_PROVIDERS)]
+    acknowledgement_sha256: Annotated[
+        tuple[Sha256Hex, ...], Field(min_length=1, max_length=MAX_PROVIDERS)
+    ]
     acknowledged: bool = False
     expired: bool = False
-    destroyed: Annotated[dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)]
+    destroyed: Annotated[
+        dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)
+    ]
     privacy: PrivacySpent | None = None
 
     def spent_on(self, dataset_manifest_sha256: str) -> PrivacySpent | None:
@@ -136,7 +142,9 @@ class EndRecordFile:
         try:
             with open_regular_file(self.path) as file:
                 data = file.read(MAX_END_RECORD_BYTES)  # more does not authenticate
-            text = ChaCha20Poly1305(self.key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _DOMAIN)
+            text = ChaCha20Poly1305(self.key).decrypt(
+                data[:_NONCE_BYTES], data[_NONCE_BYTES:], _DOMAIN
+            )
             parse_json(text)  # refuses duplicate keys
             return EndRecord.model_validate_json(text)
         except FileNotFoundError:

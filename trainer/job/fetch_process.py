@@ -40,7 +40,9 @@ class FetchProcess:
         log: gets what the child and its libraries print.
     """
 
-    def __init__(self, order: FetchOrder, *, environment: Mapping[str, str], log: IO[bytes]) -> None:
+    def __init__(
+        self, order: FetchOrder, *, environment: Mapping[str, str], log: IO[bytes]
+    ) -> None:
         self._order: FetchOrder | None = order
         self._process, self._channel = children.start_on_channel(
             "trainer.fetch", FROM_FETCH, TO_FETCH, environment=environment, log=log
@@ -76,10 +78,14 @@ class FetchProcess:
         finally:
             self.end()
         if report is None:
-            raise UnavailableError(ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died")
+            raise UnavailableError(
+                ErrorCode.MODEL_UNAVAILABLE, "the process that fetches the model died"
+            )
         if isinstance(report, FetchFailed):
             failure = report.as_error()
-            if report.code in _RETRYABLE:  # another class has another exit code: the operator may try again
+            if (
+                report.code in _RETRYABLE
+            ):  # another class has another exit code: the operator may try again
                 raise UnavailableError(
                     failure.code,
                     failure.message,
@@ -98,7 +104,12 @@ class FetchProcess:
 
 
 def start_fetch(
-    spec: JobSpec, spec_folder: Path, workspace: Workspace, plan: SandboxPlan, *, hub_token: str | None = None
+    spec: JobSpec,
+    spec_folder: Path,
+    workspace: Workspace,
+    plan: SandboxPlan,
+    *,
+    hub_token: str | None = None,
 ) -> FetchProcess:
     """Starts the process that fills `workspace.model` with exactly the files that the job spec lists.
 
@@ -118,4 +129,6 @@ def start_fetch(
         plan=plan,
     )
     with workspace.private_log.open("ab") as log:
-        return FetchProcess(order, environment=children.clean_environment(workspace.model, hub), log=log)
+        return FetchProcess(
+            order, environment=children.clean_environment(workspace.model, hub), log=log
+        )

@@ -32,7 +32,9 @@ READY_SECONDS: Final = 60.0
 EvidenceSource = Callable[[str], Evidence]
 """Nonce (64 hex digits) → fresh evidence with claims for that nonce."""
 
-FrontUpdate = protocol.StatusUpdate | protocol.TokenHashes | protocol.PrivateEvent | protocol.DeletionReady
+FrontUpdate = (
+    protocol.StatusUpdate | protocol.TokenHashes | protocol.PrivateEvent | protocol.DeletionReady
+)
 """What the front gets from the supervisor besides evidence: status, digests, a signed statement, ciphertext."""
 
 
@@ -88,7 +90,10 @@ class FrontProcess:
             JobError: `dataset-timeout`, or the front ended.
         """
         self._channel.send(protocol.OpenUpload(accept=True, scope=scope))
-        if not self._wait(lambda: self._uploaded_bytes is not None, seconds) or self._uploaded_bytes is None:
+        if (
+            not self._wait(lambda: self._uploaded_bytes is not None, seconds)
+            or self._uploaded_bytes is None
+        ):
             raise JobError(
                 ErrorCode.DATASET_TIMEOUT,
                 "no dataset arrived",
@@ -165,7 +170,9 @@ class FrontProcess:
             while (message := self._channel.receive()) is not None:
                 self._handle(message)
         except (OSError, TrainerError) as error:
-            log_error("the front sent something that is not a message, or closed its channel", error)
+            log_error(
+                "the front sent something that is not a message, or closed its channel", error
+            )
         except Exception:  # noqa: BLE001 -- this thread has no caller: without the next lines, others wait in vain
             private.exception("internal error while handling a message of the front")
         with self._changed:
@@ -197,7 +204,9 @@ class FrontProcess:
             source = self._evidence_source
         try:
             if source is None:
-                raise UnavailableError(ErrorCode.JOB_BUSY, "the job has no keys to attest at this time")
+                raise UnavailableError(
+                    ErrorCode.JOB_BUSY, "the job has no keys to attest at this time"
+                )
             evidence = source(request.nonce).canonical().decode()
             return protocol.EvidenceReply(id=request.id, evidence=evidence, error=None)
         except TrainerError as error:

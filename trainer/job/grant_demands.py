@@ -18,7 +18,9 @@ from trainer.sealing.bundle import Grant, PrivacyDemand
 from trainer.spec import JobSpec
 
 
-def require_privacy_promised(grant: Grant, spec: JobSpec, earlier: PrivacySpent | None = None) -> None:
+def require_privacy_promised(
+    grant: Grant, spec: JobSpec, earlier: PrivacySpent | None = None
+) -> None:
     """Checks, before training, that the job spec promises the (ε, δ) that the grant demands.
 
     Args:
@@ -38,13 +40,18 @@ def require_privacy_promised(grant: Grant, spec: JobSpec, earlier: PrivacySpent 
     # A spec may fix the noise instead of ε: the ε that it gives is then checked after training alone.
     spent = (earlier.epsilon, earlier.delta) if earlier else (0.0, 0.0)
     after = f", after {earlier.runs} runs that spent ε = {spent[0]:g}" if earlier else ""
-    if section.target_epsilon is not None and spent[0] + section.target_epsilon > demand.max_epsilon:
+    if (
+        section.target_epsilon is not None
+        and spent[0] + section.target_epsilon > demand.max_epsilon
+    ):
         raise _not_met(demand, f"privacy.target_epsilon {section.target_epsilon:g}{after}")
     if section.target_delta is None or spent[1] + section.target_delta > demand.max_delta:
         raise _not_met(demand, f"privacy.target_delta {section.target_delta}{after}")
 
 
-def spent_by(summary: Mapping[str, JsonValue], earlier: PrivacySpent | None = None) -> PrivacySpent | None:
+def spent_by(
+    summary: Mapping[str, JsonValue], earlier: PrivacySpent | None = None
+) -> PrivacySpent | None:
     """Returns what a run and those before it have spent; None if the worker reported no differential privacy."""
     epsilon, delta = reported_privacy(summary.get("privacy"))
     if epsilon is None or delta is None or not (math.isfinite(epsilon) and math.isfinite(delta)):
@@ -65,7 +72,9 @@ def require_privacy_met(grant: Grant, spent: PrivacySpent | None) -> None:
     if spent is None:
         raise _not_met(demand, "none that was reported")
     if spent.epsilon > demand.max_epsilon or spent.delta > demand.max_delta:
-        raise _not_met(demand, f"ε = {spent.epsilon:g} at δ = {spent.delta:g} over {spent.runs} runs")
+        raise _not_met(
+            demand, f"ε = {spent.epsilon:g} at δ = {spent.delta:g} over {spent.runs} runs"
+        )
 
 
 def _not_met(demand: PrivacyDemand, found: str) -> JobError:

@@ -107,7 +107,9 @@ class HandOver:
         self.enter(Phase.SEALING)
         if failure is not None:
             self.workspace.make_room(keep_output=failure.code in RELEASED_ON_FAILURE)
-        with self.termination.redirected_to(lambda: None):  # a signal now must not lose a finished result
+        with self.termination.redirected_to(
+            lambda: None
+        ):  # a signal now must not lose a finished result
             record = self._seal(bundle, outcome)
             # From here on a start that is killed leaves a finished job.
             self._save(record)
@@ -137,7 +139,10 @@ class HandOver:
         Raises:
             JobError: plaintext could not be removed.
         """
-        update = {"error": ErrorCode.DATASET_TIMEOUT, "acknowledged": self.front.has_acknowledgement}
+        update = {
+            "error": ErrorCode.DATASET_TIMEOUT,
+            "acknowledged": self.front.has_acknowledgement,
+        }
         return self.destroy(report.model_copy(update=update))
 
     def _seal(self, bundle: ReceivedDataset, outcome: JobOutcome) -> EndRecord:
@@ -200,7 +205,10 @@ class HandOver:
             JobError: the front ended, the operator asked the job to end, or nothing was destroyed yet.
         """
         if not record.destroyed:
-            raise JobError(ErrorCode.JOB_FAILED, "a result must not be offered before its plaintext is destroyed")
+            raise JobError(
+                ErrorCode.JOB_FAILED,
+                "a result must not be offered before its plaintext is destroyed",
+            )
         self._publish_deletion(record)
         self._offer_sealed(record, final=True)
         if record.error is None:
@@ -263,7 +271,9 @@ class HandOver:
             replace_atomically(self.ciphertext.deletion, SHARED_MODE) as file,
         ):
             file.write(statement)
-        self.front.send(DeletionReady(statement=statement.decode(), acknowledged=record.acknowledged))
+        self.front.send(
+            DeletionReady(statement=statement.decode(), acknowledged=record.acknowledged)
+        )
 
     def _store(self, write: Callable[[], SealedResult]) -> SealedResult:
         """Calls `write` until the ciphertext directory has room for what it writes; returns its result.

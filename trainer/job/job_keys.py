@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.attestation.dstack.key_chain import POSSESSION_PURPOSE, RECIPIENT_PURPOSE, prove_possession
+from trainer.attestation.dstack.key_chain import (
+    POSSESSION_PURPOSE,
+    RECIPIENT_PURPOSE,
+    prove_possession,
+)
 from trainer.attestation.evidence import DatasetClaims, DerivedKeys, KeyChain, Recipients
 from trainer.encoding import sha256_hex
 from trainer.exchange.upload_authorization import UploadScope
@@ -73,7 +77,9 @@ class JobKeys:
     @property
     def derived_keys(self) -> DerivedKeys:
         """Public halves of the derived keys, as the claims contain them."""
-        return DerivedKeys(recipient=self.recipient.public_key, possession=self.possession.public_key)
+        return DerivedKeys(
+            recipient=self.recipient.public_key, possession=self.possession.public_key
+        )
 
     @property
     def key_chain(self) -> KeyChain | None:

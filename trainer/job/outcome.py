@@ -94,10 +94,15 @@ def _require_result_files(output: Path, directory: str, spec: JobSpec) -> None:
         raise _unfit_output(f"{directory}: a link")
     try:
         paths = sorted((output / directory).rglob("*"))
-    except (OSError, RecursionError):  # a path that is too long, or more levels than Python calls itself
+    except (
+        OSError,
+        RecursionError,
+    ):  # a path that is too long, or more levels than Python calls itself
         raise _unfit_output(f"{directory}: nested too deeply") from None
     data = spec.data
-    copied = copied_digests(spec.model.model_file_sha256, data.chat_template, data.chat_template_path)
+    copied = copied_digests(
+        spec.model.model_file_sha256, data.chat_template, data.chat_template_path
+    )
     for path in (path for path in paths if not stat.S_ISDIR(path.lstat().st_mode)):
         name = path.relative_to(output).as_posix()
         try:
@@ -108,7 +113,10 @@ def _require_result_files(output: Path, directory: str, spec: JobSpec) -> None:
 
 
 def _unfit_output(found: str) -> JobError:
-    what, expected = "the worker left what is no result", "an adapter, reports and logs, each of its kind"
+    what, expected = (
+        "the worker left what is no result",
+        "an adapter, reports and logs, each of its kind",
+    )
     return JobError(ErrorCode.JOB_FAILED, what, expected=expected, found=found)
 
 
@@ -128,7 +136,9 @@ def _gather_tree(outcome: JobOutcome, workspace: Workspace, spec: JobSpec) -> Pa
         released = RELEASED_ON_FAILURE.get(outcome.failure.code)
         if released is not None and _is_releasable(workspace.output, released, spec):
             (workspace.output / released).rename(tree / released)
-        report = FailureReport.of(outcome.failure).model_copy(update={"checkpoint_step": outcome.checkpoint})
+        report = FailureReport.of(outcome.failure).model_copy(
+            update={"checkpoint_step": outcome.checkpoint}
+        )
         (tree / "report").mkdir(mode=0o700, exist_ok=True)
         (tree / "report" / "failure.json").write_bytes(report.canonical())
     # A log of a joint job speaks of the rows of all providers, whomever the report is for.

@@ -39,5 +39,7 @@ def seal_metrics(metrics: Sequence[Metrics], grant: Grant) -> str:
             break
         chosen.insert(0, entry)
     sealed = io.BytesIO()
-    encrypt(io.BytesIO(canonical_json(chosen).ljust(EVENT_BYTES)), sealed, grant.result_recipients())
+    encrypt(
+        io.BytesIO(canonical_json(chosen).ljust(EVENT_BYTES)), sealed, grant.result_recipients()
+    )
     return base64.b64encode(sealed.getvalue()).decode()

@@ -66,7 +66,8 @@ class JobProcesses:
         worker = self.standby[number - 2].begin()
         attested = [name for name, holds in self.sandbox.items() if holds]
         require_sandbox(
-            [name for name in attested if name.startswith(f"{Role.WORKER.value}_")], worker.wait_confined()
+            [name for name in attested if name.startswith(f"{Role.WORKER.value}_")],
+            worker.wait_confined(),
         )
         worker.announce_model()
         return worker

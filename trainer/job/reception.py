@@ -93,9 +93,15 @@ class Reception:
             JobError: `dataset-timeout`: none did within `dataset_timeout_seconds` after the first wait of this
                 start; or the front ended.
         """
-        if self._deadline is None:  # once: a stranger who has one dataset after another refused gains no time
+        if (
+            self._deadline is None
+        ):  # once: a stranger who has one dataset after another refused gains no time
             self._deadline = self.clock() + self.spec.exchange.dataset_timeout_seconds
-        return self._receive_pool(into) if self.spec.exchange.joint else self._receive_one(into, self._deadline)
+        return (
+            self._receive_pool(into)
+            if self.spec.exchange.joint
+            else self._receive_one(into, self._deadline)
+        )
 
     def _receive_pool(self, into: Path) -> Pool:
         self._members = {}
@@ -150,7 +156,10 @@ class Reception:
             self.enter(Phase.OPENING)
             try:
                 bundle = self._open(self.ciphertext.dataset, into)
-            except (SealingError, UnavailableError) as error:  # UnavailableError: larger than the workspace
+            except (
+                SealingError,
+                UnavailableError,
+            ) as error:  # UnavailableError: larger than the workspace
                 logs.log_error("an upload was refused", error)
                 self._note_unopened(error.code, was_left=was_left is not None)
                 self.ciphertext.remove_dataset()
@@ -175,8 +184,13 @@ class Reception:
         self.ciphertext.remove_dataset()
         assert report.error is not None  # noqa: S101 -- a report on a refused dataset
         # The report before it has been replaced.
-        self._refused_grants = {grant: _Refusal(old.error) for grant, old in self._refused_grants.items()}
-        self._phase, self._shown = Phase.AWAITING_DATASET, _Refusal(report.error, report.result_bytes, number)
+        self._refused_grants = {
+            grant: _Refusal(old.error) for grant, old in self._refused_grants.items()
+        }
+        self._phase, self._shown = (
+            Phase.AWAITING_DATASET,
+            _Refusal(report.error, report.result_bytes, number),
+        )
         self._refused_grants[grant.sha256()] = self._shown
 
     def _wait(self, deadline: float) -> int:
@@ -187,7 +201,9 @@ class Reception:
             result_bytes=shown.report_bytes if shown else None,
             received=tuple(sorted(self._members)),
         )
-        return self.front.wait_upload(deadline - self.clock(), self.keys.upload_scope(self.spec.sha256()))
+        return self.front.wait_upload(
+            deadline - self.clock(), self.keys.upload_scope(self.spec.sha256())
+        )
 
     def _open(self, source: Path, into: Path) -> OpenedBundle:
         self._opening = None
@@ -220,7 +236,9 @@ class Reception:
         require_fits_pool(bundle.files, len(self.spec.exchange.providers))
         if self._number_of(bundle) in self._members:
             # It stays as it is: whoever saw the ciphertext of an earlier one could replace the later one by it.
-            raise SealingError(ErrorCode.DATASET_DUPLICATE, "there is a dataset of this provider already")
+            raise SealingError(
+                ErrorCode.DATASET_DUPLICATE, "there is a dataset of this provider already"
+            )
 
     def _check_grant(self, grant: Grant) -> None:
         """Requires that the grant fits the job and, in a joint job, the grants of the providers whose data is in.
@@ -230,7 +248,9 @@ class Reception:
         Raises:
             SealingError: GRANTS_DIFFER; or a dataset was refused, with this code.
         """
-        require_joint_terms(grant, self.spec.exchange.providers if self.spec.exchange.joint else (), None)
+        require_joint_terms(
+            grant, self.spec.exchange.providers if self.spec.exchange.joint else (), None
+        )
         for member in self._members.values():
             require_same_recipients(grant, member.grant)
         self._opening = grant.sha256()

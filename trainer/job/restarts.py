@@ -49,7 +49,9 @@ def run_with_restarts(start: Callable[[], JobEnd], restarts: int) -> ExitCode:
             continue
         if code < 0 and not parent.terminated:
             # A child that was killed could not say so itself, and the public log would just end.
-            logs.PublicLog(sys.stdout)(logs.JobFailed(_why_killed(-code, oom_kills() - killed_before)))
+            logs.PublicLog(sys.stdout)(
+                logs.JobFailed(_why_killed(-code, oom_kills() - killed_before))
+            )
         return ExitCode(code & ~GOES_ON) if code & ~GOES_ON in _EXIT_CODES else ExitCode.JOB
 
 

@@ -23,7 +23,11 @@ from trainer.job.job_keys import JobKeys
 from trainer.receipt.attested_envelope import AttestedEnvelope
 from trainer.receipt.dsse import parse_envelope, sign_envelope
 from trainer.receipt.model_signature import MODEL_SIGNATURE, sign_model
-from trainer.receipt.privacy_statement import PRIVACY_STATEMENT, PrivacyPredicate, make_privacy_statement
+from trainer.receipt.privacy_statement import (
+    PRIVACY_STATEMENT,
+    PrivacyPredicate,
+    make_privacy_statement,
+)
 from trainer.receipt.public_provenance import PUBLIC_PROVENANCE, make_public_provenance
 from trainer.receipt.statement import ReceiptOutcome, parse_statement
 from trainer.receipt.statement_writer import StatementInputs, make_statement
@@ -140,7 +144,9 @@ class ResultTree:
         self.files[name] = sha256_hex(content)
 
 
-def add_statements(tree: Path, signer: ReceiptSigner, bundle: ReceivedDataset, outcome: JobOutcome) -> None:
+def add_statements(
+    tree: Path, signer: ReceiptSigner, bundle: ReceivedDataset, outcome: JobOutcome
+) -> None:
     """Adds everything that is signed to a result (or failure report) that is complete but for it.
 
     The order follows from what each step covers: the receipt lists the other signed files, its claims hold its
@@ -184,27 +190,40 @@ def _add_public_provenance(
     result: ResultTree, signer: ReceiptSigner, bundle: ReceivedDataset, outcome: JobOutcome
 ) -> None:
     """Writes `provenance.json`: what of the receipt may be shown to everyone."""
-    receipt = parse_statement(make_statement(_statement_inputs(signer, bundle, outcome, result.files)))
-    result.add(PUBLIC_PROVENANCE, _attested(make_public_provenance(receipt), "provenance", signer, outcome))
+    receipt = parse_statement(
+        make_statement(_statement_inputs(signer, bundle, outcome, result.files))
+    )
+    result.add(
+        PUBLIC_PROVENANCE, _attested(make_public_provenance(receipt), "provenance", signer, outcome)
+    )
 
 
-def _add_own_receipts(result: ResultTree, signer: ReceiptSigner, pool: Pool, outcome: JobOutcome) -> None:
+def _add_own_receipts(
+    result: ResultTree, signer: ReceiptSigner, pool: Pool, outcome: JobOutcome
+) -> None:
     """Writes a receipt for each provider of a joint job, sealed to it alone: it names the files of its dataset."""
     common = _statement_inputs(signer, pool, outcome, dict(result.files))
     (result.folder / "receipts").mkdir(mode=0o700)
     for number, bundle in enumerate(pool.bundles, start=1):
-        own = {pool_name(number, name): digest for name, digest in bundle.manifest.salted_digests().items()}
+        own = {
+            pool_name(number, name): digest
+            for name, digest in bundle.manifest.salted_digests().items()
+        }
         listed = {**common.dataset_files, **own}
         statement = make_statement(replace(common, dataset_files=listed))
         sealed = io.BytesIO()
         recipients = (
-            [parse_recipient(text) for text in bundle.grant.joint.own_recipients] if bundle.grant.joint else []
+            [parse_recipient(text) for text in bundle.grant.joint.own_recipients]
+            if bundle.grant.joint
+            else []
         )
         encrypt(io.BytesIO(_attested(statement, "receipt", signer, outcome)), sealed, recipients)
         result.add(f"receipts/{pool_folder(number)}.age", sealed.getvalue())
 
 
-def _attested(statement: bytes, purpose: StatementPurpose, signer: ReceiptSigner, outcome: JobOutcome) -> bytes:
+def _attested(
+    statement: bytes, purpose: StatementPurpose, signer: ReceiptSigner, outcome: JobOutcome
+) -> bytes:
     envelope, evidence = signer.attest(statement, purpose, issued_at=outcome.finished_at)
     return AttestedEnvelope(envelope=parse_envelope(envelope), evidence=evidence).canonical()
 
@@ -222,7 +241,9 @@ def tree_digests(tree: Path) -> dict[str, str]:
         if stat.S_ISREG(mode):
             digests[path.relative_to(tree).as_posix()] = file_sha256(path)
         elif not stat.S_ISDIR(mode):
-            raise JobError(ErrorCode.JOB_FAILED, "the worker left what is neither a file nor a directory")
+            raise JobError(
+                ErrorCode.JOB_FAILED, "the worker left what is neither a file nor a directory"
+            )
     return digests
 
 

@@ -96,7 +96,10 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
         _grant_directories(places)
     # The environment can hold what the operator set for the supervisor alone, such as an access token.
     supervisor_environment = Path("/proc") / str(os.getpid()) / "environ"
-    forbidden = (supervisor_environment, *(path for path in _FORBIDDEN_DIRECTORIES if path.is_dir()))
+    forbidden = (
+        supervisor_environment,
+        *(path for path in _FORBIDDEN_DIRECTORIES if path.is_dir()),
+    )
     workers = [
         _worker_plan(spec, workspace.of_try(number), ciphertext, forbidden, separate=separate)
         for number in range(1, workspace.tries + 1)
@@ -131,7 +134,12 @@ def make_plans(spec: JobSpec, places: JobPaths) -> SandboxPlans:
 
 
 def _worker_plan(
-    spec: JobSpec, workspace: Workspace, ciphertext: Path, forbidden: tuple[Path, ...], *, separate: bool
+    spec: JobSpec,
+    workspace: Workspace,
+    ciphertext: Path,
+    forbidden: tuple[Path, ...],
+    *,
+    separate: bool,
 ) -> SandboxPlan:
     """Returns the plan of the worker of one try, which reaches the directories of no other one."""
     return SandboxPlan(
@@ -183,10 +191,13 @@ def can_separate_users() -> bool:
     """
     return (
         os.geteuid() == 0
-        and privileges.permitted() >= _ACCOUNT_CAPABILITIES  # a container may run as root without them
+        and privileges.permitted()
+        >= _ACCOUNT_CAPABILITIES  # a container may run as root without them
         and all(map(_is_free, _NAMES))
         and all(
-            is_readable(path, FRONT) and is_readable(path, WORKER) for path in software_paths() if path.exists()
+            is_readable(path, FRONT) and is_readable(path, WORKER)
+            for path in software_paths()
+            if path.exists()
         )
     )
 

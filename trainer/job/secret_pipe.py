@@ -30,7 +30,9 @@ def start_again_with(content: bytes, pipe_variable: str) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 -- no shell is wanted
 
 
-def read_pipe(environment: MutableMapping[str, str], pipe_variable: str, limit: int) -> bytes | None:
+def read_pipe(
+    environment: MutableMapping[str, str], pipe_variable: str, limit: int
+) -> bytes | None:
     """Returns what `start_again_with` put aside, once, at most `limit` bytes; None if it was not called."""
     number = environment.pop(pipe_variable, "")
     if not re.fullmatch("[0-9]{1,4}", number):

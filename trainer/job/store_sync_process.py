@@ -68,9 +68,13 @@ class StoreSyncProcess:
         try:
             report = self._channel.receive(timeout=READY_SECONDS)
         except TrainerError as error:
-            raise JobError(ErrorCode.STORE_UNAVAILABLE, "the object store does not answer") from error
+            raise JobError(
+                ErrorCode.STORE_UNAVAILABLE, "the object store does not answer"
+            ) from error
         if report is None:
-            raise JobError(ErrorCode.STORE_SYNC_DIED, "the sync process died", hint="see the private log")
+            raise JobError(
+                ErrorCode.STORE_SYNC_DIED, "the sync process died", hint="see the private log"
+            )
         if isinstance(report, SyncFailed):
             raise report.as_error()
 
@@ -87,7 +91,12 @@ class StoreSyncProcess:
 
 @contextmanager
 def store_sync_process(
-    exchange: ExchangeSection, variables: Mapping[str, str], *, spool: Path, log: Path, plan: SandboxPlan
+    exchange: ExchangeSection,
+    variables: Mapping[str, str],
+    *,
+    spool: Path,
+    log: Path,
+    plan: SandboxPlan,
 ) -> Iterator[StoreSyncProcess | None]:
     """Runs a sync process for the time of the context, if the job has a store; yields None otherwise.
 

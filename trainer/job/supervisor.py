@@ -74,7 +74,9 @@ def run_job(options: JobOptions) -> JobEnd:
         public(logs.SpecLoaded(spec.sha256()))
         try:
             with handle_termination() as termination:
-                job = _Job(options, spec, spec_folder, workspace, ciphertext, public, termination, limit)
+                job = _Job(
+                    options, spec, spec_folder, workspace, ciphertext, public, termination, limit
+                )
                 return JobEnd(job.run(), job.can_go_on)
         except TrainerError as error:
             logs.log_error("the job failed before it could report to the provider", error)
@@ -117,7 +119,9 @@ class _Job:
         """Runs every stage in order; returns the exit code."""
         self.public(logs.PhaseEntered(Phase.STARTING))
         privileges.keep_to_itself()
-        paths = JobPaths(self.workspace, self.ciphertext.folder, self.spec_folder, by_files=self.by_files)
+        paths = JobPaths(
+            self.workspace, self.ciphertext.folder, self.spec_folder, by_files=self.by_files
+        )
         store = self.options.read_store(self.spec)
         with start_processes(
             self.spec, paths, hub_token=self.options.hub_token, store_variables=store
@@ -135,7 +139,9 @@ class _Job:
             ends = EndRecordFile(self.ciphertext.end_record, record_key)
             hand_over = self._hand_over(front, signer, ends)
             if (record := ends.load()) is not None and hand_over.is_still_offered(record):
-                if not record.destroyed:  # the earlier start was killed before; its workspace is gone already
+                if (
+                    not record.destroyed
+                ):  # the earlier start was killed before; its workspace is gone already
                     processes.end_before_destruction()
                     record = hand_over.destroy(record)
                 # Derived again by this start: nothing is opened with them, and the statement calls them destroyed.
@@ -160,7 +166,9 @@ class _Job:
         self.can_go_on = not record.is_final
         return hand_over.offer(record)
 
-    def _hand_over(self, front: FrontProcess, signer: ReceiptSigner, ends: EndRecordFile) -> HandOver:
+    def _hand_over(
+        self, front: FrontProcess, signer: ReceiptSigner, ends: EndRecordFile
+    ) -> HandOver:
         return HandOver(
             front=front,
             signer=signer,
@@ -206,7 +214,13 @@ class _Job:
         # A sealed dataset from before a restart opens again with the derived key. A spool's front reports it.
         left_over = self.ciphertext.dataset_bytes() if not self.by_files else None
         reception = Reception(
-            processes.front, keys, self.spec, self.ciphertext, enter, self.public, left_over=left_over
+            processes.front,
+            keys,
+            self.spec,
+            self.ciphertext,
+            enter,
+            self.public,
+            left_over=left_over,
         )
         return DatasetTries(
             processes=processes,

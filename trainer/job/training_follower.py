@@ -163,10 +163,16 @@ class TrainingFollower:
         """Has a saved state sealed, or removes it: a worker may save more often than the budget admits."""
         if step != self._steps.step or step <= self._last_saved:
             raise protocol.FROM_WORKER.violation(
-                "it saved another state than that of its last step", expected=self._steps.step, found=step
+                "it saved another state than that of its last step",
+                expected=self._steps.step,
+                found=step,
             )
         self._last_saved = step
-        is_regular = self._save_steps is not None and step % self._save_steps == 0 and step != self._steps.total
+        is_regular = (
+            self._save_steps is not None
+            and step % self._save_steps == 0
+            and step != self._steps.total
+        )
         now = self._clock()
         due = self._allowance.time(now, scheduled=is_regular and not self._is_terminating())
         if due is None:

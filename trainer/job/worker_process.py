@@ -84,7 +84,9 @@ class WorkerProcess:
             return message.sandbox
         if isinstance(message, protocol.Failed):
             raise message.as_error()
-        raise JobError(ErrorCode.WORKER_DIED, "the worker did not confine itself", hint="see job.log")
+        raise JobError(
+            ErrorCode.WORKER_DIED, "the worker did not confine itself", hint="see job.log"
+        )
 
     def announce_model(self) -> None:
         """Tells the worker that the base model has been checked: it can load it before there is a dataset."""
@@ -143,7 +145,9 @@ class WorkerProcess:
         try:
             self._channel.send(instruction)
         except JobError as error:
-            if error.code is not ErrorCode.WORKER_DIED:  # too large to be sent: the worker is alive and would wait
+            if (
+                error.code is not ErrorCode.WORKER_DIED
+            ):  # too large to be sent: the worker is alive and would wait
                 raise
             # Its last message, or its exit code, says more than a broken pipe: reading reports the failure.
             private.warning("the worker ended before it read its instruction")
@@ -180,7 +184,9 @@ class StandbyWorker:
 
 
 @contextmanager
-def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> Iterator[WorkerProcess]:
+def worker_process(
+    workspace: Workspace, plan: SandboxPlan, spec: JobSpec
+) -> Iterator[WorkerProcess]:
     """Runs a worker for the time of the context.
 
     Args:
@@ -193,7 +199,9 @@ def worker_process(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> It
 
 
 @contextmanager
-def standby_worker(workspace: Workspace, plan: SandboxPlan, spec: JobSpec) -> Iterator[StandbyWorker]:
+def standby_worker(
+    workspace: Workspace, plan: SandboxPlan, spec: JobSpec
+) -> Iterator[StandbyWorker]:
     """Has a worker stand by for the time of the context, since this process can start none later.
 
     Args:
@@ -211,7 +219,9 @@ def _started_worker(
 ) -> Iterator[StandbyWorker]:
     preparation = None
     if plan.processes == 1:  # of several ranks, none reads anything before the order
-        preparation = protocol.Preparation(spec=spec, model_dir=workspace.model, output_dir=workspace.output)
+        preparation = protocol.Preparation(
+            spec=spec, model_dir=workspace.model, output_dir=workspace.output
+        )
     stdin_reading, stdin_writing = os.pipe()
     events_reading, events_writing = os.pipe()
     channel = protocol.to_worker_channel(events_reading, stdin_writing)

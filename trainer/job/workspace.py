@@ -108,7 +108,9 @@ class Workspace:
             keep_output: whether part of the worker's output is sealed along with the report.
         """
         # Only the entries: the directories' modes and owners were set for the accounts.
-        for folder in (self.model, self.scratch) if keep_output else (self.model, self.output, self.scratch):
+        for folder in (
+            (self.model, self.scratch) if keep_output else (self.model, self.output, self.scratch)
+        ):
             for entry in folder.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     remove_tree(entry)
@@ -147,7 +149,9 @@ def open_workspace(base: Path | None, tries: int = 1) -> Iterator[Workspace]:
 def _locked_directory(parent: Path) -> Iterator[Path]:
     """Yields a new directory that this process has locked (flock(2)) until it ends, however it ends."""
     root = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # mode 0700; a random name
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # no child inherits the lock
+    descriptor = os.open(
+        root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    )  # no child inherits the lock
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         # The name that is looked for comes after the lock: nobody finds it without.
@@ -174,7 +178,9 @@ def _remove_abandoned(parent: Path) -> None:
         else:
             remove_tree(root)
             if root.exists():
-                raise JobError(ErrorCode.WORKSPACE_UNSAFE, f"plaintext of an earlier start is left in {root}")
+                raise JobError(
+                    ErrorCode.WORKSPACE_UNSAFE, f"plaintext of an earlier start is left in {root}"
+                )
         finally:
             os.close(descriptor)
 
@@ -211,7 +217,9 @@ def filesystem_type(path: Path) -> str:
     target = path.resolve()
     # The mount with the most path components applies; of two at one place the later one hides the earlier (>=).
     longest, kind = -1, "unknown"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in (
+        Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    ):
         left, _, right = line.partition(" - ")
         # Field 5 is the mount point, with blanks as octal escapes; after the separator comes the type.
         mount = Path(left.split(" ")[4].encode().decode("unicode_escape"))

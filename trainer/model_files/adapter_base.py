@@ -47,10 +47,15 @@ def read_named_base(adapter: Path) -> NamedBase:
     path = adapter / ADAPTER_WEIGHTS
     try:
         with path.open("rb") as source:
-            metadata = read_safetensors_header(source, path.stat().st_size, limit=MAX_HEADER_BYTES).metadata
+            metadata = read_safetensors_header(
+                source, path.stat().st_size, limit=MAX_HEADER_BYTES
+            ).metadata
     except ValueError as error:
         raise UsageError(
-            ErrorCode.USAGE, f"{path} cannot be read", expected="the format safetensors", found=str(error)
+            ErrorCode.USAGE,
+            f"{path} cannot be read",
+            expected="the format safetensors",
+            found=str(error),
         ) from None
     digest = metadata.get(BASE_SHA256, "")
     if not re.fullmatch("[0-9a-f]{64}", digest):
@@ -64,7 +69,9 @@ def read_named_base(adapter: Path) -> NamedBase:
     return NamedBase(digest, metadata.get("base_model"), metadata.get("base_model_revision"))
 
 
-def require_named_base(directory: Path, names: Collection[str], named: NamedBase) -> tuple[str, ...]:
+def require_named_base(
+    directory: Path, names: Collection[str], named: NamedBase
+) -> tuple[str, ...]:
     """Requires that a directory holds the base model that an adapter names; reads all of its weights.
 
     Args:

@@ -87,7 +87,9 @@ def check_adapter_config(path: Path, lora: LoraSection) -> None:
             raise _disagreement(key, meant, found)
     for key in sorted(found.keys() & _OFF):
         if found[key]:
-            raise _disagreement(key, "null, false or empty: section lora has nothing of the kind", found)
+            raise _disagreement(
+                key, "null, false or empty: section lora has nothing of the kind", found
+            )
     known = {key for key, _, _ in agreements} | _OFF | _WITHOUT_EFFECT
     if unknown := sorted(found.keys() - known):
         name = unknown[0] if re.fullmatch(r"\w{1,64}", unknown[0]) else None
@@ -101,7 +103,9 @@ def check_adapter_config(path: Path, lora: LoraSection) -> None:
         )
 
 
-def _agreements(lora: LoraSection, *, has_pattern: bool) -> Iterator[tuple[str, Collection[object], str]]:
+def _agreements(
+    lora: LoraSection, *, has_pattern: bool
+) -> Iterator[tuple[str, Collection[object], str]]:
     """Yields each key that must agree, the values that do, and how a message says it.
 
     Args:
@@ -111,7 +115,11 @@ def _agreements(lora: LoraSection, *, has_pattern: bool) -> Iterator[tuple[str, 
     yield "peft_type", ["LORA"], '"LORA"'
     yield "task_type", ["CAUSAL_LM", None, _ABSENT], '"CAUSAL_LM"'
     yield "bias", ["none", _ABSENT], '"none"'
-    yield "init_lora_weights", [True, False, "gaussian", "orthogonal", _ABSENT], "one that keeps the base weights"
+    yield (
+        "init_lora_weights",
+        [True, False, "gaussian", "orthogonal", _ABSENT],
+        "one that keeps the base weights",
+    )
     yield "r", [lora.lora_r], f"{lora.lora_r} (lora.lora_r)"
     yield "lora_alpha", [lora.lora_alpha], f"{lora.lora_alpha} (lora.lora_alpha)"
     for key in ("use_rslora", "use_dora"):
@@ -127,7 +135,9 @@ def _agreements(lora: LoraSection, *, has_pattern: bool) -> Iterator[tuple[str, 
 
 def _is_same(found: object, expected: object) -> bool:
     # In Python true equals 1, and in JSON it does not; 32.0 is the same number as 32 in both.
-    return found is expected or (found == expected and isinstance(found, bool) == isinstance(expected, bool))
+    return found is expected or (
+        found == expected and isinstance(found, bool) == isinstance(expected, bool)
+    )
 
 
 def _disagreement(key: str, expected: str, document: Mapping[str, object]) -> DataError:
@@ -147,4 +157,8 @@ def _disagreement(key: str, expected: str, document: Mapping[str, object]) -> Da
 def _shown(value: object) -> str:
     """Returns a number, a word or a literal as JSON; of anything else the type."""
     text = json.dumps(value)
-    return text if re.fullmatch(r'-?[\d.]{1,24}|"\w{1,32}"|true|false|null', text) else type(value).__name__
+    return (
+        text
+        if re.fullmatch(r'-?[\d.]{1,24}|"\w{1,32}"|true|false|null', text)
+        else type(value).__name__
+    )

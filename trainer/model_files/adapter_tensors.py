@@ -46,7 +46,9 @@ class _AdapterModules:
     in_full: dict[str, dict[str, Shape]] = field(default_factory=dict)
 
 
-def check_adapter_tensors(tensors: Mapping[str, TensorEntry], lora: LoraSection, base: ModelFiles | None) -> None:
+def check_adapter_tensors(
+    tensors: Mapping[str, TensorEntry], lora: LoraSection, base: ModelFiles | None
+) -> None:
     """Requires the tensors of an adapter that section `lora` makes.
 
     Args:
@@ -80,14 +82,18 @@ def _group_by_module(tensors: Mapping[str, TensorEntry]) -> _AdapterModules:
         match = _NAME.fullmatch(name)
         if match is None:
             shown = name if re.fullmatch(r"[\w.]{1,256}", name) else "a tensor of an unusual name"
-            raise tensor_error("it has a tensor that no adapter has", "names as PEFT gives them", shown)
+            raise tensor_error(
+                "it has a tensor that no adapter has", "names as PEFT gives them", shown
+            )
         width = ELEMENT_BYTES.get(entry.dtype)
         count = 1
         for size in entry.shape:
             count *= max(size, 0)
         if width is None or entry.end - entry.begin != count * width or not count:
             found = f"{name}: {entry.dtype} {list(entry.shape)} in {entry.end - entry.begin} bytes"
-            raise tensor_error("a tensor cannot be read", f"{', '.join(ELEMENT_BYTES)} of its shape", found)
+            raise tensor_error(
+                "a tensor cannot be read", f"{', '.join(ELEMENT_BYTES)} of its shape", found
+            )
         module, part = match["module"], match["part"]
         if part in ("weight", "bias"):
             modules.in_full.setdefault(module, {})[part] = entry.shape
@@ -127,9 +133,15 @@ def _require_selected(modules: _AdapterModules, lora: LoraSection) -> None:
     adapted, in_full = modules.adapted.keys(), modules.in_full.keys()
     if not adapted and not modules.experts:
         raise tensor_error("the start adapter adapts nothing", "a lora_A and a lora_B", "none")
-    wanted = adapted if isinstance(lora.lora_target_modules, str) else select(lora.lora_target_modules, adapted)
+    wanted = (
+        adapted
+        if isinstance(lora.lora_target_modules, str)
+        else select(lora.lora_target_modules, adapted)
+    )
     # Names of experts' projections select parameters that have other names in the file.
-    further = (set() if modules.experts else adapted - wanted) | select(lora.exclude_modules, adapted)
+    further = (set() if modules.experts else adapted - wanted) | select(
+        lora.exclude_modules, adapted
+    )
     wanted_in_full = select(lora.modules_to_save, in_full)
     if any(name.rpartition(".")[2] in _OUTER for name in wanted_in_full):
         # Where embedding and head are one matrix, PEFT saves it under both names.
@@ -137,7 +149,11 @@ def _require_selected(modules: _AdapterModules, lora: LoraSection) -> None:
     further |= in_full - wanted_in_full
     if further:
         raise _other_modules(f"also {shorten(further)}")
-    targets = () if isinstance(lora.lora_target_modules, str) or modules.experts else lora.lora_target_modules
+    targets = (
+        ()
+        if isinstance(lora.lora_target_modules, str) or modules.experts
+        else lora.lora_target_modules
+    )
     lost = {name for name in targets if not select([name], adapted)}
     lost |= {name for name in lora.modules_to_save if not select([name], in_full)}
     if lost:
@@ -154,7 +170,9 @@ def _is_known(base: ModelFiles) -> bool:
     )
 
 
-def _require_same_modules(modules: _AdapterModules, lora: LoraSection, listing: TensorListing) -> None:
+def _require_same_modules(
+    modules: _AdapterModules, lora: LoraSection, listing: TensorListing
+) -> None:
     """Requires an adapter on exactly the base model's modules that section `lora` selects, in their shapes."""
     known = language_modules(listing)
     if isinstance(lora.lora_target_modules, str):
@@ -176,7 +194,9 @@ def _require_same_modules(modules: _AdapterModules, lora: LoraSection, listing: 
 def _weight_shape(module: str, parts: Collection[str], listing: TensorListing) -> Shape | None:
     """Returns [outputs, inputs] of a module; of an embedding with an adapter the other way round."""
     # A tied head has no tensor of its own.
-    name = f"{module}.weight" if f"{module}.weight" in listing.shapes else "model.embed_tokens.weight"
+    name = (
+        f"{module}.weight" if f"{module}.weight" in listing.shapes else "model.embed_tokens.weight"
+    )
     shape = listing.shapes[name]
     return shape[::-1] if shape is not None and "lora_embedding_A" in parts else shape
 
@@ -184,7 +204,9 @@ def _weight_shape(module: str, parts: Collection[str], listing: TensorListing) -
 def _require_shape(module: str, found: Shape | None, expected: Shape | None) -> None:
     if found != expected:
         raise tensor_error(
-            f"the start adapter does not fit module {module} of the base model", str(expected), str(found)
+            f"the start adapter does not fit module {module} of the base model",
+            str(expected),
+            str(found),
         )
 
 

@@ -38,8 +38,24 @@ class Architecture:
     def linears(self) -> Mapping[str, tuple[int, int]]:
         """Linear modules of one layer: name → (input features, output features)."""
         queries, keys = self.heads * self.head, self.key_value_heads * self.head
-        outputs = (queries, keys, keys, self.hidden, self.intermediate, self.intermediate, self.hidden)
-        inputs = (self.hidden, self.hidden, self.hidden, queries, self.hidden, self.hidden, self.intermediate)
+        outputs = (
+            queries,
+            keys,
+            keys,
+            self.hidden,
+            self.intermediate,
+            self.intermediate,
+            self.hidden,
+        )
+        inputs = (
+            self.hidden,
+            self.hidden,
+            self.hidden,
+            queries,
+            self.hidden,
+            self.hidden,
+            self.intermediate,
+        )
         return dict(zip(ATTENTION + _FEED_FORWARD, zip(inputs, outputs, strict=True), strict=True))
 
     @property
@@ -59,9 +75,17 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     # Models with several modalities have the dimensions of their language model in `text_config`. A mixture of
     # experts has several feed-forward networks in a layer, which the formulas here do not count.
     text = config.get("text_config", config)
-    if not isinstance(text, dict) or any(name in text for name in ("num_experts", "num_local_experts")):
+    if not isinstance(text, dict) or any(
+        name in text for name in ("num_experts", "num_local_experts")
+    ):
         return None
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
     values = [value for name in names if isinstance(value := text.get(name), int) and value > 0]
     if len(values) != len(names):
         return None

@@ -29,7 +29,9 @@ def is_companion(name: str) -> bool:
     return name in COMPANION_FILES or _TEMPLATE_FILE.fullmatch(name) is not None
 
 
-def copied_digests(pinned: Mapping[str, str], template: object, template_path: object) -> dict[str, str]:
+def copied_digests(
+    pinned: Mapping[str, str], template: object, template_path: object
+) -> dict[str, str]:
     """Returns the files that a job may copy into its result: name → SHA-256.
 
     Args:
@@ -51,7 +53,9 @@ def _is_template(name: str) -> bool:
 
 def companion_bytes(model_dir: Path) -> int:
     """Returns the size of a model's companion files together, in bytes."""
-    return sum((model_dir / name).stat().st_size for name in _file_names(model_dir) if is_companion(name))
+    return sum(
+        (model_dir / name).stat().st_size for name in _file_names(model_dir) if is_companion(name)
+    )
 
 
 def copy_companions(model_dir: Path, target: Path, chat_template: str | None) -> None:
@@ -62,11 +66,15 @@ def copy_companions(model_dir: Path, target: Path, chat_template: str | None) ->
 def copy_all_but_weights(model_dir: Path, target: Path, chat_template: str | None) -> None:
     """Copies the other files of a base model, such as its licence, too; those that `target` has already stay."""
     names = (name for name in _file_names(model_dir) if not name.endswith(_WEIGHT_FILES))
-    _copy(model_dir, target, (name for name in names if not (target / name).exists()), chat_template)
+    _copy(
+        model_dir, target, (name for name in names if not (target / name).exists()), chat_template
+    )
 
 
 def _file_names(model_dir: Path) -> list[str]:
-    return sorted(path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file()
+    )
 
 
 def _copy(model_dir: Path, target: Path, names: Iterable[str], chat_template: str | None) -> None:

@@ -49,14 +49,18 @@ def require_whole(config: Mapping[str, Any], listing: TensorListing) -> None:
         if further := stacks[stack] - wanted:
             found = f"{len(further)} more layers from {stack}.{min(further)} on"
             raise _incomplete(f"num_hidden_layers {count}", found)
-        _require_tensors(config, listing, stack, [f"{number}.{name}" for number in wanted for name in modules])
+        _require_tensors(
+            config, listing, stack, [f"{number}.{name}" for number in wanted for name in modules]
+        )
 
 
 def _require_tensors(
     config: Mapping[str, Any], listing: TensorListing, stack: str, layer_modules: Iterable[str]
 ) -> None:
     """Requires the tensors of a known architecture whose layers are below `stack`, such as `model.layers`."""
-    root = stack.removesuffix("layers")  # `model.`, or nothing where the model was saved without its head
+    root = stack.removesuffix(
+        "layers"
+    )  # `model.`, or nothing where the model was saved without its head
     needed = {f"{stack}.{module}.weight" for module in layer_modules}
     absent = (needed | {f"{root}embed_tokens.weight", f"{root}norm.weight"}) - listing.shapes.keys()
     tied = text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
@@ -81,13 +85,18 @@ def _known_shapes(config: Mapping[str, Any], stack: str) -> Iterator[tuple[str, 
     architecture = architecture_of(config)
     if architecture is None:
         return
-    yield f"{stack.removesuffix('layers')}embed_tokens.weight", (architecture.vocabulary, architecture.hidden)
+    yield (
+        f"{stack.removesuffix('layers')}embed_tokens.weight",
+        (architecture.vocabulary, architecture.hidden),
+    )
     # Where one of these keys is left out, other defaults than those of `architecture_of` may apply.
     if "num_key_value_heads" not in text or not (
         "head_dim" in text or text.get("model_type") in _HEAD_FROM_HIDDEN
     ):
         return
-    for number, (name, (inputs, outputs)) in product(range(architecture.layers), architecture.linears.items()):
+    for number, (name, (inputs, outputs)) in product(
+        range(architecture.layers), architecture.linears.items()
+    ):
         part = "self_attn" if name in ATTENTION else "mlp"
         yield f"{stack}.{number}.{part}.{name}.weight", (outputs, inputs)
 

@@ -20,7 +20,13 @@ LINEARS: Final = (
 _LLAMA: Final = (*LINEARS, "input_layernorm", "post_attention_layernorm")
 _HEAD_NORMS: Final = ("self_attn.q_norm", "self_attn.k_norm")
 _FEED_FORWARD_NORMS: Final = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-_PHI3: Final = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", *_LLAMA[-2:])
+_PHI3: Final = (
+    "self_attn.qkv_proj",
+    "self_attn.o_proj",
+    "mlp.gate_up_proj",
+    "mlp.down_proj",
+    *_LLAMA[-2:],
+)
 
 LAYER_MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "llama": _LLAMA,

@@ -37,7 +37,11 @@ def check_lora_names(lora: LoraSection, modules: Collection[str]) -> dict[str, i
     Raises:
         JobError: `MODEL_INVALID`: lists the names that select nothing, each with its key.
     """
-    counts = {name: len(selected_modules(name, modules)) for names in _written(lora).values() for name in names}
+    counts = {
+        name: len(selected_modules(name, modules))
+        for names in _written(lora).values()
+        for name in names
+    }
     if lost := _unmatched(lora, modules):
         raise JobError(
             ErrorCode.MODEL_INVALID,
@@ -80,7 +84,9 @@ def _unmatched(lora: LoraSection, modules: Collection[str]) -> list[str]:
 def count_targets(lora: LoraSection, listing: TensorListing) -> dict[str, int]:
     """Returns each name in `lora.lora_target_modules` → how many modules it selects; nothing for `all-linear`."""
     modules = language_modules(listing)
-    return {name: len(selected_modules(name, modules)) for name in _written(lora)["lora_target_modules"]}
+    return {
+        name: len(selected_modules(name, modules)) for name in _written(lora)["lora_target_modules"]
+    }
 
 
 def select(names: Iterable[str], modules: Collection[str]) -> frozenset[str]:
@@ -100,7 +106,9 @@ def language_modules(listing: TensorListing) -> frozenset[str]:
     Parts for images and sound are left out. The experts of a layer count as one module. A head that shares the
     embedding's matrix has no tensor of its own.
     """
-    modules = frozenset(_EXPERT.sub(".experts.", name) for name in listing.modules if not is_in_tower(name))
+    modules = frozenset(
+        _EXPERT.sub(".experts.", name) for name in listing.modules if not is_in_tower(name)
+    )
     return modules if any(_leaf(name) == "lm_head" for name in modules) else modules | {"lm_head"}
 
 
@@ -114,7 +122,9 @@ def placement_warnings(listing: TensorListing, lora: LoraSection) -> tuple[str, 
             f"{describe_leaves(language_modules(listing))}: the job refuses a name that selects no module"
         )
     if towers := {name for name in names if is_in_tower(name)}:
-        warnings.append(f"the base model's parts for images or sound are not trained ({len(towers)} tensors)")
+        warnings.append(
+            f"the base model's parts for images or sound are not trained ({len(towers)} tensors)"
+        )
     if any(".experts." in name for name in names):
         warnings.append(
             "the base model is a mixture of experts, whose weights are not linear modules: the report says which "
@@ -130,4 +140,6 @@ def leaf_counts(modules: Iterable[str]) -> Mapping[str, int]:
 
 def _leaf(name: str) -> str:
     parts = name.split(".")
-    return ".".join(parts[-2:] if parts[-1] == "weight" else parts[-1:])  # a parameter, such as `gate.weight`
+    return ".".join(
+        parts[-2:] if parts[-1] == "weight" else parts[-1:]
+    )  # a parameter, such as `gate.weight`

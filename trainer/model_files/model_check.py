@@ -62,7 +62,9 @@ def check_model_files(model_dir: Path, names: Collection[str], spec: JobSpec) ->
     tensors = list_tensors(model_dir, names)
     if tensors is not None:
         require_whole(config, tensors)
-        if text_config(config).get("model_type") in LAYER_MODULES:  # of others, modules may have other names
+        if (
+            text_config(config).get("model_type") in LAYER_MODULES
+        ):  # of others, modules may have other names
             check_lora_names(spec.lora, language_modules(tensors))
     return ModelFiles(config, tensors)
 
@@ -94,7 +96,10 @@ def quantizations(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
             if settings:
                 declared = settings if isinstance(settings, dict) else {}
                 bits = declared.get("load_in_4bit") or declared.get("load_in_8bit")
-                yield str(declared.get("quant_method", "bitsandbytes" if bits else "unknown")), declared
+                yield (
+                    str(declared.get("quant_method", "bitsandbytes" if bits else "unknown")),
+                    declared,
+                )
 
 
 def _require_known_quantization(config: Mapping[str, Any], spec: JobSpec) -> None:

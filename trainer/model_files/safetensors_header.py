@@ -56,7 +56,9 @@ class SafetensorsHeader:
     size: int
 
 
-def read_safetensors_header(source: BinaryIO, size: int, *, limit: int = MAX_HEADER_BYTES) -> SafetensorsHeader:
+def read_safetensors_header(
+    source: BinaryIO, size: int, *, limit: int = MAX_HEADER_BYTES
+) -> SafetensorsHeader:
     """Reads the header of a file of `size` bytes, if it is of at most `limit` bytes.
 
     Raises:
@@ -69,11 +71,16 @@ def read_safetensors_header(source: BinaryIO, size: int, *, limit: int = MAX_HEA
     if not isinstance(header, dict):
         raise ValueError("no safetensors header")  # noqa: TRY004 -- wrong content, not a wrong type
     metadata = header.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in metadata.values()
+    ):
         raise ValueError("metadata that are not texts in a safetensors header")
     tensors = {name: _parse_entry(entry) for name, entry in header.items()}
     places = sorted((entry.begin, entry.end) for entry in tensors.values())
-    begins, ends = [0, *(end for _, end in places)], [*(begin for begin, _ in places), size - 8 - length]
+    begins, ends = (
+        [0, *(end for _, end in places)],
+        [*(begin for begin, _ in places), size - 8 - length],
+    )
     if begins != ends:
         raise ValueError("bytes that belong to no tensor in a safetensors file")
     return SafetensorsHeader(tensors, metadata, 8 + length)
@@ -90,7 +97,9 @@ def add_metadata(path: Path, entries: Mapping[str, str]) -> None:
         (length,) = struct.unpack("<Q", source.read(8))
         header = cast("dict[str, Any]", parse_json(source.read(length)))
         metadata = {**header.pop(_METADATA, {}), **entries}
-        text = json.dumps({_METADATA: dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
+        text = json.dumps(
+            {_METADATA: dict(sorted(metadata.items())), **header}, separators=(",", ":")
+        ).encode()
         text += b" " * (-len(text) % _ALIGNMENT)  # the tensors begin at a multiple of 8 bytes
         target.write(struct.pack("<Q", len(text)) + text)
         shutil.copyfileobj(source, target)
@@ -99,7 +108,9 @@ def add_metadata(path: Path, entries: Mapping[str, str]) -> None:
 
 def _parse_entry(entry: object) -> TensorEntry:
     match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if begin <= end:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            begin <= end
+        ):
             if all(isinstance(size, int) for size in shape):
                 return TensorEntry(dtype, tuple(shape), begin, end)
     raise ValueError("a tensor without a place in a safetensors header")

@@ -86,7 +86,9 @@ class CheckedAdapter:
         """Returns what the provider should know."""
         if self.base_is_checked:
             return ()
-        return ("the start adapter does not name its base model: nothing shows that it was trained on this one",)
+        return (
+            "the start adapter does not name its base model: nothing shows that it was trained on this one",
+        )
 
 
 def base_metadata(model: ModelSection) -> dict[str, str]:
@@ -96,7 +98,9 @@ def base_metadata(model: ModelSection) -> dict[str, str]:
     return {BASE_SHA256: model.base_sha256, **name, **revision}
 
 
-def take_start_adapter(files: Mapping[str, Path], spec: JobSpec) -> tuple[dict[str, Path], StartAdapter | None]:
+def take_start_adapter(
+    files: Mapping[str, Path], spec: JobSpec
+) -> tuple[dict[str, Path], StartAdapter | None]:
     """Separates the files of a start adapter from those with rows.
 
     Args:
@@ -122,7 +126,11 @@ def take_start_adapter(files: Mapping[str, Path], spec: JobSpec) -> tuple[dict[s
             hint="give the earlier adapter's directory with --adapter",
         )
     if further := sorted(found - expected):
-        wanted = f"only {' and '.join(sorted(expected))}" if expected else "nothing without lora.start_from"
+        wanted = (
+            f"only {' and '.join(sorted(expected))}"
+            if expected
+            else "nothing without lora.start_from"
+        )
         raise layout_error(
             further[0],
             f"{ADAPTER_PREFIX} is the place of the adapter that training starts from",
@@ -133,7 +141,9 @@ def take_start_adapter(files: Mapping[str, Path], spec: JobSpec) -> tuple[dict[s
     return rows, StartAdapter(files[CONFIG_FILE], files[WEIGHTS_FILE]) if expected else None
 
 
-def check_start_adapter(adapter: StartAdapter, spec: JobSpec, base: ModelFiles | None) -> CheckedAdapter:
+def check_start_adapter(
+    adapter: StartAdapter, spec: JobSpec, base: ModelFiles | None
+) -> CheckedAdapter:
     """Judges an adapter that training is to start from.
 
     Args:
@@ -160,7 +170,9 @@ def check_start_adapter(adapter: StartAdapter, spec: JobSpec, base: ModelFiles |
         try:
             header = read_safetensors_header(source, size, limit=MAX_HEADER_BYTES)
         except ValueError as error:
-            raise tensor_error("the file cannot be read", "the format safetensors", str(error)) from None
+            raise tensor_error(
+                "the file cannot be read", "the format safetensors", str(error)
+            ) from None
         check_adapter_tensors(header.tensors, spec.lora, base)
         is_checked = _check_base(header, spec)
         _require_finite(source, header)
@@ -168,7 +180,10 @@ def check_start_adapter(adapter: StartAdapter, spec: JobSpec, base: ModelFiles |
         adapter.weights,
         file_sha256(adapter.weights),
         len(header.tensors),
-        sum((entry.end - entry.begin) // ELEMENT_BYTES[entry.dtype] for entry in header.tensors.values()),
+        sum(
+            (entry.end - entry.begin) // ELEMENT_BYTES[entry.dtype]
+            for entry in header.tensors.values()
+        ),
         is_checked,
     )
 

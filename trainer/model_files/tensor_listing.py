@@ -65,8 +65,14 @@ def list_tensors(model_dir: Path, names: Collection[str]) -> TensorListing | Non
     index = _read_index(model_dir / INDEX) if WEIGHTS not in names and INDEX in names else {}
     loaded = {WEIGHTS} if WEIGHTS in names else set(index.values())
     _require_files(loaded, names)
-    headers = {name: _read_shapes(model_dir / name) for name in sorted(loaded) if (model_dir / name).is_file()}
-    lacking = {tensor for tensor, name in index.items() if name in headers and tensor not in headers[name]}
+    headers = {
+        name: _read_shapes(model_dir / name)
+        for name in sorted(loaded)
+        if (model_dir / name).is_file()
+    }
+    lacking = {
+        tensor for tensor, name in index.items() if name in headers and tensor not in headers[name]
+    }
     if lacking:
         raise _invalid("every tensor that the index names in its file", f"no {shorten(lacking)}")
     shapes: dict[str, Shape | None] = dict.fromkeys(index)
@@ -79,7 +85,9 @@ def _require_files(loaded: Collection[str], names: Collection[str]) -> None:
     """Requires that the weight files are exactly those that are loaded."""
     weights = {name for name in names if name.endswith(_SUFFIX)}
     if not loaded:
-        raise _invalid(f"weights as {WEIGHTS} or with {INDEX}", shorten(weights) if weights else "none")
+        raise _invalid(
+            f"weights as {WEIGHTS} or with {INDEX}", shorten(weights) if weights else "none"
+        )
     if absent := set(loaded) - weights:
         raise _invalid("every file that the index names", f"no {shorten(absent)}")
     if unused := weights - set(loaded):
@@ -111,7 +119,9 @@ def _read_shapes(path: Path) -> dict[str, Shape]:
 
 
 def _invalid(expected: str, found: object) -> JobError:
-    return JobError(ErrorCode.MODEL_INVALID, "the base model's weights", expected=expected, found=found)
+    return JobError(
+        ErrorCode.MODEL_INVALID, "the base model's weights", expected=expected, found=found
+    )
 
 
 def layer_numbers(names: Collection[str]) -> dict[str, set[int]]:

@@ -23,19 +23,27 @@ def find_adapter_files(directory: Path) -> dict[str, Path]:
     """
     files = {name: directory / name.removeprefix(ADAPTER_PREFIX) for name in sorted(ADAPTER_FILES)}
     if not directory.is_dir():
-        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such directory: {directory}", hint="see --adapter")
+        raise UsageError(
+            ErrorCode.FILE_NOT_FOUND, f"no such directory: {directory}", hint="see --adapter"
+        )
     for path in files.values():
         if not path.is_file():
             inner = directory / "adapter"
             raise UsageError(
                 ErrorCode.FILE_NOT_FOUND,
                 f"no such file: {path}",
-                hint=f"the directory of the adapter is {inner}" if inner.is_dir() else "see --adapter",
+                hint=f"the directory of the adapter is {inner}"
+                if inner.is_dir()
+                else "see --adapter",
             )
-    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+    names = sorted(
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()
+    )
     wanted = {path.name for path in files.values()}
     if further := [
-        name for name in names if name not in wanted and name != _MODEL_CARD and not is_companion(name)
+        name
+        for name in names
+        if name not in wanted and name != _MODEL_CARD and not is_companion(name)
     ]:
         raise UsageError(
             ErrorCode.USAGE,

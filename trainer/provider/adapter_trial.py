@@ -53,9 +53,13 @@ class AdapterTrial:
     def notes(self) -> tuple[str, ...]:
         """What the comparison cannot know or does otherwise than the job."""
         if self.spec is None:
-            return ("no receipt beside the adapter: columns and template variables of its job spec are not known",)
+            return (
+                "no receipt beside the adapter: columns and template variables of its job spec are not known",
+            )
         if self.spec.model.load_in_4bit or self.spec.model.load_in_8bit:
-            return ("the job had quantised base weights; here both answer with the unquantised ones",)
+            return (
+                "the job had quantised base weights; here both answer with the unquantised ones",
+            )
         return ()
 
 
@@ -114,10 +118,14 @@ def _read_spec(receipt: Path, adapter_sha256: str) -> JobSpec:
             found=adapter_sha256,
             hint="see trainer receipt verify",
         )
-    return parse_job_spec(canonical_json(statement.predicate.buildDefinition.externalParameters.jobSpec))
+    return parse_job_spec(
+        canonical_json(statement.predicate.buildDefinition.externalParameters.jobSpec)
+    )
 
 
-def prompts_of_texts(texts: Sequence[str], tokens: ModelTokenizer, *, plain: bool) -> Iterator[TrialPrompt]:
+def prompts_of_texts(
+    texts: Sequence[str], tokens: ModelTokenizer, *, plain: bool
+) -> Iterator[TrialPrompt]:
     """Yields each text as a user's turn, or as plain text where there is no chat template or `plain` is set.
 
     Raises:

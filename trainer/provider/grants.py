@@ -231,7 +231,9 @@ def _place_in_pool(
         return None
     require_fits_pool(files, len(providers))
     number = providers.index(key.public) + 1
-    return PoolPlace(number=number, providers=len(providers), own_recipients=grant.joint.own_recipients)
+    return PoolPlace(
+        number=number, providers=len(providers), own_recipients=grant.joint.own_recipients
+    )
 
 
 def _take_row_files(files: Mapping[str, Path], spec: JobSpec | None) -> Mapping[str, Path]:

@@ -46,7 +46,9 @@ class ProviderIdentity:
     provider_key: ProviderKey | None
 
 
-def create_identity(path: Path, *, hybrid: bool = True, passphrase: bytes | None = None) -> ProviderIdentity:
+def create_identity(
+    path: Path, *, hybrid: bool = True, passphrase: bytes | None = None
+) -> ProviderIdentity:
     """Writes a new identity and a new provider key, mode 0600; returns both.
 
     age skips lines that begin with `#`, and refuses any other that is no identity.
@@ -91,10 +93,17 @@ def read_identity_file(path: Path, ask: AskPassphrase | None = None) -> Provider
     if data.lstrip().startswith(_AGE_BEGINNINGS):
         data = _decrypt(data, path, ask)
     text = data.decode("utf-8", "replace")
-    found = [line.removeprefix(_SECRET_LINE) for line in text.splitlines() if line.startswith(_SECRET_LINE)]
+    found = [
+        line.removeprefix(_SECRET_LINE)
+        for line in text.splitlines()
+        if line.startswith(_SECRET_LINE)
+    ]
     if len(found) > 1:
         raise UsageError(
-            ErrorCode.IDENTITY_INVALID, f"the identity file {path}", expected="one provider key", found=len(found)
+            ErrorCode.IDENTITY_INVALID,
+            f"the identity file {path}",
+            expected="one provider key",
+            found=len(found),
         )
     key = parse_provider_key(found[0].strip()) if found else None
     return ProviderIdentity(parse_identity_file(text), key)
@@ -103,7 +112,9 @@ def read_identity_file(path: Path, ask: AskPassphrase | None = None) -> Provider
 def _decrypt(data: bytes, path: Path, ask: AskPassphrase | None) -> bytes:
     if ask is None:
         raise UsageError(
-            ErrorCode.IDENTITY_INVALID, f"the identity file {path} is encrypted", hint="there is nobody to ask"
+            ErrorCode.IDENTITY_INVALID,
+            f"the identity file {path} is encrypted",
+            hint="there is nobody to ask",
         )
     plain = io.BytesIO()
     try:

@@ -22,7 +22,14 @@ NOT_ITS_DATASET: Final = frozenset({ErrorCode.NO_IDENTITY_MATCH, ErrorCode.UNAUT
 """What a job says of a dataset that is sealed to an earlier start of it. Files show no TLS key that changed."""
 
 _MAX_SHOWN_NUMBER: Final = 10**15
-_SUMMARY_METRICS: Final = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+_SUMMARY_METRICS: Final = (
+    "step",
+    "loss",
+    "eval_loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+)
 
 
 class RefusedBeforeError(SealingError):
@@ -70,7 +77,9 @@ def watch_job(
         if isinstance(event, SealedEvent):
             yield from _open_event(event, identities)
             continue
-        if number in event.received:  # its dataset is in: what the status says of uploads is about those of others
+        if (
+            number in event.received
+        ):  # its dataset is in: what the status says of uploads is about those of others
             yield event.without_refusal()
             continue
         yield event
@@ -87,7 +96,9 @@ def watch_job(
 
 def describe_training(status: Status) -> str:
     """Returns in one line what a job in the phase `training` does, how far it is, and how long it will take."""
-    left = f", {describe_duration(status.eta_seconds)} left" if status.eta_seconds is not None else ""
+    left = (
+        f", {describe_duration(status.eta_seconds)} left" if status.eta_seconds is not None else ""
+    )
     if status.activity is not None:
         percent = f" {status.percent} %" if status.percent is not None else ""
         return f"{status.activity.value}{percent}{left}"

@@ -23,7 +23,9 @@ def require_absent(path: Path) -> None:
         UsageError: `output-exists`; also of a link that leads nowhere, since nothing can be placed by its name.
     """
     if os.path.lexists(path):
-        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move it away")
+        raise UsageError(
+            ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move it away"
+        )
 
 
 def write_private_file(path: Path, data: bytes) -> None:
@@ -36,7 +38,9 @@ def write_private_file(path: Path, data: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UsageError(
-            ErrorCode.OUTPUT_EXISTS, f"{path} exists", hint="choose another name, or move the old file away"
+            ErrorCode.OUTPUT_EXISTS,
+            f"{path} exists",
+            hint="choose another name, or move the old file away",
         ) from None
     except OSError as error:
         raise UsageError(ErrorCode.USAGE, f"cannot write {path}: {error.strerror}") from error
@@ -100,7 +104,9 @@ def read_small_file(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) ->
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read the {what} {path}: {error.strerror}") from error
+        raise UsageError(
+            ErrorCode.FILE_NOT_FOUND, f"cannot read the {what} {path}: {error.strerror}"
+        ) from error
     except ValueError as error:
         # A name that no file can have: it contains a zero, or characters without an encoding.
         raise UsageError(
@@ -110,6 +116,9 @@ def read_small_file(path: Path, what: str, limit: int = MAX_SMALL_FILE_BYTES) ->
         ) from error
     if len(data) > limit:
         raise UsageError(
-            ErrorCode.USAGE, f"the {what} {path} is too large", expected=f"at most {limit} bytes", found="more"
+            ErrorCode.USAGE,
+            f"the {what} {path} is too large",
+            expected=f"at most {limit} bytes",
+            found="more",
         )
     return data

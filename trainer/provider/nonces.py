@@ -41,11 +41,15 @@ class SpentNonces(Strict):
     def find_evidence(self, nonce: str) -> str | None:
         """Returns the digest of the evidence that a nonce was spent on; None if it was not spent."""
         digest = sha256_hex(bytes.fromhex(nonce))
-        return next((entry.evidence_sha256 for entry in self.spent if entry.nonce_sha256 == digest), None)
+        return next(
+            (entry.evidence_sha256 for entry in self.spent if entry.nonce_sha256 == digest), None
+        )
 
     def add_nonce(self, nonce: str, evidence_sha256: str, now: int) -> SpentNonces:
         """Returns the list with one more nonce, without those that are too old or beyond `MAX_NONCES`."""
-        added = SpentNonce(nonce_sha256=sha256_hex(bytes.fromhex(nonce)), evidence_sha256=evidence_sha256, at=now)
+        added = SpentNonce(
+            nonce_sha256=sha256_hex(bytes.fromhex(nonce)), evidence_sha256=evidence_sha256, at=now
+        )
         recent = [entry for entry in self.spent if entry.at > now - RETENTION_SECONDS]
         return SpentNonces(spent=(*recent, added)[-MAX_NONCES:])
 

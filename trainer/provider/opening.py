@@ -63,7 +63,9 @@ def open_sealed_result(
     # Decrypted beside the target, so that plaintext appears there by one rename after the last check.
     with _temporary_sibling(target) as folder:
         # Neither tar nor age compresses: what is inside cannot be larger than the file.
-        open_result(source, identities, folder, limits=ArchiveLimits(max_bytes=source.stat().st_size))
+        open_result(
+            source, identities, folder, limits=ArchiveLimits(max_bytes=source.stat().st_size)
+        )
         sealed = SealedFile.of(source)
         opened = check_result(
             folder,

@@ -62,8 +62,14 @@ class LocalSecret:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
-                raise self._unusable(f"mode {stat.S_IMODE(state.st_mode):04o} of user {state.st_uid}")
+            if (
+                not stat.S_ISREG(state.st_mode)
+                or state.st_uid != os.geteuid()
+                or state.st_mode & 0o077
+            ):
+                raise self._unusable(
+                    f"mode {stat.S_IMODE(state.st_mode):04o} of user {state.st_uid}"
+                )
             data = file.read(SECRET_BYTES + 1)
         if len(data) != SECRET_BYTES:
             raise self._unusable(f"{len(data)} bytes")
@@ -101,7 +107,11 @@ def check_tag(data: bytes, key: bytes) -> bytes | None:
     except (ValueError, UsageError):
         return None
     expected = hmac.digest(key, document, "sha256").hex()
-    return document if isinstance(tag, str) and hmac.compare_digest(tag.encode(), expected.encode()) else None
+    return (
+        document
+        if isinstance(tag, str) and hmac.compare_digest(tag.encode(), expected.encode())
+        else None
+    )
 
 
 class OwnDirectory:
@@ -125,7 +135,9 @@ class OwnDirectory:
             UsageError: something of this name exists.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", suffix=".partial", dir=self.path.parent))
+        partial = Path(
+            tempfile.mkdtemp(prefix=f".{self.path.name}-", suffix=".partial", dir=self.path.parent)
+        )
         try:
             for name, document in documents.items():
                 _write(partial / name, add_tag(document, self._key_for(name)))

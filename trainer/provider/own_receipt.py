@@ -42,9 +42,13 @@ def check_own_receipt(
     document = io.BytesIO()
     with (folder / "receipts" / f"{pool_folder(terms.pool.number)}.age").open("rb") as sealed:
         decrypt(sealed, document, identities)
-    own = parse_statement(verify_attested(document.getvalue(), "receipt", record, restarted=restarted))
+    own = parse_statement(
+        verify_attested(document.getvalue(), "receipt", record, restarted=restarted)
+    )
     run, of_common = (one.predicate.runDetails.metadata.invocationId for one in (own, common))
-    files = {pool_name(terms.pool.number, name): digest for name, digest in terms.dataset_files.items()}
+    files = {
+        pool_name(terms.pool.number, name): digest for name, digest in terms.dataset_files.items()
+    }
     if run != of_common or _datasets(own) != _datasets(common) | dict(dataset_dependencies(files)):
         raise VerificationError(
             ErrorCode.RECEIPT_MISMATCH,

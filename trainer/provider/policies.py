@@ -90,7 +90,9 @@ def make_strict_policy(app_compose: str, demands: PolicyDemands) -> Policy:
     Raises:
         UsageError: a file cannot be read or has the wrong form, or others than the VM could read the data.
     """
-    app = strict_app(app_compose, _read_specs(demands), pins=demands.pins, recipient=demands.recipient)
+    app = strict_app(
+        app_compose, _read_specs(demands), pins=demands.pins, recipient=demands.recipient
+    )
     return _make_policy(app, demands)
 
 
@@ -142,7 +144,9 @@ def _read_specs(demands: PolicyDemands) -> list[JobSpec]:
 
 
 def _make_policy(app: AppSection, demands: PolicyDemands) -> Policy:
-    oses = tuple(read_measurements(read_small_file(path, "measurements")) for path in demands.measurements)
+    oses = tuple(
+        read_measurements(read_small_file(path, "measurements")) for path in demands.measurements
+    )
     collateral, trust_root = demands.collateral, demands.trust_root
     source: CollateralUrl | CollateralDocument | None = None
     if collateral is not None and collateral.startswith(("http://", "https://")):

@@ -21,10 +21,13 @@ def export_public(verified: VerifiedReceipt, output: Path) -> tuple[Path, ...]:
     - `model.sig`: the signature over the adapter, by the same key
     """
     folder = verified.opened.folder
-    attested = parse_attested_envelope((folder / PUBLIC_PROVENANCE).read_bytes(), what="public provenance")
+    attested = parse_attested_envelope(
+        (folder / PUBLIC_PROVENANCE).read_bytes(), what="public provenance"
+    )
     key = load_public_key(bytes.fromhex(attested.evidence.claims.receipt_key))
     files = {
-        "provenance.intoto.jsonl": canonical_json(attested.envelope.model_dump(mode="json")) + b"\n",
+        "provenance.intoto.jsonl": canonical_json(attested.envelope.model_dump(mode="json"))
+        + b"\n",
         "evidence.json": attested.evidence.canonical(),
         "receipt-key.pem": public_key_pem(key),
         MODEL_SIGNATURE: (folder / MODEL_SIGNATURE).read_bytes(),

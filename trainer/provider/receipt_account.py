@@ -35,7 +35,9 @@ def give_account(verified: VerifiedReceipt, *, now: int) -> tuple[AccountLine, .
         verified: the checked receipt.
         now: Unix seconds, from which the distance of each time is counted.
     """
-    times = [(utc_and_distance(moment, now=now), event) for moment, event in sorted(_timeline(verified))]
+    times = [
+        (utc_and_distance(moment, now=now), event) for moment, event in sorted(_timeline(verified))
+    ]
     columns = max(len(moment) for moment, _ in times) + 4
     return (
         AccountLine(_headline(verified)),
@@ -67,11 +69,16 @@ def _facts(verified: VerifiedReceipt) -> Iterator[tuple[str, str]]:
     files = verified.record.terms.dataset_files if verified.record.terms else {}
     if files:
         names = ", ".join(sorted(files))
-        yield "data", f"{names} (manifest {shortened(build.internalParameters.datasetManifestSha256, 20)})"
+        yield (
+            "data",
+            f"{names} (manifest {shortened(build.internalParameters.datasetManifestSha256, 20)})",
+        )
     recipients = f"{len(build.internalParameters.recipients)} recipients"
     yield (
         "read by",
-        f"{recipients}, and nobody else" if verified.record.terms else f"{recipients}; others not checked",
+        f"{recipients}, and nobody else"
+        if verified.record.terms
+        else f"{recipients}; others not checked",
     )
     if verified.opened.privacy is not None:
         yield "privacy", describe_privacy(verified.opened.privacy)

@@ -112,7 +112,9 @@ class RecordInputs:
 
 def make_receipt_record(folder: Path, inputs: RecordInputs) -> ReceiptRecord:
     """Returns the receipt record in `folder` that was opened just now, as yet without a deletion statement."""
-    envelope, evidence = ((folder / name).read_bytes() for name in ("receipt.json", "evidence.json"))
+    envelope, evidence = (
+        (folder / name).read_bytes() for name in ("receipt.json", "evidence.json")
+    )
     return ReceiptRecord(
         version=1,
         tool=BUILD,
@@ -121,7 +123,9 @@ def make_receipt_record(folder: Path, inputs: RecordInputs) -> ReceiptRecord:
         restarted=_document(inputs.restarted) if inputs.restarted else None,
         terms=inputs.terms,
         sealed=inputs.sealed,
-        receipt=AttestedEnvelope(envelope=parse_envelope(envelope), evidence=parse_statement_evidence(evidence)),
+        receipt=AttestedEnvelope(
+            envelope=parse_envelope(envelope), evidence=parse_statement_evidence(evidence)
+        ),
         deletion=None,
     )
 
@@ -135,7 +139,9 @@ def record_directory(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.record")
 
 
-def write_receipt_record(folder: Path, record: ReceiptRecord, *, deletion: bytes | None = None) -> None:
+def write_receipt_record(
+    folder: Path, record: ReceiptRecord, *, deletion: bytes | None = None
+) -> None:
     """Writes the record of the result in `folder`, in place of an earlier one of it.
 
     Args:

@@ -135,7 +135,10 @@ def _require_plain_tree(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UsageError(
-            ErrorCode.FILE_NOT_FOUND, "a result", expected="the directory of an opened result", found=str(folder)
+            ErrorCode.FILE_NOT_FOUND,
+            "a result",
+            expected="the directory of an opened result",
+            found=str(folder),
         )
     for root, directories, files in os.walk(folder):
         for path in (Path(root, name) for name in (*directories, *files)):
@@ -185,7 +188,9 @@ def _open_questions(
             f"when the job was appraised: {moment} is the record's word; --at judges as of another time"
         )
     if policy is None:
-        questions.append("whether the policy in the record is the one you would demand: name yours with --policy")
+        questions.append(
+            "whether the policy in the record is the one you would demand: name yours with --policy"
+        )
     if record.terms is None:
         questions += UNCHECKED_WITHOUT_GRANT
     if record.deletion is None:

@@ -18,8 +18,16 @@ from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_statement import require_acceptable, verify_attested, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
 from trainer.receipt.model_signature import MODEL_SIGNATURE, verify_model_signature
-from trainer.receipt.privacy_statement import MAX_STATEMENT_BYTES, PRIVACY_STATEMENT, PrivacyPredicate
-from trainer.receipt.public_provenance import MAX_PROVENANCE_BYTES, PUBLIC_PROVENANCE, check_public_provenance
+from trainer.receipt.privacy_statement import (
+    MAX_STATEMENT_BYTES,
+    PRIVACY_STATEMENT,
+    PrivacyPredicate,
+)
+from trainer.receipt.public_provenance import (
+    MAX_PROVENANCE_BYTES,
+    PUBLIC_PROVENANCE,
+    check_public_provenance,
+)
 from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
 from trainer.receipt.result_files import FAILURE_REPORT, require_result_file
 from trainer.receipt.statement import (
@@ -95,12 +103,20 @@ def check_result(
     """
     # Signature and quote first: no field of the statement counts before the attested job is known to be its
     # author. The quote was made at the job's end and covers this statement's digest and the key that signed it.
-    evidence = parse_statement_evidence(_read_limited(folder, "evidence.json", MAX_STATEMENT_EVIDENCE_BYTES))
+    evidence = parse_statement_evidence(
+        _read_limited(folder, "evidence.json", MAX_STATEMENT_EVIDENCE_BYTES)
+    )
     envelope = _read_limited(folder, "receipt.json", MAX_ENVELOPE_BYTES)
     payload, quoted = verify_statement(envelope, evidence, "receipt", record, restarted=restarted)
     statement = parse_statement(payload)
     signature = Check(
-        1, "receipt-signature", "signed by the quoted receipt key", CheckState.AFFIRMED, None, None, None
+        1,
+        "receipt-signature",
+        "signed by the quoted receipt key",
+        CheckState.AFFIRMED,
+        None,
+        None,
+        None,
     )
     files, report = file_digests(folder), _read_failure_report(folder)
     expected = ExpectedResult(
@@ -122,8 +138,13 @@ def check_result(
         signed = _read_limited(folder, MODEL_SIGNATURE, MAX_ENVELOPE_BYTES)
         verify_model_signature(signed, files, bytes.fromhex(evidence.claims.receipt_key))
         public = _read_limited(folder, PUBLIC_PROVENANCE, MAX_PROVENANCE_BYTES)
-        check_public_provenance(verify_attested(public, "provenance", record, restarted=restarted), statement)
-    privacy, stated = None, statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None
+        check_public_provenance(
+            verify_attested(public, "provenance", record, restarted=restarted), statement
+        )
+    privacy, stated = (
+        None,
+        statement.privacy.get("differential") if isinstance(statement.privacy, dict) else None,
+    )
     if stated is not None and statement.outcome is ReceiptOutcome.SUCCEEDED:
         privacy, check = _check_privacy_statement(
             folder, statement, record, files, restarted, number=2 + len(content)
@@ -153,7 +174,12 @@ def _check_privacy_statement(
     said = verify_privacy_statement(document, record, files, restarted=restarted).predicate
     run = statement.predicate.runDetails.metadata.invocationId
     epsilon, delta = reported_privacy(statement.privacy)
-    is_covered = epsilon is not None and said.epsilon >= epsilon and delta is not None and said.delta >= delta
+    is_covered = (
+        epsilon is not None
+        and said.epsilon >= epsilon
+        and delta is not None
+        and said.delta >= delta
+    )
     holds = said.run == run and is_covered
     check = Check(
         number,

@@ -16,7 +16,14 @@ from typing import Final, TypeVar
 from trainer.attestation.result.presentation import DEVELOPMENT_BANNER
 from trainer.attestation.result.record import Record
 from trainer.encoding import file_sha256
-from trainer.errors import RESUMABLE, ErrorCode, SealingError, UnavailableError, UsageError, VerificationError
+from trainer.errors import (
+    RESUMABLE,
+    ErrorCode,
+    SealingError,
+    UnavailableError,
+    UsageError,
+    VerificationError,
+)
 from trainer.models import Phase, Status
 from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
 from trainer.provider.attested_spec import attested_job_spec
@@ -30,8 +37,18 @@ from trainer.provider.opening import open_sealed_result
 from trainer.provider.policies import read_policy
 from trainer.provider.result_check import OpenedResult
 from trainer.provider.submission_directory import SubmissionDirectory, deletion_path, result_paths
-from trainer.provider.submission_request import ProgressReporter, Submission, SubmissionResult, submission_identity
-from trainer.provider.transport.carrier import FINAL_PHASES, PHASES_BEFORE_UPLOAD, Carrier, require_result_size
+from trainer.provider.submission_request import (
+    ProgressReporter,
+    Submission,
+    SubmissionResult,
+    submission_identity,
+)
+from trainer.provider.transport.carrier import (
+    FINAL_PHASES,
+    PHASES_BEFORE_UPLOAD,
+    Carrier,
+    require_result_size,
+)
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job
 from trainer.receipt.deletion import DeletionStatement
@@ -66,14 +83,18 @@ class _SubmissionRun:
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
         self._directory = SubmissionDirectory(folder, submission.secret, self._policy)
-        if not self._directory.sealed_result.exists():  # else an earlier call may have put its result in place
+        if (
+            not self._directory.sealed_result.exists()
+        ):  # else an earlier call may have put its result in place
             for path in result_paths(output):
                 require_absent(path)
         self._files = find_data_files(submission.data, submission.adapter)
 
     def run(self) -> SubmissionResult:
         """Runs the steps, again and again with a job that was restarted or interrupted, within `wait_seconds`."""
-        description = submission_identity(self._submission, self._policy, self._files, self._submission.recipients)
+        description = submission_identity(
+            self._submission, self._policy, self._files, self._submission.recipients
+        )
         if self._directory.open_for(description):
             self._report.line(f"going on with the submission in {self._directory.path}")
         while True:
@@ -84,29 +105,42 @@ class _SubmissionRun:
                 if (result := self._run_steps()) is not None:
                     return result
                 hint = "once its operator has started it again, repeat this command"
-                error = UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job was interrupted", hint=hint)
+                error = UnavailableError(
+                    ErrorCode.JOB_UNREACHABLE, "the job was interrupted", hint=hint
+                )
                 self._job_wait.wait_after(error)
             except VerificationError as error:
                 # A restarted job has a new TLS key. Once the result is here, the job is no longer needed.
-                if error.code is not ErrorCode.TLS_KEY_MISMATCH or self._directory.sealed_result.exists():
+                if (
+                    error.code is not ErrorCode.TLS_KEY_MISMATCH
+                    or self._directory.sealed_result.exists()
+                ):
                     raise
-                self._job_wait.wait_after(error)  # whoever is in between can answer with another key each time
+                self._job_wait.wait_after(
+                    error
+                )  # whoever is in between can answer with another key each time
                 self._is_restarted = True
             except UnavailableError as error:
                 # A job that never answered may not exist; one that ended while it was preparing does.
                 self._has_answered |= error.code is ErrorCode.JOB_BUSY
-                if error.code not in _NO_ANSWER or not (self._has_answered or self._directory.has_record()):
+                if error.code not in _NO_ANSWER or not (
+                    self._has_answered or self._directory.has_record()
+                ):
                     raise
                 self._job_wait.wait_after(error)
 
     def _adopt_restarted_job(self) -> None:
         record = self._appraise()
-        pinned = connect_to_job(self._submission.source, pinned_spki_sha256=record.result.peer_spki_sha256)
+        pinned = connect_to_job(
+            self._submission.source, pinned_spki_sha256=record.result.peer_spki_sha256
+        )
         status = pinned.status()
         if status.phase is Phase.STARTING:
             # It has evidence before it prepares: it is about to offer what it sealed before the restart.
             raise UnavailableError(ErrorCode.JOB_BUSY, "the job is about to offer its result")
-        has_result = status.phase in {Phase.AWAITING_PULL, *FINAL_PHASES} and status.result_bytes is not None
+        has_result = (
+            status.phase in {Phase.AWAITING_PULL, *FINAL_PHASES} and status.result_bytes is not None
+        )
         self._directory.adopt_restarted_job(record, has_result=has_result)
         self._is_restarted = False
 
@@ -115,7 +149,9 @@ class _SubmissionRun:
         record = self._measure_time("verify", self._verify)
         grant = self._measure_time("seal", lambda: self._seal(record))
         # From here on only the key that the appraised claims name gets a byte.
-        client = connect_to_job(self._submission.source, pinned_spki_sha256=self._directory.load_peer_key(record))
+        client = connect_to_job(
+            self._submission.source, pinned_spki_sha256=self._directory.load_peer_key(record)
+        )
         sealed = self._directory.sealed_result
         if sealed.exists():
             receiver = self._directory.deletion_receiver(client, record, grant, file_sha256(sealed))
@@ -123,10 +159,14 @@ class _SubmissionRun:
             self._measure_time("upload", lambda: self._upload(client, record, grant))
             self._measure_time("watch", lambda: self._watch(client, grant))
             receiver = self._measure_time("pull", lambda: self._pull(client, record, grant))
-        result = self._measure_time("open", lambda: self._open(record, grant, receiver.result_sha256))
+        result = self._measure_time(
+            "open", lambda: self._open(record, grant, receiver.result_sha256)
+        )
         deletion = self._acknowledge(receiver, grant, result)
         if self._is_refused:
-            self._report.line("  the job waits for another dataset: mend this one, and repeat the command")
+            self._report.line(
+                "  the job waits for another dataset: mend this one, and repeat the command"
+            )
         if result.failure is None:
             self._directory.remove()
         elif result.failure.code in RESUMABLE:
@@ -165,7 +205,9 @@ class _SubmissionRun:
         submission = self._submission
         job = connect_to_job(submission.source)
         try:
-            record = appraise_job(job, self._policy, cache=submission.cache, nonces=submission.nonces)
+            record = appraise_job(
+                job, self._policy, cache=submission.cache, nonces=submission.nonces
+            )
         finally:
             # After a TLS handshake there is a job, even if it ended before it had evidence.
             self._has_answered |= job.peer_spki_sha256 is not None
@@ -204,7 +246,9 @@ class _SubmissionRun:
         has_begun, is_joint = directory.upload_begun.exists(), grant.number is not None
         status = client.status() if has_begun or is_joint else Status(phase=Phase.AWAITING_DATASET)
         if is_joint and status.phase is Phase.OPENING:
-            raise UnavailableError(ErrorCode.JOB_BUSY, "the job opens the dataset of one of its providers")
+            raise UnavailableError(
+                ErrorCode.JOB_BUSY, "the job opens the dataset of one of its providers"
+            )
         if has_begun and (grant.is_in(status) or status.phase not in PHASES_BEFORE_UPLOAD):
             # The upload was complete when an earlier call was interrupted: the job has taken it.
             directory.uploaded.touch()
@@ -230,13 +274,17 @@ class _SubmissionRun:
         self._report.step("wait for the training")
         display = EventDisplay(self._report)
         try:
-            for event in watch_job(client, self._submission.identities, grant.events_token, number=grant.number):
+            for event in watch_job(
+                client, self._submission.identities, grant.events_token, number=grant.number
+            ):
                 # An end may be that of the earlier start, which a spool shows until the job is started again.
                 if isinstance(event, Status) and event.phase not in FINAL_PHASES:
                     self._job_wait.end()
                 display.show(event)
         except SealingError as error:
-            self._directory.forget_refused(error)  # the job refused the dataset: the next call uploads again
+            self._directory.forget_refused(
+                error
+            )  # the job refused the dataset: the next call uploads again
             if error.code in NOT_ITS_DATASET and not self._directory.is_sealed_to(
                 self._appraise().result.recipient
             ):
@@ -286,7 +334,9 @@ class _SubmissionRun:
             raise
         placed = self._directory.place_opened(opened, self._submission.output, sealed_sha256)
         if (failure := placed.failure) is not None:
-            self._report.line(f"  the job failed ({failure.code.value}); its report is in {placed.folder}")
+            self._report.line(
+                f"  the job failed ({failure.code.value}); its report is in {placed.folder}"
+            )
         return placed
 
     def _acknowledge(
@@ -305,7 +355,11 @@ class _SubmissionRun:
         except (UnavailableError, UsageError, VerificationError) as error:
             # The result is here and was checked; the job ends by itself, later. Others can answer in a spool.
             is_answer = error.code in STATEMENT_ERRORS
-            reason = "no valid answer to the acknowledgement" if is_answer else "the result was not acknowledged"
+            reason = (
+                "no valid answer to the acknowledgement"
+                if is_answer
+                else "the result was not acknowledged"
+            )
             self._report.line(f"{reason}: {error.message}")
         if statement is None and kept.exists():
             statement = receiver.verify(kept.read_bytes())  # the one from beside the result

@@ -154,7 +154,9 @@ class SubmissionDirectory:
             record,
             self.deletion,
             sealed_sha256,
-            None if grant.pool else grant.manifest_sha256,  # it is about the pool, whose digest the receipt has
+            None
+            if grant.pool
+            else grant.manifest_sha256,  # it is about the pool, whose digest the receipt has
             self.load_restarted(),
         )
 
@@ -283,7 +285,9 @@ class SubmissionDirectory:
             )
             seen[sealed_sha256] = str(free)
             with replace_atomically(self._failures, PRIVATE_MODE) as file:
-                file.write("\n".join(f"{digest}:{known}" for digest, known in seen.items()).encode())
+                file.write(
+                    "\n".join(f"{digest}:{known}" for digest, known in seen.items()).encode()
+                )
         return failure_path(output, int(seen[sealed_sha256]))
 
     def remove(self) -> None:
@@ -293,7 +297,10 @@ class SubmissionDirectory:
 
 def _content(folder: Path) -> dict[Path, str | None]:
     """Returns what is below a directory: the SHA-256 of each file by its relative path, None for a directory."""
-    return {path.relative_to(folder): file_sha256(path) if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        path.relative_to(folder): file_sha256(path) if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def failure_path(output: Path, number: int) -> Path:

@@ -38,7 +38,12 @@ _AGED_HINT: Final = (
 
 
 def appraise_job(
-    client: Carrier, policy: Policy, *, cache: Path, nonces: Path | None = None, now: int | None = None
+    client: Carrier,
+    policy: Policy,
+    *,
+    cache: Path,
+    nonces: Path | None = None,
+    now: int | None = None,
 ) -> Record:
     """Asks a job for evidence over a fresh nonce and appraises it. The verdict of the record may be a failure.
 
@@ -53,7 +58,9 @@ def appraise_job(
         UnavailableError: the job or the collateral service does not answer.
         VerificationError: the job's answer is not evidence.
     """
-    return appraise_deployed_app(client, lambda _app_compose: policy, cache=cache, nonces=nonces, now=now)
+    return appraise_deployed_app(
+        client, lambda _app_compose: policy, cache=cache, nonces=nonces, now=now
+    )
 
 
 def appraise_deployed_app(
@@ -124,7 +131,9 @@ def appraise_evidence(
         collateral = policy.collateral.document.encode()
     else:
         quote = bytes.fromhex(evidence.quote)
-        collateral = fetch_collateral(quote, policy.collateral.url, cache_dir=cache, now=appraised_at)
+        collateral = fetch_collateral(
+            quote, policy.collateral.url, cache_dir=cache, now=appraised_at
+        )
     endorsements = fetch_gpu_endorsements(evidence.gpu.fresh, policy.gpu)
     evidence_sha256 = sha256_hex(evidence.canonical())
     result = appraise(
@@ -136,10 +145,14 @@ def appraise_evidence(
         peer_spki_sha256=peer_spki_sha256,
         fresh=now is None,
         # Spent at the real time, whatever `now` says: an appraisal as of an earlier time must not free a nonce.
-        nonce_unused=None if nonces is None else spend_nonce(nonces, nonce, evidence_sha256, now=clock),
+        nonce_unused=None
+        if nonces is None
+        else spend_nonce(nonces, nonce, evidence_sha256, now=clock),
         endorsements=endorsements,
     )
-    return Record(result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements)
+    return Record(
+        result, evidence=evidence, collateral=collateral, policy=policy, endorsements=endorsements
+    )
 
 
 def save_own_record(record: Record, path: Path, *, secret: LocalSecret) -> None:
@@ -161,7 +174,9 @@ def read_own_record(path: Path, policy: Policy, *, secret: LocalSecret) -> Recor
         UsageError: no such file.
         VerificationError: the record was not written here, is of another policy, not a pass, or was not fresh.
     """
-    document = check_tag(read_small_file(path, "attestation result"), secret.key_for(_RECORD_PURPOSE))
+    document = check_tag(
+        read_small_file(path, "attestation result"), secret.key_for(_RECORD_PURPOSE)
+    )
     if document is None:
         raise VerificationError(
             ErrorCode.VERIFICATION_FAILED,
@@ -194,7 +209,10 @@ def import_record(path: Path, policy: Policy, *, cache: Path, nonces: Path | Non
     recorded = load_record(read_small_file(path, "attestation result"))
     if recorded.result.nonce is None:
         raise VerificationError(
-            ErrorCode.VERIFICATION_FAILED, f"the record {path}", expected="one with your nonce", found="no nonce"
+            ErrorCode.VERIFICATION_FAILED,
+            f"the record {path}",
+            expected="one with your nonce",
+            found="no nonce",
         )
     record = appraise_evidence(
         recorded.evidence,
@@ -229,7 +247,9 @@ def verify_privacy_statement(
         VerificationError: `receipt-invalid` or `receipt-mismatch`.
     """
     payload = verify_attested(document, "privacy", record, restarted=restarted)
-    return check_privacy_statement(payload, job_spec_sha256=record.result.job_spec_sha256, files=files)
+    return check_privacy_statement(
+        payload, job_spec_sha256=record.result.job_spec_sha256, files=files
+    )
 
 
 def verify_deletion_statement(

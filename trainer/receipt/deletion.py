@@ -50,7 +50,9 @@ class DeletionPredicate(Strict):
     jobSpecSha256: Sha256Hex  # noqa: N815 -- as in the receipt
     datasetManifestSha256: Sha256Hex  # noqa: N815
     acknowledged: bool
-    destroyed: Annotated[dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)]
+    destroyed: Annotated[
+        dict[Annotated[DestroyedItem, Field(strict=False)], UnixTime], Field(max_length=16)
+    ]
     signedAt: UnixTime  # noqa: N815
 
 
@@ -129,13 +131,19 @@ def check_deletion(payload: bytes, expected: ExpectedDeletion) -> DeletionStatem
         if wanted is not None and wanted != found:
             raise _mismatch(f"it is about another {name}", wanted, found)
     if missing := sorted(REQUIRED_ITEMS - predicate.destroyed.keys()):  # 3
-        raise _mismatch("it does not list all", ", ".join(sorted(REQUIRED_ITEMS)), f"all but {', '.join(missing)}")
+        raise _mismatch(
+            "it does not list all",
+            ", ".join(sorted(REQUIRED_ITEMS)),
+            f"all but {', '.join(missing)}",
+        )
     # The operator controls the VM's clock: times have to be in order and not from the future, no more.
     last = max(predicate.destroyed.values())
     if last > predicate.signedAt:  # 4
         raise _mismatch("something was destroyed after the signature", predicate.signedAt, last)
     if predicate.signedAt > expected.received_at + CLOCK_SKEW_SECONDS:
-        raise _mismatch("it is from the future", f"at most {expected.received_at}", predicate.signedAt)
+        raise _mismatch(
+            "it is from the future", f"at most {expected.received_at}", predicate.signedAt
+        )
     return statement
 
 

@@ -55,7 +55,9 @@ def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
 
 def public_key_der(key: ec.EllipticCurvePublicKey) -> bytes:
     """Returns the DER SubjectPublicKeyInfo of a public key."""
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def sign_envelope(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -70,7 +72,10 @@ def sign_envelope(payload: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
         "payload": base64.b64encode(payload).decode(),
         "payloadType": PAYLOAD_TYPE,
         "signatures": [
-            {"keyid": sha256_hex(public_key_der(key.public_key())), "sig": base64.b64encode(signature).decode()}
+            {
+                "keyid": sha256_hex(public_key_der(key.public_key())),
+                "sig": base64.b64encode(signature).decode(),
+            }
         ],
     }
     return canonical_json(envelope)
@@ -94,11 +99,15 @@ def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
     parsed = parse_envelope(envelope)  # 1
     payload = _decode_base64(parsed.payload)
     if parsed.payloadType != PAYLOAD_TYPE:
-        raise _receipt_invalid("wrong payload type", expected=PAYLOAD_TYPE, found=parsed.payloadType[:80])
+        raise _receipt_invalid(
+            "wrong payload type", expected=PAYLOAD_TYPE, found=parsed.payloadType[:80]
+        )
     key = load_public_key(public_key)  # 2
     message = pre_authentication_encoding(PAYLOAD_TYPE, payload)
     try:
-        key.verify(_decode_base64(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256()))  # 3
+        key.verify(
+            _decode_base64(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256())
+        )  # 3
     except InvalidSignature:
         raise _receipt_invalid("the signature is not by the attested receipt key") from None
     # One signed payload has one envelope: the hint is that of the key, and no place for anything else.
@@ -114,7 +123,9 @@ def parse_envelope(envelope: bytes) -> Envelope:
         VerificationError: RECEIPT_INVALID.
     """
     if len(envelope) > MAX_ENVELOPE_BYTES:
-        raise _receipt_invalid("too large", expected=f"at most {MAX_ENVELOPE_BYTES} bytes", found=len(envelope))
+        raise _receipt_invalid(
+            "too large", expected=f"at most {MAX_ENVELOPE_BYTES} bytes", found=len(envelope)
+        )
     try:
         parse_json(envelope)
         return Envelope.model_validate_json(envelope)
@@ -149,12 +160,16 @@ def load_public_key(der: bytes) -> ec.EllipticCurvePublicKey:
     # The key's type decides the algorithm, never the envelope: DSSE names none, so nobody can choose a weaker one.
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _receipt_invalid(
-            "the attested receipt key has the wrong type", expected="EC P-256", found=type(key).__name__
+            "the attested receipt key has the wrong type",
+            expected="EC P-256",
+            found=type(key).__name__,
         )
     return key
 
 
-def _receipt_invalid(message: str, *, expected: object = None, found: object = None) -> VerificationError:
+def _receipt_invalid(
+    message: str, *, expected: object = None, found: object = None
+) -> VerificationError:
     return VerificationError(
         ErrorCode.RECEIPT_INVALID,
         f"receipt: {message}",

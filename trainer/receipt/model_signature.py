@@ -22,7 +22,13 @@ from pydantic import Field, TypeAdapter
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, VerificationError
 from trainer.models import Sha256Hex, Strict
-from trainer.receipt.dsse import Envelope, load_public_key, parse_envelope, sign_envelope, verify_envelope
+from trainer.receipt.dsse import (
+    Envelope,
+    load_public_key,
+    parse_envelope,
+    sign_envelope,
+    verify_envelope,
+)
 from trainer.receipt.statement import STATEMENT_TYPE, parse_receipt_json
 
 MODEL_SIGNATURE: Final = "model.sig"
@@ -53,7 +59,9 @@ _BUNDLE: Final = TypeAdapter(_Bundle)
 
 def public_key_pem(key: ec.EllipticCurvePublicKey) -> bytes:
     """Returns a public key in PEM, as `model_signing` and OpenSSL read it."""
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def sign_model(files: Mapping[str, str], key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -85,7 +93,9 @@ def verify_model_signature(document: bytes, files: Mapping[str, str], public_key
         VerificationError: RECEIPT_INVALID or RECEIPT_MISMATCH.
     """
     bundle = parse_receipt_json(_BUNDLE, document, what=MODEL_SIGNATURE)
-    payload = verify_envelope(canonical_json(bundle.dsseEnvelope.model_dump(mode="json")), public_key)
+    payload = verify_envelope(
+        canonical_json(bundle.dsseEnvelope.model_dump(mode="json")), public_key
+    )
     hint = sha256_hex(public_key_pem(load_public_key(public_key)))
     # One content has one signature file: whatever else the same key signed is not a model signature.
     if payload != _statement(files) or bundle.verificationMaterial.publicKey.hint != hint:
@@ -100,7 +110,11 @@ def verify_model_signature(document: bytes, files: Mapping[str, str], public_key
 
 def _statement(files: Mapping[str, str]) -> bytes:
     prefix = f"{SIGNED_MODEL}/"
-    signed = {name.removeprefix(prefix): digest for name, digest in files.items() if name.startswith(prefix)}
+    signed = {
+        name.removeprefix(prefix): digest
+        for name, digest in files.items()
+        if name.startswith(prefix)
+    }
     digests = [signed[name] for name in sorted(signed)]
     model_digest = hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
     return canonical_json(
@@ -116,7 +130,8 @@ def _statement(files: Mapping[str, str]) -> bytes:
                     "ignore_paths": [],
                 },
                 "resources": [
-                    {"name": name, "algorithm": "sha256", "digest": signed[name]} for name in sorted(signed)
+                    {"name": name, "algorithm": "sha256", "digest": signed[name]}
+                    for name in sorted(signed)
                 ],
             },
         }

@@ -94,7 +94,9 @@ def make_privacy_statement(predicate: PrivacyPredicate, files: Mapping[str, str]
     )
 
 
-def check_privacy_statement(payload: bytes, *, job_spec_sha256: str, files: Mapping[str, str]) -> PrivacyStatement:
+def check_privacy_statement(
+    payload: bytes, *, job_spec_sha256: str, files: Mapping[str, str]
+) -> PrivacyStatement:
     """Checks the payload of an envelope whose signature and quote were verified; returns the statement.
 
     1. It is a privacy statement.

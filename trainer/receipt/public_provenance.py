@@ -33,7 +33,11 @@ def make_public_provenance(receipt: Statement) -> bytes:
     """Returns the statement as canonical JSON, the payload of its envelope; it follows from the receipt alone."""
     build, run = receipt.predicate.buildDefinition, receipt.predicate.runDetails
     parameters = build.externalParameters
-    files = [(name, digest) for name, digest in receipt.files.items() if name.startswith(_MODEL_DIRECTORIES)]
+    files = [
+        (name, digest)
+        for name, digest in receipt.files.items()
+        if name.startswith(_MODEL_DIRECTORIES)
+    ]
     return canonical_json(
         {
             "_type": STATEMENT_TYPE,
@@ -44,7 +48,8 @@ def make_public_provenance(receipt: Statement) -> bytes:
                     "buildType": BUILD_TYPE,
                     "externalParameters": parameters.model_dump(mode="json"),
                     "resolvedDependencies": [
-                        _descriptor(name, digest) for name, digest in model_dependencies(parameters.jobSpec)
+                        _descriptor(name, digest)
+                        for name, digest in model_dependencies(parameters.jobSpec)
                     ],
                 },
                 "runDetails": {

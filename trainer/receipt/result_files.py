@@ -18,7 +18,9 @@ from trainer.model_files.companion_files import is_companion
 from trainer.model_files.safetensors_header import read_safetensors_header
 from trainer.receipt.static_page import require_static_page
 
-ADAPTER_FILES: Final = frozenset({"adapter/adapter_config.json", "adapter/adapter_model.safetensors"})
+ADAPTER_FILES: Final = frozenset(
+    {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+)
 """The files that every adapter has."""
 
 FAILURE_REPORT: Final = "report/failure.json"
@@ -27,7 +29,9 @@ MAX_TEXT_BYTES: Final = 256 << 20
 """The largest file that is read into memory: all but weights, and what the job spec pins."""
 
 _AGE: Final = b"age-encryption.org/v1\n"
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab, line feed, carriage return
+_CONTROL: Final = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+)  # all but tab, line feed, carriage return
 
 # A tag with an attribute can load or run something, whatever its name; `<s>` and `<|im_start|>` are tokens.
 _ACTIVE_MARKDOWN: Final = re.compile(
@@ -112,7 +116,9 @@ Files of the base model may be there too: in `merged/` any, in `adapter/` those 
 """
 
 
-def require_result_file(name: str, source: BinaryIO, size: int, *, copied: Mapping[str, str]) -> None:
+def require_result_file(
+    name: str, source: BinaryIO, size: int, *, copied: Mapping[str, str]
+) -> None:
     """Requires that a file may be part of a result, and is what its name says.
 
     Args:

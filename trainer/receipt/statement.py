@@ -42,7 +42,9 @@ def _require_moment(text: str) -> str:
     return text
 
 
-Timestamp = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"), AfterValidator(_require_moment)]
+Timestamp = Annotated[
+    str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"), AfterValidator(_require_moment)
+]
 """A moment in UTC, to the second, as SLSA writes it."""
 
 
@@ -105,7 +107,9 @@ class BuildMetadata(Strict):
 
     def seconds(self) -> tuple[int, int]:
         """Returns start and end in Unix seconds."""
-        moments = (datetime.datetime.fromisoformat(text) for text in (self.startedOn, self.finishedOn))
+        moments = (
+            datetime.datetime.fromisoformat(text) for text in (self.startedOn, self.finishedOn)
+        )
         started, finished = (int(moment.timestamp()) for moment in moments)
         return started, finished
 
@@ -213,7 +217,9 @@ def recipient_fingerprint(recipient: str) -> str:
 def reported_privacy(privacy: JsonValue) -> tuple[float | None, float | None]:
     """Returns ε and δ from the `privacy` entry of a worker's summary or a receipt; None for a missing one."""
     entry = privacy.get("differential") if isinstance(privacy, dict) else None
-    epsilon, delta = (entry.get("epsilon"), entry.get("delta")) if isinstance(entry, dict) else (None, None)
+    epsilon, delta = (
+        (entry.get("epsilon"), entry.get("delta")) if isinstance(entry, dict) else (None, None)
+    )
     return _number(epsilon), _number(delta)
 
 
@@ -233,7 +239,9 @@ def copied_files(job_spec: Mapping[str, JsonValue]) -> dict[str, str]:
     """Maps each file that a job may copy into its result, by a job spec as written, to its SHA-256."""
     data = job_spec.get("data")
     section = data if isinstance(data, dict) else {}
-    return copied_digests(pinned_files(job_spec), section.get("chat_template"), section.get("chat_template_path"))
+    return copied_digests(
+        pinned_files(job_spec), section.get("chat_template"), section.get("chat_template_path")
+    )
 
 
 def dataset_sha256(statement: Statement) -> str:

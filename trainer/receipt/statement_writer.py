@@ -63,9 +63,14 @@ def make_statement(inputs: StatementInputs) -> bytes:
     """Returns the statement as canonical JSON, the payload of the DSSE envelope."""
     document = {
         "_type": STATEMENT_TYPE,
-        "subject": [_resource_descriptor(name, digest) for name, digest in sorted(inputs.files.items())],
+        "subject": [
+            _resource_descriptor(name, digest) for name, digest in sorted(inputs.files.items())
+        ],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {"buildDefinition": _build_definition(inputs), "runDetails": _run_details(inputs)},
+        "predicate": {
+            "buildDefinition": _build_definition(inputs),
+            "runDetails": _run_details(inputs),
+        },
     }
     return canonical_json(document)
 
@@ -88,12 +93,17 @@ def _build_definition(inputs: StatementInputs) -> dict[str, JsonValue]:
             "recipients": [recipient_fingerprint(recipient) for recipient in inputs.recipients],
             "datasetManifestSha256": inputs.dataset_manifest_sha256,
         },
-        "resolvedDependencies": [_resource_descriptor(name, digest) for name, digest in inputs_listed],
+        "resolvedDependencies": [
+            _resource_descriptor(name, digest) for name, digest in inputs_listed
+        ],
     }
 
 
 def _run_details(inputs: StatementInputs) -> dict[str, JsonValue]:
-    summary: dict[str, JsonValue] = {"outcome": inputs.outcome.value, "metrics": dict(inputs.metrics)}
+    summary: dict[str, JsonValue] = {
+        "outcome": inputs.outcome.value,
+        "metrics": dict(inputs.metrics),
+    }
     if inputs.error is not None:
         summary["error"] = inputs.error.value
     # Beside the metrics too: `receipt_appraisal` compares this ε and δ with what the grant demands.

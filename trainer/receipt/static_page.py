@@ -18,7 +18,8 @@ _TAGS: Final = (
 )
 # None of these attributes makes a browser run or load something.
 _ATTRIBUTES: Final = (
-    '(?: (?:aria-label|class|cx|cy|points|r|role|text-anchor|viewBox|x|x1|x2|y|y1|y2)=(?:"[^"<>]*"|[a-z.-]+))*'
+    "(?: (?:aria-label|class|cx|cy|points|r|role|text-anchor|viewBox|x|x1|x2|y|y1|y2)="
+    '(?:"[^"<>]*"|[a-z.-]+))*'
 )
 _PAGE: Final = re.compile(
     r"<!doctype html><html lang=en><head><meta charset=utf-8>"

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Final
 
 INHERITED_VARIABLES: Final = frozenset(
-    {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"}
+    {
+        "PATH",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "LD_LIBRARY_PATH",
+        "CUDA_VISIBLE_DEVICES",
+        "OMP_NUM_THREADS",
+    }
 )
 """The variables that a child inherits from the process that starts it, where they are set."""
 
@@ -20,7 +28,8 @@ ALLOCATOR_LIBRARY: Final = "libtcmalloc_minimal.so.4"
 """gperftools' allocator without its profilers: Debian's package `libtcmalloc-minimal4`."""
 
 _LIBRARY_FOLDERS: Final = tuple(
-    Path("/usr") / folder for folder in (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib")
+    Path("/usr") / folder
+    for folder in (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib")
 )
 
 
@@ -34,7 +43,9 @@ def allocator_variables(folders: Sequence[Path] = _LIBRARY_FOLDERS) -> dict[str,
     Args:
         folders: directories to look for the library in, in this order.
     """
-    library = next((path for folder in folders if (path := folder / ALLOCATOR_LIBRARY).is_file()), None)
+    library = next(
+        (path for folder in folders if (path := folder / ALLOCATOR_LIBRARY).is_file()), None
+    )
     if library is None:
         return {}
     # The threshold switches tcmalloc's reports of large allocations off: they would fill the private log.
@@ -43,4 +54,8 @@ def allocator_variables(folders: Sequence[Path] = _LIBRARY_FOLDERS) -> dict[str,
 
 def allocator_in_use() -> str:
     """Returns the name of this process's allocator: `tcmalloc` or `system`."""
-    return "tcmalloc" if ALLOCATOR_LIBRARY in Path("/proc/self/maps").read_text("utf-8", "replace") else "system"
+    return (
+        "tcmalloc"
+        if ALLOCATOR_LIBRARY in Path("/proc/self/maps").read_text("utf-8", "replace")
+        else "system"
+    )

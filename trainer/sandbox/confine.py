@@ -60,7 +60,9 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     os.umask(plan.umask)
     memory_locked = plan.role in {Role.SUPERVISOR, Role.FRONT} and privileges.lock_memory()
     own_network = in_own_network or _leave_network(plan)
-    before = probes.places((*plan.forbidden, *plan.hidden, *mounts.SHARED_FOLDERS, *_parent_in_proc()))
+    before = probes.places(
+        (*plan.forbidden, *plan.hidden, *mounts.SHARED_FOLDERS, *_parent_in_proc())
+    )
     own_ipc = plan.role in _CHILDREN and mounts.leave_ipc()
     if plan.role in _CHILDREN:  # measured by what can then be seen
         _leave_mounts(plan)
@@ -78,11 +80,15 @@ def confine(plan: SandboxPlan, *, in_own_network: bool = False) -> SandboxReport
     if plan.role is not Role.SUPERVISOR:
         privileges.end_with_parent()
     landlock.restrict(
-        rules(plan), signals=plan.role is Role.SUPERVISOR, ports=plan.role is Role.FETCH or plan.loopback
+        rules(plan),
+        signals=plan.role is Role.SUPERVISOR,
+        ports=plan.role is Role.FETCH or plan.loopback,
     )
     with suppress(OSError):  # measured as absent
         seccomp.install(_filter_for(plan))
-    return _measure(plan, before, memory_locked=memory_locked, own_network=own_network, own_ipc=own_ipc)
+    return _measure(
+        plan, before, memory_locked=memory_locked, own_network=own_network, own_ipc=own_ipc
+    )
 
 
 def _leave_mounts(plan: SandboxPlan) -> None:
@@ -119,7 +125,9 @@ def _retained_capabilities(plan: SandboxPlan) -> frozenset[int]:
     # Without capabilities even root may not read software in a user's home. CAP_DAC_READ_SEARCH reads past mode
     # bits, for such software or a local model; Landlock still limits it to the plan's paths.
     user = Account(uid=os.geteuid(), gid=os.getegid())
-    if plan.role is Role.FETCH or not all(is_readable(path, user) for path in software_paths() if path.exists()):
+    if plan.role is Role.FETCH or not all(
+        is_readable(path, user) for path in software_paths() if path.exists()
+    ):
         retained |= {privileges.CAP_DAC_READ_SEARCH}
     return retained
 
@@ -135,10 +143,14 @@ def _filter_for(plan: SandboxPlan) -> Filter:
     match plan.role:
         case Role.SUPERVISOR:
             # It connects to the guest agent's unix socket and stops its children, which needs kill.
-            return Filter(refused=_SOCKET_CALLS - {"connect"}, families=frozenset({probes.UNIX}), pid=pid)
+            return Filter(
+                refused=_SOCKET_CALLS - {"connect"}, families=frozenset({probes.UNIX}), pid=pid
+            )
         case Role.FRONT:
             # No new socket and no connect: a front that is taken over cannot send ciphertext or status elsewhere.
-            return Filter(refused=_REFUSED_WHILE_SERVING | _refused_state(plan.role), own_pid=own_pid, pid=pid)
+            return Filter(
+                refused=_REFUSED_WHILE_SERVING | _refused_state(plan.role), own_pid=own_pid, pid=pid
+            )
         case Role.FETCH:
             # A client of the hub: it may connect, and the resolver may bind a local port; it accepts nothing.
             return Filter(
@@ -175,7 +187,12 @@ def _filter_for(plan: SandboxPlan) -> Filter:
 
 
 def _measure(
-    plan: SandboxPlan, before: probes.Places, *, memory_locked: bool, own_network: bool, own_ipc: bool
+    plan: SandboxPlan,
+    before: probes.Places,
+    *,
+    memory_locked: bool,
+    own_network: bool,
+    own_ipc: bool,
 ) -> SandboxReport:
     """Returns the sandbox properties, by attempts where an attempt is possible, not from what was set up."""
     if plan.role not in _MEASURED_ROLES:
@@ -183,7 +200,11 @@ def _measure(
     parent = os.getppid()
     allowed = frozenset(_SUPERVISOR_CAPABILITIES if plan.role is Role.SUPERVISOR else ())
     # Directories outside the plan in which a process without Landlock could create files.
-    foreign = [path for path in (Path("/"), *mounts.SHARED_FOLDERS) if path.is_dir() and path not in plan.writable]
+    foreign = [
+        path
+        for path in (Path("/"), *mounts.SHARED_FOLDERS)
+        if path.is_dir() and path not in plan.writable
+    ]
     common = {
         "no_programs": probes.no_programs(),
         "no_tracing": probes.no_tracing(parent, there=before),
@@ -193,13 +214,16 @@ def _measure(
         and not privileges.may_gain_privileges()
         and probes.no_root(),
         "not_dumpable": not privileges.is_dumpable(),
-        "files_confined": probes.cannot_open(plan.forbidden, there=before) and probes.cannot_write_into(foreign),
+        "files_confined": probes.cannot_open(plan.forbidden, there=before)
+        and probes.cannot_write_into(foreign),
         "no_shared_state": probes.no_shared_state() and probes.no_calls(_refused_state(plan.role)),
     }
     children = {
         "no_signals": probes.no_signals(parent),
         "no_shared_folders": probes.no_shared_folders(_only(before, mounts.SHARED_FOLDERS)),
-        "own_mounts": probes.are_hidden(_only(before, (*plan.hidden, *mounts.SHARED_FOLDERS, *_parent_in_proc()))),
+        "own_mounts": probes.are_hidden(
+            _only(before, (*plan.hidden, *mounts.SHARED_FOLDERS, *_parent_in_proc()))
+        ),
         "own_ipc": own_ipc,
     }
     match plan.role:
@@ -221,7 +245,10 @@ def _measure(
                 "no_network": _has_no_outside_network(plan, own_network=own_network),
                 "own_network": own_network,
             }
-    return {SandboxProperty(f"{plan.role.value}_{name}"): held for name, held in (common | special).items()}
+    return {
+        SandboxProperty(f"{plan.role.value}_{name}"): held
+        for name, held in (common | special).items()
+    }
 
 
 def _refused_state(role: Role) -> frozenset[str]:

@@ -118,7 +118,10 @@ def program(wanted: Filter) -> bytes:
     code += _futex()
     code += _only_itself(wanted.pid)
     for name in sorted(channels.CLOCKS):
-        refuse = [_do(_ANY_BIT, channels.CLOCK_OF_PROCESS, if_false=1), _do(_RETURN, _ERRNO | errno.EPERM)]
+        refuse = [
+            _do(_ANY_BIT, channels.CLOCK_OF_PROCESS, if_false=1),
+            _do(_RETURN, _ERRNO | errno.EPERM),
+        ]
         block = [_do(_LOAD, _FIRST), *refuse, _do(_RETURN, _ALLOW)]
         code += [_do(_EQUAL, NUMBERS[name], if_false=len(block)), *block]
     code += _sockets(wanted)
@@ -126,7 +129,9 @@ def program(wanted: Filter) -> bytes:
         # tkill names a thread of any process; tgkill, which libc uses, names the process as well.
         code += _return_if(NUMBERS["tkill"], _ERRNO | errno.EPERM)
         for name in sorted(SIGNALS):
-            code += _only_with(NUMBERS[name], [_do(_LOAD, _FIRST), *_return_if(wanted.own_pid, _ALLOW)])
+            code += _only_with(
+                NUMBERS[name], [_do(_LOAD, _FIRST), *_return_if(wanted.own_pid, _ALLOW)]
+            )
     return b"".join([*code, _do(_RETURN, _ALLOW)])
 
 
@@ -157,9 +162,14 @@ def _return_if(value: int, answer: int) -> list[bytes]:
 def _sockets(wanted: Filter) -> list[bytes]:
     """Allows socket() for some families; for unix and netlink, if at all, for one type or protocol."""
     unrestricted = set(wanted.families) - ({_UNIX} if wanted.unix_kind is not None else set())
-    block = [_do(_LOAD, _FIRST), *(line for family in sorted(unrestricted) for line in _return_if(family, _ALLOW))]
+    block = [
+        _do(_LOAD, _FIRST),
+        *(line for family in sorted(unrestricted) for line in _return_if(family, _ALLOW)),
+    ]
     if wanted.unix_kind is not None and _UNIX in wanted.families:
-        block += _only_with(_UNIX, [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_return_if(wanted.unix_kind, _ALLOW)])
+        block += _only_with(
+            _UNIX, [_do(_LOAD, _SECOND), _do(_AND, _KIND), *_return_if(wanted.unix_kind, _ALLOW)]
+        )
     if wanted.interfaces:
         block += _only_with(_NETLINK, [_do(_LOAD, _THIRD), *_return_if(_NETLINK_ROUTE, _ALLOW)])
     block.append(_do(_RETURN, _ERRNO | errno.EPERM))
@@ -197,7 +207,9 @@ def _commands() -> list[bytes]:
         ("ioctl", _SECOND, channels.IOCTL),
         ("fcntl", _SECOND, channels.FCNTL),
     ):
-        refusals = (line for value in sorted(values) for line in _return_if(value, _ERRNO | errno.EPERM))
+        refusals = (
+            line for value in sorted(values) for line in _return_if(value, _ERRNO | errno.EPERM)
+        )
         block = [_do(_LOAD, offset), *refusals, _do(_RETURN, _ALLOW)]
         code += [_do(_EQUAL, NUMBERS[name], if_false=len(block)), *block]
     return code
@@ -206,7 +218,9 @@ def _commands() -> list[bytes]:
 def _futex() -> list[bytes]:
     """Allows private futexes; of others, which can name a page of a file, only waiting."""
     # A waiter on a page of a library, mapped read-only, is counted by whoever else wakes "its" futex there.
-    waiters = (line for value in sorted(channels.FUTEX_WAITERS) for line in _return_if(value, _ALLOW))
+    waiters = (
+        line for value in sorted(channels.FUTEX_WAITERS) for line in _return_if(value, _ALLOW)
+    )
     block = [
         _do(_LOAD, _SECOND),
         _do(_ANY_BIT, channels.FUTEX_PRIVATE, if_false=1),
@@ -225,5 +239,7 @@ def _only_itself(pid: int) -> list[bytes]:
     for name in sorted(channels.ONLY_ITSELF):
         code += _only_with(NUMBERS[name], [_do(_LOAD, _FIRST), *itself])
     for name, kind in sorted(channels.ONLY_ITSELF_OF_KIND.items()):
-        code += _only_with(NUMBERS[name], [_do(_LOAD, _FIRST), *_only_with(kind, [_do(_LOAD, _SECOND), *itself])])
+        code += _only_with(
+            NUMBERS[name], [_do(_LOAD, _FIRST), *_only_with(kind, [_do(_LOAD, _SECOND), *itself])]
+        )
     return code

@@ -60,7 +60,9 @@ WRITE: Final = (
     | Access.MAKE_REG
     | Access.MAKE_SYM
 )
-_OF_FILES: Final = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
+_OF_FILES: Final = (
+    Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
+)
 
 _ALL_NET: Final = 0b11
 """LANDLOCK_ACCESS_NET_BIND_TCP and _CONNECT_TCP."""
@@ -104,7 +106,9 @@ def restrict(rules: Iterable[PathRule], *, signals: bool, ports: bool) -> bool:
         return False
     # A right that a ruleset does not handle stays unrestricted: handle all of them, then allow some by rules.
     known = handled(version)
-    ruleset = syscall("landlock_create_ruleset", *_attributes(version, known, signals=signals, ports=ports), 0)
+    ruleset = syscall(
+        "landlock_create_ruleset", *_attributes(version, known, signals=signals, ports=ports), 0
+    )
     try:
         for rule in rules:
             _add(ruleset, rule, known)
@@ -148,6 +152,12 @@ def _add(ruleset: int, rule: PathRule, known: Access) -> None:
         # The kernel refuses (EINVAL) rights of directories for a file.
         allowed = rule.access & known & (~Access(0) if rule.path.is_dir() else _OF_FILES)
         if allowed:
-            syscall("landlock_add_rule", ruleset, _PATH_BENEATH, struct.pack("=Qi", allowed, descriptor), 0)
+            syscall(
+                "landlock_add_rule",
+                ruleset,
+                _PATH_BENEATH,
+                struct.pack("=Qi", allowed, descriptor),
+                0,
+            )
     finally:
         os.close(descriptor)

@@ -91,7 +91,9 @@ def _cover(folders: list[Path], visible: list[Path], undo: ExitStack) -> None:
             opened.callback(os.close, descriptor)
         for folder in folders:
             name = os.fsencode(folder)
-            syscall("mount", b"tmpfs", name, b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, b"mode=1777")
+            syscall(
+                "mount", b"tmpfs", name, b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, b"mode=1777"
+            )
             undo.callback(_uncover, name)
         for path, descriptor in kept:
             source = Path(f"/proc/self/fd/{descriptor}")

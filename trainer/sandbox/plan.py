@@ -82,7 +82,8 @@ _SETTINGS: Final = tuple(
     )
 )  # fmt: skip
 _NAME_SERVICE: Final = tuple(
-    f"/etc/{name}" for name in ("gai.conf", "host.conf", "hosts", "resolv.conf", "services", "protocols")
+    f"/etc/{name}"
+    for name in ("gai.conf", "host.conf", "hosts", "resolv.conf", "services", "protocols")
 )
 _KERNEL: Final = tuple(
     f"/proc/{name}"
@@ -106,7 +107,10 @@ def rules(plan: SandboxPlan) -> Iterator[PathRule]:
     kernel = () if plan.role is Role.FRONT else _KERNEL
     for name in (*_SETTINGS, *kernel, *(_NAME_SERVICE if plan.role is Role.FETCH else ())):
         yield PathRule(Path(name), landlock.READ)
-    for name in (*_DEVICES, *(gpu_devices() if plan.role in {Role.WORKER, Role.SUPERVISOR} else ())):
+    for name in (
+        *_DEVICES,
+        *(gpu_devices() if plan.role in {Role.WORKER, Role.SUPERVISOR} else ()),
+    ):
         yield PathRule(Path(name), landlock.DEVICE)
     if plan.gpu:  # the driver writes the names of its threads here
         yield PathRule(Path("/proc/self/task"), landlock.NAME)

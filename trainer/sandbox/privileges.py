@@ -73,7 +73,9 @@ def lock_memory() -> bool:
     With a limit, even a large one, nothing is locked: an allocation above it would fail at any later moment.
     """
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(
+            resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
         return False
     # ONFAULT locks pages when they are first used: the address space of the libraries is much larger.

@@ -11,6 +11,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,12 +31,21 @@ OUTSIDE: Final = (INET, INET6, NETLINK, _PACKET, _VSOCK, _KERNEL_CRYPTO)
 _STREAM, _DATAGRAM, _RAW = 1, 2, 3
 PACKETS: Final = 5
 NETLINK_AUDIT: Final = 9
-_NOT_SUPPORTED: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT})
+_NOT_SUPPORTED: Final = frozenset(
+    {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT}
+)
 
 _NO_ROUTE: Final = frozenset({errno.ENETUNREACH, errno.EADDRNOTAVAIL, *_NOT_SUPPORTED})
 _ADDRESSES: Final = (
     (INET, struct.pack("=H", INET) + bytes.fromhex("0009 c0000201") + bytes(8)),
-    (INET6, struct.pack("=H", INET6) + bytes.fromhex("0009 00000000 20010db8") + bytes(11) + b"\1" + bytes(4)),
+    (
+        INET6,
+        struct.pack("=H", INET6)
+        + bytes.fromhex("0009 00000000 20010db8")
+        + bytes(11)
+        + b"\1"
+        + bytes(4),
+    ),
 )
 """`sockaddr` of port 9 of 192.0.2.1 and 2001:db8::1, which are for documentation (RFC 5737, RFC 3849)."""
 
@@ -60,7 +70,9 @@ def is_refused(attempt: Callable[[], object], *, also: Iterable[int] = ()) -> bo
 
 def all_refused(calls: Iterable[tuple[str, tuple[int | bytes | None, ...]]]) -> bool:
     """Returns whether the sandbox refuses each of these system calls."""
-    return SUPPORTED and all(is_refused(lambda call=call: syscall(call[0], *call[1])) for call in calls)  # type: ignore[misc]
+    return SUPPORTED and all(
+        is_refused(partial(syscall, name, *arguments)) for name, arguments in calls
+    )
 
 
 def no_sockets(families: Iterable[int], *, protocol: int = 0) -> bool:
@@ -171,7 +183,9 @@ def no_kernel_doors() -> bool:
 
 def no_root() -> bool:
     """Returns whether this process cannot become another user again."""
-    return all_refused([("setuid", (0,)), ("setresuid", (0, 0, 0)), ("setgid", (0,)), ("setgroups", (0, None))])
+    return all_refused(
+        [("setuid", (0,)), ("setresuid", (0, 0, 0)), ("setgid", (0,)), ("setgroups", (0, None))]
+    )
 
 
 def cannot_open(paths: Iterable[Path], *, there: Places | None = None) -> bool:

@@ -99,7 +99,9 @@ class SandboxProperty(StrEnum):
 SandboxReport = dict[Annotated[SandboxProperty, Field(strict=False)], bool]
 """Property → whether it holds, as a process measured it about itself."""
 
-NEEDS_NO_COMPILER: Final = frozenset({SandboxProperty.WORKER_NO_PROGRAMS, SandboxProperty.WORKER_NO_SIGNALS})
+NEEDS_NO_COMPILER: Final = frozenset(
+    {SandboxProperty.WORKER_NO_PROGRAMS, SandboxProperty.WORKER_NO_SIGNALS}
+)
 """Properties that seccomp alone cannot give a job whose kernels are compiled at run time.
 
 The compiler's processes signal one another; that they signal no other process needs Landlock or another user.

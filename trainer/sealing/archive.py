@@ -28,7 +28,9 @@ RECORD_BYTES: Final = 20 * BLOCK_BYTES
 MAX_NAME_BYTES: Final = 100
 
 _COPY_BYTES: Final = 1 << 20
-_OCTAL_SIZE_END: Final = 1 << 33  # eleven octal digits; larger sizes are written in base 256, as GNU tar does
+_OCTAL_SIZE_END: Final = (
+    1 << 33
+)  # eleven octal digits; larger sizes are written in base 256, as GNU tar does
 _NAME, _SIZE, _TYPE = slice(0, 100), slice(124, 136), slice(156, 157)
 _OCTAL: Final = re.compile(rb"[0-7]{11}\0")
 _TYPES: Final = {
@@ -100,7 +102,9 @@ def member_header(name: str, size: int) -> bytes:
     encoded = name.encode()
     header[: len(encoded)] = encoded
     header[100:124] = b"0000600\0" + 2 * b"0000000\0"
-    header[_SIZE] = b"%011o\0" % size if size < _OCTAL_SIZE_END else b"\x80" + size.to_bytes(11, "big")
+    header[_SIZE] = (
+        b"%011o\0" % size if size < _OCTAL_SIZE_END else b"\x80" + size.to_bytes(11, "big")
+    )
     header[136:148] = b"00000000000\0"
     # POSIX: the checksum is the sum of all header bytes, with the checksum field itself taken as spaces.
     header[148:156] = b" " * 8
@@ -194,7 +198,9 @@ class ArchiveReader:
         if len(self._names) > self._limits.max_files:
             raise bundle_invalid("files", f"at most {self._limits.max_files}", "more")
         if self._total_bytes > self._limits.max_bytes:
-            raise bundle_invalid("bytes of all files", f"at most {self._limits.max_bytes}", self._total_bytes)
+            raise bundle_invalid(
+                "bytes of all files", f"at most {self._limits.max_bytes}", self._total_bytes
+            )
         return member
 
     def _require_end(self) -> None:
@@ -252,12 +258,16 @@ class ArchiveReader:
 
 def bundle_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:
     """Makes the error for an archive that does not follow the format."""
-    return SealingError(ErrorCode.BUNDLE_INVALID, f"sealed archive: {reason}", expected=expected, found=found)
+    return SealingError(
+        ErrorCode.BUNDLE_INVALID, f"sealed archive: {reason}", expected=expected, found=found
+    )
 
 
 def _parse_header(header: bytes) -> ArchiveMember:
     if header[_TYPE] != b"0":
-        raise bundle_invalid("kind of a member", "a regular file", _TYPES.get(header[_TYPE], "an unknown kind"))
+        raise bundle_invalid(
+            "kind of a member", "a regular file", _TYPES.get(header[_TYPE], "an unknown kind")
+        )
     try:
         name = require_member_name(header[_NAME].rstrip(b"\0").decode())
     except ValueError as error:

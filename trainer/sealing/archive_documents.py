@@ -14,7 +14,11 @@ _Document = TypeVar("_Document", bound=Strict)
 
 
 def read_document(
-    archive: ArchiveReader, member: ArchiveMember | None, model: type[_Document], name: str, limit: int
+    archive: ArchiveReader,
+    member: ArchiveMember | None,
+    model: type[_Document],
+    name: str,
+    limit: int,
 ) -> _Document:
     """Reads the member `name`, of at most `limit` bytes of JSON.
 
@@ -31,7 +35,11 @@ def read_document(
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # A key of the document may be the name of a private file. Only names of the schema go into the message.
-        where = first["loc"][0] if first["loc"] and first["loc"][0] in model.model_fields else "document"
+        where = (
+            first["loc"][0]
+            if first["loc"] and first["loc"][0] in model.model_fields
+            else "document"
+        )
         raise bundle_invalid(f"{name}: {where}: {first['type']}") from None
     except ValueError:
         raise bundle_invalid(f"{name}: not JSON in one reading") from None

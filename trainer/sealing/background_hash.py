@@ -13,7 +13,9 @@ from typing import Final
 
 from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 
-_MIN_THREADED_BYTES: Final = 1 << 18  # below this size, handing a block to the thread costs more than it saves
+_MIN_THREADED_BYTES: Final = (
+    1 << 18
+)  # below this size, handing a block to the thread costs more than it saves
 
 
 class BackgroundHash:

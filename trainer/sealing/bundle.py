@@ -117,7 +117,9 @@ def _require_data_name(name: str) -> str:
     return name
 
 
-DataName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_BYTES), AfterValidator(_require_data_name)]
+DataName = Annotated[
+    str, Field(min_length=1, max_length=MAX_NAME_BYTES), AfterValidator(_require_data_name)
+]
 """Name of a data file, relative to `data/`: at most 95 bytes of UTF-8."""
 
 
@@ -151,7 +153,9 @@ class Manifest(Strict):
     def salted_digests(self) -> dict[str, str]:
         """Maps each file to SHA-256(salt ‖ SHA-256 of the file), in hex, by which receipts name it."""
         salt = bytes.fromhex(self.salt)
-        return {name: sha256_hex(salt + bytes.fromhex(file.sha256)) for name, file in self.files.items()}
+        return {
+            name: sha256_hex(salt + bytes.fromhex(file.sha256)) for name, file in self.files.items()
+        }
 
     def split_key(self) -> bytes:
         """Returns the 32 bytes under which a private job decides which rows it holds out.
@@ -183,7 +187,9 @@ class OpenedBundle:
         return (self.grant,)
 
 
-def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path], sign: Sign | None = None) -> Manifest:
+def pack_bundle(
+    target: BinaryIO, grant: Grant, files: Mapping[str, Path], sign: Sign | None = None
+) -> Manifest:
     """Writes a bundle; the same grant and files give the same bytes.
 
     Args:
@@ -199,10 +205,14 @@ def pack_bundle(target: BinaryIO, grant: Grant, files: Mapping[str, Path], sign:
         raise UsageError(ErrorCode.USAGE, "no data file to seal")
     archive = ArchiveWriter(target)
     archive.add_bytes(GRANT_NAME, grant.canonical())
-    entries = {name: _add_file(archive, name, files[name]) for name in sorted(files, key=str.encode)}
+    entries = {
+        name: _add_file(archive, name, files[name]) for name in sorted(files, key=str.encode)
+    }
     manifest = Manifest(version=1, salt=manifest_salt(grant.secret), files=entries)
     if len(manifest.canonical()) > MAX_MANIFEST_BYTES:  # the job would refuse it
-        raise UsageError(ErrorCode.USAGE, "too many data files for one bundle", hint="join some of them")
+        raise UsageError(
+            ErrorCode.USAGE, "too many data files for one bundle", hint="join some of them"
+        )
     archive.add_bytes(MANIFEST_NAME, manifest.canonical())
     if sign is not None:
         archive.add_bytes(SIGNATURE_NAME, sign(grant.sha256(), manifest.sha256()).canonical())
@@ -259,7 +269,9 @@ def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:
         return ManifestFile(sha256=archive.add(DATA_PREFIX + name, source, size), size=size)
 
 
-def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, ManifestFile], ArchiveMember | None]:
+def _extract_data(
+    archive: ArchiveReader, into: Path
+) -> tuple[dict[str, ManifestFile], ArchiveMember | None]:
     """Extracts the members below `data/`; returns their digests and sizes, and the first member after them."""
     extracted: dict[str, ManifestFile] = {}
     previous = b""
@@ -269,7 +281,9 @@ def _extract_data(archive: ArchiveReader, into: Path) -> tuple[dict[str, Manifes
             raise bundle_invalid("data files are not in the order of their names")
         previous = member.name.encode()
         digest = extract_member(archive, member, into / member.name)
-        extracted[member.name.removeprefix(DATA_PREFIX)] = ManifestFile(sha256=digest, size=member.size)
+        extracted[member.name.removeprefix(DATA_PREFIX)] = ManifestFile(
+            sha256=digest, size=member.size
+        )
     return extracted, member
 
 
@@ -283,12 +297,16 @@ def _read_signature(archive: ArchiveReader) -> BundleSignature | None:
     return signature
 
 
-def _require_equal_files(expected: Mapping[str, ManifestFile], found: Mapping[str, ManifestFile]) -> None:
+def _require_equal_files(
+    expected: Mapping[str, ManifestFile], found: Mapping[str, ManifestFile]
+) -> None:
     """Compares manifest and extracted files; messages number the files and do not name them."""
     if expected.keys() != found.keys():
         missing, extra = len(expected.keys() - found.keys()), len(found.keys() - expected.keys())
         raise bundle_invalid(
-            "files that only the manifest names and files that it lacks", "0 and 0", f"{missing} and {extra}"
+            "files that only the manifest names and files that it lacks",
+            "0 and 0",
+            f"{missing} and {extra}",
         )
     for number, name in enumerate(sorted(expected, key=str.encode)):
         if expected[name] != found[name]:

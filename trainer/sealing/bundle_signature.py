@@ -41,7 +41,9 @@ CheckSignature = Callable[[BundleSignature | None, str, str], None]
 """Takes the signature of a bundle, and the digests of its grant and manifest; raises to refuse the bundle."""
 
 
-def sign_bundle(key: ProviderKey, recipient: str, grant_sha256: str, manifest_sha256: str) -> BundleSignature:
+def sign_bundle(
+    key: ProviderKey, recipient: str, grant_sha256: str, manifest_sha256: str
+) -> BundleSignature:
     """Returns the signature of a bundle.
 
     Args:
@@ -51,7 +53,9 @@ def sign_bundle(key: ProviderKey, recipient: str, grant_sha256: str, manifest_sh
         manifest_sha256: digest of the manifest, which names the data, in hex.
     """
     document = _signed_document(recipient, grant_sha256, manifest_sha256)
-    return BundleSignature(version=1, provider=key.public, signature=key.sign(_DOMAIN, document).hex())
+    return BundleSignature(
+        version=1, provider=key.public, signature=key.sign(_DOMAIN, document).hex()
+    )
 
 
 def require_signed(
@@ -77,7 +81,10 @@ def require_signed(
     if signature is None:
         if providers:
             raise SealingError(
-                ErrorCode.GRANT_UNSIGNED, "the bundle", expected="the signature of a listed provider", found="none"
+                ErrorCode.GRANT_UNSIGNED,
+                "the bundle",
+                expected="the signature of a listed provider",
+                found="none",
             )
         return
     if providers and signature.provider not in providers:
@@ -87,9 +94,13 @@ def require_signed(
             expected="a provider that the job spec lists",
             found=signature.provider,
         )
-    documents = (_signed_document(recipient, grant_sha256, manifest_sha256) for recipient in recipients)
+    documents = (
+        _signed_document(recipient, grant_sha256, manifest_sha256) for recipient in recipients
+    )
     signed = bytes.fromhex(signature.signature)
-    if not any(is_signed_by(signature.provider, signed, _DOMAIN, document) for document in documents):
+    if not any(
+        is_signed_by(signature.provider, signed, _DOMAIN, document) for document in documents
+    ):
         raise SealingError(
             ErrorCode.GRANT_SIGNATURE_INVALID,
             "the bundle's signature",

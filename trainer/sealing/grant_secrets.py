@@ -66,5 +66,7 @@ def manifest_salt(secret: str) -> str:
 
 
 def _derive(secret: str, domain: str, context: bytes = b"") -> str:
-    with wiped(hkdf_sha256(bytes.fromhex(secret), b"", domain.encode() + b"\0" + context)) as derived:
+    with wiped(
+        hkdf_sha256(bytes.fromhex(secret), b"", domain.encode() + b"\0" + context)
+    ) as derived:
         return derived.hex()

@@ -43,7 +43,9 @@ class JointTerms(Strict):
         own_recipients: age recipients of this provider alone: of its receipt, and of the report on its dataset.
     """
 
-    accepts: Annotated[tuple[ProviderPublicKey, ...], Field(min_length=1, max_length=MAX_PROVIDERS - 1)]
+    accepts: Annotated[
+        tuple[ProviderPublicKey, ...], Field(min_length=1, max_length=MAX_PROVIDERS - 1)
+    ]
     own_recipients: RecipientTexts
 
 

@@ -30,11 +30,16 @@ class PoolManifest:
 
     def salted_digests(self) -> dict[str, str]:
         """Maps each provider's folder to the digest of its manifest, which is salted: it tells others nothing."""
-        return {pool_folder(number): manifest.sha256() for number, manifest in enumerate(self.manifests, start=1)}
+        return {
+            pool_folder(number): manifest.sha256()
+            for number, manifest in enumerate(self.manifests, start=1)
+        }
 
     def split_key(self) -> bytes:
         """Returns the 32 bytes under which a job decides which rows it holds out; no provider chooses them."""
-        return hmac.digest(b"".join(manifest.split_key() for manifest in self.manifests), SPLIT_DOMAIN, "sha256")
+        return hmac.digest(
+            b"".join(manifest.split_key() for manifest in self.manifests), SPLIT_DOMAIN, "sha256"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,9 @@ def require_joint_terms(grant: Grant, providers: Sequence[str], own: str | None)
         raise SealingError(
             ErrorCode.GRANTS_DIFFER,
             "the grant",
-            expected="one for a joint job" if providers else "one for a job with the dataset of one provider",
+            expected="one for a joint job"
+            if providers
+            else "one for a job with the dataset of one provider",
             found="the other",
         )
     accepted = set(grant.joint.accepts) if grant.joint else set()
@@ -104,7 +111,9 @@ def require_fits_pool(names: Collection[str], providers: int) -> None:
     """
     limit = MAX_BUNDLE_FILES // providers
     if len(names) > limit:
-        raise bundle_invalid("data files of one provider of a joint job", f"at most {limit}", len(names))
+        raise bundle_invalid(
+            "data files of one provider of a joint job", f"at most {limit}", len(names)
+        )
 
 
 def require_same_recipients(grant: Grant, other: Grant) -> None:

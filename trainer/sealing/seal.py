@@ -67,7 +67,9 @@ def seal(
         replace_atomically(target, SHARED_MODE) as sealed,
         encrypting_writer(sealed, recipients, progress=progress) as bundle,
     ):
-        return pack_bundle(bundle, grant, files, partial(sign_bundle, key, to.recipient) if key else None)
+        return pack_bundle(
+            bundle, grant, files, partial(sign_bundle, key, to.recipient) if key else None
+        )
 
 
 def open_bundle(
@@ -116,7 +118,9 @@ def open_bundle(
         decrypting_reader(sealed, identities, progress=progress) as bundle,
     ):
         # `unpack_bundle` reads to the end of the stream, which is reached only after the last chunk authenticated.
-        return unpack_bundle(bundle, workspace, limits=limits, check_grant=check, check_signature=check_signature)
+        return unpack_bundle(
+            bundle, workspace, limits=limits, check_grant=check, check_signature=check_signature
+        )
 
 
 def _open_upload(source: Path) -> BinaryIO:

@@ -99,10 +99,17 @@ class CheckpointKeys:
         self.identity.destroy()
         wipe(self.authentication)
 
-    def tag(self, version: int, step: int, binding: CheckpointBinding, files: dict[str, CheckpointFile]) -> str:
+    def tag(
+        self, version: int, step: int, binding: CheckpointBinding, files: dict[str, CheckpointFile]
+    ) -> str:
         """Returns HMAC-SHA256(authentication, RFC 8785 JSON of `checkpoint.json` without `tag`) in hex."""
         entries = {name: entry.model_dump(mode="json") for name, entry in files.items()}
-        document = {"version": version, "step": step, "binding": binding.model_dump(mode="json"), "files": entries}
+        document = {
+            "version": version,
+            "step": step,
+            "binding": binding.model_dump(mode="json"),
+            "files": entries,
+        }
         return hmac.digest(self.authentication, canonical_json(document), "sha256").hex()
 
 
@@ -135,7 +142,9 @@ def seal_checkpoint(
     files = {}
     for name in sorted(paths):
         with _open_regular_file(folder, paths[name]) as file:
-            files[name] = CheckpointFile(sha256=stream_sha256(file), size=os.fstat(file.fileno()).st_size)
+            files[name] = CheckpointFile(
+                sha256=stream_sha256(file), size=os.fstat(file.fileno()).st_size
+            )
     header = CheckpointHeader(
         version=1, step=step, binding=binding, files=files, tag=keys.tag(1, step, binding, files)
     ).canonical()
@@ -169,7 +178,11 @@ def open_checkpoint(
     """
     # age does not compress: what a file contains is smaller than the file.
     limits = ArchiveLimits(max_files=1 + MAX_FILES, max_bytes=os.fstat(source.fileno()).st_size)
-    with translate_storage_errors(), fresh_directory(into), decrypting_reader(source, [keys.identity]) as stream:
+    with (
+        translate_storage_errors(),
+        fresh_directory(into),
+        decrypting_reader(source, [keys.identity]) as stream,
+    ):
         archive = ArchiveReader(stream, limits)
         header = _read_header(archive)
         # Before any file is written: only a header of this job may decide what is extracted.
@@ -178,7 +191,10 @@ def open_checkpoint(
             member, entry = archive.next_member(), header.files[name]
             if member is None or member.name != name:
                 raise _checkpoint_invalid("its files are not those that its header lists")
-            if member.size != entry.size or extract_member(archive, member, into / name) != entry.sha256:
+            if (
+                member.size != entry.size
+                or extract_member(archive, member, into / name) != entry.sha256
+            ):
                 raise _checkpoint_invalid(f"{name} is not what its header lists")
         if archive.next_member() is not None:
             raise _checkpoint_invalid("a file that its header does not list")
@@ -234,4 +250,6 @@ def _require_own_checkpoint(
 
 
 def _checkpoint_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:
-    return SealingError(ErrorCode.CHECKPOINT_INVALID, f"checkpoint: {reason}", expected=expected, found=found)
+    return SealingError(
+        ErrorCode.CHECKPOINT_INVALID, f"checkpoint: {reason}", expected=expected, found=found
+    )

@@ -37,7 +37,11 @@ class SealedResult:
 
 
 def seal_result(
-    tree: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
+    tree: Path,
+    target: Path,
+    recipients: Sequence[Recipient],
+    *,
+    progress: ProgressCallback | None = None,
 ) -> SealedResult:
     """Encrypts all files below a directory, in the order of their names as UTF-8 bytes.
 
@@ -129,7 +133,9 @@ def _list_files(directory: str | os.PathLike[str], prefix: str = "") -> Iterator
             elif entry.is_file(follow_symlinks=False):
                 yield _require_member_name(prefix + entry.name)
             else:
-                raise bundle_invalid("kind of a file to seal", "a regular file or directory", "another kind")
+                raise bundle_invalid(
+                    "kind of a file to seal", "a regular file or directory", "another kind"
+                )
 
 
 def _require_member_name(name: str) -> str:

@@ -19,7 +19,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from trainer.sealing.age.identity import hkdf_sha256
 from trainer.sealing.bundle import Grant
 from trainer.sealing.grant_secrets import state_secret
-from trainer.sealing.sealed_checkpoint import CHECKPOINT_KEY_BYTES, CheckpointBinding, CheckpointKeys
+from trainer.sealing.sealed_checkpoint import (
+    CHECKPOINT_KEY_BYTES,
+    CheckpointBinding,
+    CheckpointKeys,
+)
 from trainer.sealing.wiping import wiped
 
 _STATE_DOMAIN: Final = b"confidential-trainer/job-state/v1"

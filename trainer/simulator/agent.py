@@ -119,7 +119,9 @@ class SimulatedVm:
         source = simulated_key_source(self.app)
         self.has_key_service = source.provider == KEY_SERVICE
         if not self.has_key_service and any(fault.layer in _KEY_LAYERS for fault in options.faults):
-            raise UsageError(ErrorCode.USAGE, "a fault", expected="a VM with a key service", found="one without")
+            raise UsageError(
+                ErrorCode.USAGE, "a fault", expected="a VM with a key service", found="one without"
+            )
         is_first = app_id is None or not self.has_key_service
         self.app_id = self.compose_hash[:APP_ID_BYTES] if is_first else app_id or b""
         boot_seed = boot_seed or derive_key(seed, b"boot")
@@ -130,15 +132,21 @@ class SimulatedVm:
         self.gpu_attestation = str(self._with_faults(FaultLayer.GPU_INFO, options.gpu_attestation))
         self.pki = DevelopmentPki(seed)
         pki_arguments = self._with_faults(FaultLayer.PKI, {"seed": seed})
-        self._signer = self.pki if pki_arguments == {"seed": seed} else DevelopmentPki(**pki_arguments)
+        self._signer = (
+            self.pki if pki_arguments == {"seed": seed} else DevelopmentPki(**pki_arguments)
+        )
         self.key_service = KeyService(seed)
         self.keys = self._shown_keys = own_app_keys(boot_seed)
         identity = ""
         if self.has_key_service:
             self.keys = self.key_service.app_keys(self.app_id)
-            self._shown_keys = KeyService(self._with_faults(FaultLayer.KEY_SEED, seed)).app_keys(self.app_id)
+            self._shown_keys = KeyService(self._with_faults(FaultLayer.KEY_SEED, seed)).app_keys(
+                self.app_id
+            )
             # A guest refuses another service than the text names: this one is the service that it names.
-            identity = source.identity or service_identity(self.pki.issue_root("KMS Root CA").key.public_key())
+            identity = source.identity or service_identity(
+                self.pki.issue_root("KMS Root CA").key.public_key()
+            )
         self.key_provider = key_provider_info(source.provider or "", identity)
         self._lock = threading.Lock()
         honest = (*BOOT_EVENTS, *self._runtime_events())
@@ -167,9 +175,13 @@ class SimulatedVm:
         }
         return json.dumps(self._with_faults(FaultLayer.VM_CONFIG, config), separators=(",", ":"))
 
-    def derive_key(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
+    def derive_key(
+        self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1
+    ) -> SimulatedKey:
         """Derives the key for `path` with its chain of signatures."""
-        key: SimulatedKey = self._with_faults(FaultLayer.KEY, self._shown_keys.derive(path, purpose, algorithm))
+        key: SimulatedKey = self._with_faults(
+            FaultLayer.KEY, self._shown_keys.derive(path, purpose, algorithm)
+        )
         return key
 
     def collateral(self, now: int) -> dict[str, str]:
@@ -188,7 +200,9 @@ class SimulatedVm:
     def event_log(self) -> str:
         """Returns the event log as JSON text; the release decides whether runtime events have digests."""
         entries = self.log_entries(with_digests=self.options.release is Release.V0_5)
-        return str(self._with_faults(FaultLayer.EVENT_LOG_TEXT, json.dumps(entries, separators=(",", ":"))))
+        return str(
+            self._with_faults(FaultLayer.EVENT_LOG_TEXT, json.dumps(entries, separators=(",", ":")))
+        )
 
     def td_fields(self, report_data: bytes = b"") -> TdFields:
         """Returns the TD report that a quote over `report_data` (at most 64 bytes) would contain now.
@@ -197,7 +211,9 @@ class SimulatedVm:
             ValueError: `report_data` is too long.
         """
         if len(report_data) > REPORT_DATA_BYTES:
-            raise ValueError(f"report_data: expected at most {REPORT_DATA_BYTES} bytes, got {len(report_data)}")
+            raise ValueError(
+                f"report_data: expected at most {REPORT_DATA_BYTES} bytes, got {len(report_data)}"
+            )
         registers = (register(self._events, index) for index in range(4))
         rtmr0, rtmr1, rtmr2, rtmr3 = registers
         # MRCONFIGID of form 01: the byte 1, the compose hash (32 bytes), 15 zeros.
@@ -229,7 +245,9 @@ class SimulatedVm:
         # One lock for registers and log: an event between them would make a log that does not replay.
         with self._lock:
             td = replace(self.td_fields(report_data), **changes)
-            parts = self._with_faults(FaultLayer.PARTS, self._signer.parts(td, self.options.quote_version))
+            parts = self._with_faults(
+                FaultLayer.PARTS, self._signer.parts(td, self.options.quote_version)
+            )
             quote = self._with_faults(FaultLayer.QUOTE, self._signer.sign(parts))
             return SimulatedQuote(quote, self.event_log(), td.report_data, self.vm_config)
 
@@ -249,7 +267,10 @@ class SimulatedVm:
         return apply_faults(self.options.faults, layer, honest)
 
     def _change_documents(self, tcb_info: dict[str, Any], qe_identity: dict[str, Any]) -> None:
-        for layer, document in ((FaultLayer.TCB_INFO, tcb_info), (FaultLayer.QE_IDENTITY, qe_identity)):
+        for layer, document in (
+            (FaultLayer.TCB_INFO, tcb_info),
+            (FaultLayer.QE_IDENTITY, qe_identity),
+        ):
             changed = self._with_faults(layer, document)
             if changed is not document:
                 document.clear()
@@ -259,7 +280,9 @@ class SimulatedVm:
         """Returns what the OS measures into RTMR3, in the order in which it boots."""
         # Guests of dstack's 0.6 line measure each script by an event of its own, over its exact bytes.
         scripts = self.app.get("init_script") or []
-        texts = [scripts] if isinstance(scripts, str) else scripts if isinstance(scripts, list) else []
+        texts = (
+            [scripts] if isinstance(scripts, str) else scripts if isinstance(scripts, list) else []
+        )
         measured = (
             ("system-preparing", b""),
             ("app-id", self.app_id),
@@ -273,7 +296,9 @@ class SimulatedVm:
             ("storage-fs", b"zfs"),
             ("system-ready", b""),
         )
-        return tuple(RuntimeEvent(name, payload, self.options.event_version) for name, payload in measured)
+        return tuple(
+            RuntimeEvent(name, payload, self.options.event_version) for name, payload in measured
+        )
 
     def _gpu_payloads(self) -> tuple[tuple[str, bytes], ...]:
         if not self.options.gpu_attestation:

@@ -183,7 +183,9 @@ class World:
     def demanding(self, section: str, **changes: Any) -> World:
         """Returns this world with other values in one section of the policy."""
         before = getattr(self.policy, section)
-        return replace(self, policy=self.policy.model_copy(update={section: before.model_copy(update=changes)}))
+        return replace(
+            self, policy=self.policy.model_copy(update={section: before.model_copy(update=changes)})
+        )
 
     def opened(self, section: str, value: object = "any") -> World:
         """Returns this world with one section of the policy replaced by `value`."""
@@ -206,14 +208,20 @@ class World:
 
     def with_collateral(self, **changes: Any) -> World:
         """Returns this world with other collateral that the same root signs."""
-        return replace(self, collateral=json.dumps(self.vm.pki.collateral(self.now, **changes)).encode())
+        return replace(
+            self, collateral=json.dumps(self.vm.pki.collateral(self.now, **changes)).encode()
+        )
 
     def with_faults(self, *faults: Fault) -> World:
         """Returns this world with a VM that has `faults`; policy and nonce are unchanged."""
         vm = SimulatedVm(self.vm.app_compose, SEED, options=replace(self.vm.options, faults=faults))
         gpu = self.gpu.model_copy(update={"boot": vm.gpu_attestation})
-        lying = replace(self, vm=vm, gpu=gpu, collateral=json.dumps(vm.collateral(self.now)).encode())
-        return lying.claiming(gpu_evidence_sha256=gpu_evidence_sha256(gpu), derived_keys=derived_keys(vm))
+        lying = replace(
+            self, vm=vm, gpu=gpu, collateral=json.dumps(vm.collateral(self.now)).encode()
+        )
+        return lying.claiming(
+            gpu_evidence_sha256=gpu_evidence_sha256(gpu), derived_keys=derived_keys(vm)
+        )
 
     def evidence(self) -> Evidence:
         """Returns the evidence that the job would send."""
@@ -275,7 +283,11 @@ class World:
 
     def contraindicated(self) -> list[str]:
         """Appraises, and returns the codes of the checks that are contraindicated."""
-        return [check.code for check in self.appraise().checks if check.state is CheckState.CONTRAINDICATED]
+        return [
+            check.code
+            for check in self.appraise().checks
+            if check.state is CheckState.CONTRAINDICATED
+        ]
 
     def state(self, code: str) -> Check:
         """Appraises, and returns the check with this code."""

@@ -51,12 +51,16 @@ def derive_p256_key(seed: bytes, label: str) -> ec.EllipticCurvePrivateKey:
     """
     info = b"confidential-trainer/development-pki/" + label.encode()
     wide = HKDF(hashes.SHA256(), length=48, salt=None, info=info).derive(seed)
-    return ec.derive_private_key(int.from_bytes(wide, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1())
+    return ec.derive_private_key(
+        int.from_bytes(wide, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1()
+    )
 
 
 def raw_signature(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
     """Signs with ECDSA over SHA-256; returns r ‖ s, 32 bytes each; deterministic (RFC 6979)."""
-    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
+    r, s = decode_dss_signature(
+        key.sign(message, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    )
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
@@ -107,7 +111,9 @@ def issue(
     return Authority(builder.sign(signer, hashes.SHA256(), ecdsa_deterministic=True), key)
 
 
-def revocation_list(issuer: Authority, now: int, until: int, revoked: Iterable[Authority] = ()) -> bytes:
+def revocation_list(
+    issuer: Authority, now: int, until: int, revoked: Iterable[Authority] = ()
+) -> bytes:
     """Returns the DER of a CRL of `issuer`, valid from a day before `now` to `until` (seconds since 1970)."""
     time = dt.datetime.fromtimestamp(now, dt.UTC)
     builder = (
@@ -116,12 +122,17 @@ def revocation_list(issuer: Authority, now: int, until: int, revoked: Iterable[A
         .last_update(time - _DAY)
         .next_update(dt.datetime.fromtimestamp(until, dt.UTC))
         .add_extension(x509.CRLNumber(1), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()),
+            critical=False,
+        )
     )
     for authority in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(authority.certificate.serial_number)
         builder = builder.add_revoked_certificate(entry.revocation_date(time - _DAY).build())
-    return builder.sign(issuer.key, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
+    return builder.sign(issuer.key, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(
+        Encoding.DER
+    )
 
 
 def _extensions(

@@ -7,7 +7,11 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from trainer.attestation.dstack.key_chain import POSSESSION_PURPOSE, RECIPIENT_PURPOSE, prove_possession
+from trainer.attestation.dstack.key_chain import (
+    POSSESSION_PURPOSE,
+    RECIPIENT_PURPOSE,
+    prove_possession,
+)
 from trainer.attestation.evidence import DatasetClaims, DerivedKeys, KeyChain
 from trainer.encoding import sha256_hex
 from trainer.simulator.agent import SimulatedVm
@@ -41,7 +45,9 @@ def key_chain(vm: SimulatedVm) -> KeyChain | None:
     possession = vm.derive_key(possession_path(JOB_SPEC_SHA256), POSSESSION_PURPOSE).signature_chain
     if not recipient[1]:
         return None
-    return KeyChain(app=recipient[1].hex(), recipient=recipient[0].hex(), possession=possession[0].hex())
+    return KeyChain(
+        app=recipient[1].hex(), recipient=recipient[0].hex(), possession=possession[0].hex()
+    )
 
 
 def possession(vm: SimulatedVm, claims: DatasetClaims) -> str:

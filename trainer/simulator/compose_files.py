@@ -33,4 +33,6 @@ def render_app_compose(edit: Edit = lambda _app, _compose: None) -> bytes:
     """Returns app-compose.json after `edit(app, compose)`; `app` may bring a `docker_compose_file` of its own."""
     app, compose = copy.deepcopy(APP), copy.deepcopy(COMPOSE)
     edit(app, compose)
-    return json.dumps({"docker_compose_file": yaml.safe_dump(compose, sort_keys=False), **app}, indent=1).encode()
+    return json.dumps(
+        {"docker_compose_file": yaml.safe_dump(compose, sort_keys=False), **app}, indent=1
+    ).encode()

@@ -53,7 +53,9 @@ class SgxExtension:
     def to_der(self) -> bytes:
         """Returns the value of the X.509 extension `1.2.840.113741.1.13.1`."""
         # Entries 1 to 16 of the TCB are the components of CPUSVN, 17 is PCESVN, and 18 repeats CPUSVN as 16 bytes.
-        tcb = [asn1.encode_der(svn) for svn in (*self.cpu_svn, self.pce_svn)] + [asn1.encode_der(self.cpu_svn)]
+        tcb = [asn1.encode_der(svn) for svn in (*self.cpu_svn, self.pce_svn)] + [
+            asn1.encode_der(self.cpu_svn)
+        ]
         flags = (
             self.configuration.dynamic_platform,
             self.configuration.cached_keys,

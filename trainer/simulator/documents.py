@@ -21,7 +21,9 @@ TDX_SVN: Final = bytes([5, 0, 2]) + bytes(13)
 MODULE_SVN: Final = 5
 
 
-def tcb_info(date: str, evaluation_number: int, status: str, advisories: Sequence[str]) -> dict[str, Any]:
+def tcb_info(
+    date: str, evaluation_number: int, status: str, advisories: Sequence[str]
+) -> dict[str, Any]:
     """Makes a TCB info with one level, the one that the platform has.
 
     Args:

@@ -57,7 +57,9 @@ class RuntimeEvent:
         if self.version == 1:
             kind = struct.pack("<I", RUNTIME_EVENT_TYPE)
             return b":".join((kind, self.name.encode(), self.payload))
-        return canonical_json({"name": self.name, "payload": self.payload.hex(), "type": RUNTIME_EVENT_TYPE})
+        return canonical_json(
+            {"name": self.name, "payload": self.payload.hex(), "type": RUNTIME_EVENT_TYPE}
+        )
 
     @property
     def digest(self) -> bytes:
@@ -84,7 +86,9 @@ def replay(digests: Iterable[bytes]) -> bytes:
     return register
 
 
-def _log_entry(register: int, kind: int, digest: bytes, name: str, payload: bytes) -> dict[str, object]:
+def _log_entry(
+    register: int, kind: int, digest: bytes, name: str, payload: bytes
+) -> dict[str, object]:
     return {
         "imr": register,
         "event_type": kind,

@@ -39,7 +39,9 @@ class FaultingLink:
         cuts: number of connections that were reset.
     """
 
-    def __init__(self, target: int, *, port: int = 0, next_cut: Callable[[], int | None] = lambda: None) -> None:
+    def __init__(
+        self, target: int, *, port: int = 0, next_cut: Callable[[], int | None] = lambda: None
+    ) -> None:
         self._target = target
         self._next_cut = next_cut
         self._listener = socket.create_server(("127.0.0.1", port))

@@ -104,7 +104,9 @@ GPU_LEAF = GpuCertificate("NOT NVIDIA - test GPU's firmware", 1003, LEAF)
 def chain_pem(*certificates: GpuCertificate) -> str:
     """Returns a chain in PEM, leaf first; the last certificate is self-signed."""
     issuers = (*certificates[1:], certificates[-1])
-    return "".join(each.issued_by(issuer) for each, issuer in zip(certificates, issuers, strict=True))
+    return "".join(
+        each.issued_by(issuer) for each, issuer in zip(certificates, issuers, strict=True)
+    )
 
 
 @cache
@@ -117,14 +119,21 @@ def gpu_root_sha256() -> str:
 def tlv(fields: Mapping[int, bytes]) -> bytes:
     """Returns opaque fields as type (2 bytes), length (2 bytes) and value, little-endian."""
     return b"".join(
-        kind.to_bytes(2, "little") + len(value).to_bytes(2, "little") + value for kind, value in fields.items()
+        kind.to_bytes(2, "little") + len(value).to_bytes(2, "little") + value
+        for kind, value in fields.items()
     )
 
 
 def block(index: int, value: bytes = b"\7" * 48) -> bytes:
     """Returns one measurement block of an SPDM report (DSP0274)."""
     size = len(value)
-    return bytes([index, 1]) + (size + 3).to_bytes(2, "little") + b"\0" + size.to_bytes(2, "little") + value
+    return (
+        bytes([index, 1])
+        + (size + 3).to_bytes(2, "little")
+        + b"\0"
+        + size.to_bytes(2, "little")
+        + value
+    )
 
 
 OPAQUE = {3: b"550.90.07\0", 6: bytes.fromhex("009f009601000000"), 20: FWID, 1: b"x"}
@@ -152,7 +161,9 @@ def gpu_report(
     body = header + bytes([len(blocks)]) + len(record).to_bytes(3, "little") + record + b"\5" * 32
     # SPDM signs the transcript: request and response, so that an old response fits no new nonce.
     signed = asked + body + len(fields).to_bytes(2, "little") + fields
-    r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA384(), deterministic_signing=True)))
+    r, s = decode_dss_signature(
+        key.sign(signed, ec.ECDSA(hashes.SHA384(), deterministic_signing=True))
+    )
     return signed + r.to_bytes(48, "big") + s.to_bytes(48, "big") + tail
 
 
@@ -161,7 +172,8 @@ def gpu_answer(*chain: GpuCertificate, **changes: Any) -> FreshGpuEvidence:
     certificates = chain or (GPU_LEAF, GPU_CA, GPU_ROOT)
     key = certificates[0].key if isinstance(certificates[0].curve, ec.SECP384R1) else GPU_LEAF.key
     return FreshGpuEvidence(
-        report=gpu_report(**{"key": key, **changes}).hex(), certificate_chain=chain_pem(*certificates)
+        report=gpu_report(**{"key": key, **changes}).hex(),
+        certificate_chain=chain_pem(*certificates),
     )
 
 

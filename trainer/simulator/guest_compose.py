@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainer.attestation.dstack.compose import parse_app_compose
-from trainer.attestation.dstack.key_source import IDENTITY, KEY_SERVICE, NO_KEY_SERVICE, KeySource, read_key_source
+from trainer.attestation.dstack.key_source import (
+    IDENTITY,
+    KEY_SERVICE,
+    NO_KEY_SERVICE,
+    KeySource,
+    read_key_source,
+)
 from trainer.errors import ErrorCode, UsageError
 
 
@@ -30,7 +36,9 @@ def simulated_key_source(app: Mapping[str, object]) -> KeySource:
     source = read_key_source(app)
     if source.provider not in (NO_KEY_SERVICE, KEY_SERVICE):
         found = source.provider or "keys that contradict each other"
-        raise UsageError(ErrorCode.USAGE, "app-compose: key_provider", expected="none or kms", found=found)
+        raise UsageError(
+            ErrorCode.USAGE, "app-compose: key_provider", expected="none or kms", found=found
+        )
     if source.identity and not IDENTITY.fullmatch(source.identity):
         raise UsageError(
             ErrorCode.USAGE,

@@ -66,11 +66,15 @@ class AppKeys:
         self._app_key = app_key
         self._app_signature = app_signature
 
-    def derive(self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1) -> SimulatedKey:
+    def derive(
+        self, path: str, purpose: str = "", algorithm: Algorithm = Algorithm.SECP256K1
+    ) -> SimulatedKey:
         """Derives the key for `path`. Purpose and algorithm enter the signature, not the key."""
         secret = derive_key(self._app_key, path.encode())
         if algorithm is Algorithm.ED25519:
-            public_key = ed25519.Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+            public_key = (
+                ed25519.Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+            )
         else:
             public_key = _compressed_point(secret)
         # The purpose is signed with the key: a key for one purpose cannot be presented for another.

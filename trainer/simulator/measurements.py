@@ -16,7 +16,8 @@ SIMULATED_MRTD: Final = hashlib.sha384(f"{LABEL}: mrtd".encode()).digest()
 
 # Firmware and boot loader of a real VM extend each register several times; one event gives a register as well.
 BOOT_EVENTS: Final = tuple(
-    BootEvent(index, hashlib.sha384(f"{LABEL}: rtmr{index}".encode()).digest()) for index in range(3)
+    BootEvent(index, hashlib.sha384(f"{LABEL}: rtmr{index}".encode()).digest())
+    for index in range(3)
 )
 """The events of firmware and boot loader: one digest for each of RTMR0 to RTMR2."""
 

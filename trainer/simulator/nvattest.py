@@ -64,7 +64,11 @@ class SimulatedGpu:
             "x-nvidia-gpu-vbios-version": self.vbios_version,
             "x-nvidia-gpu-vbios-index-no-conflict": True,
         }
-        claims = {**_verification_claims("gpu", ("driver-rim", "vbios-rim"), nonce), **special, **self.changes}
+        claims = {
+            **_verification_claims("gpu", ("driver-rim", "vbios-rim"), nonce),
+            **special,
+            **self.changes,
+        }
         return {name: value for name, value in claims.items() if name not in self.missing}
 
 
@@ -126,7 +130,9 @@ def token(claims: Claims) -> str:
     return "".join(base64.urlsafe_b64encode(text).rstrip(b"=").decode() + "." for text in texts)
 
 
-def overall_claims(tokens: Mapping[str, str], nonce: str, issued_at: int = BOOT_TIME) -> dict[str, object]:
+def overall_claims(
+    tokens: Mapping[str, str], nonce: str, issued_at: int = BOOT_TIME
+) -> dict[str, object]:
     """Returns the claims of the token about all devices together.
 
     Args:
@@ -150,7 +156,9 @@ def detached_eat(overall: Claims, tokens: Mapping[str, str]) -> list[object]:
     return [["JWT", token(overall)], dict(tokens)]
 
 
-def _claims_by_token(devices: Sequence[Device], claims: Sequence[Claims]) -> list[tuple[str, Claims]]:
+def _claims_by_token(
+    devices: Sequence[Device], claims: Sequence[Claims]
+) -> list[tuple[str, Claims]]:
     """Pairs the claims with the names of their tokens; GPUs and switches are numbered separately."""
     seen = {"GPU": 0, "SWITCH": 0}
     named = []

@@ -50,7 +50,10 @@ class OcspReply:
 
     def der(self) -> bytes:
         """Returns the signed response, in DER."""
-        issuer, revoked = load_certificate(self.issuer, self.issuer), self.status is ocsp.OCSPCertStatus.REVOKED
+        issuer, revoked = (
+            load_certificate(self.issuer, self.issuer),
+            self.status is ocsp.OCSPCertStatus.REVOKED,
+        )
         builder = ocsp.OCSPResponseBuilder().add_response(
             cert=load_certificate(self.subject, self.issuer),
             issuer=issuer,
@@ -66,8 +69,12 @@ class OcspReply:
         signer = load_certificate(self.responder, self.certifier) if self.responder else issuer
         builder = builder.responder_id(self.encoding, signer)
         if self.responder and self.shown:
-            builder = builder.certificates([load_certificate(self.attached or self.responder, self.certifier)])
-        return builder.sign((self.responder or self.issuer).key, self.signature_hash).public_bytes(Encoding.DER)
+            builder = builder.certificates(
+                [load_certificate(self.attached or self.responder, self.certifier)]
+            )
+        return builder.sign((self.responder or self.issuer).key, self.signature_hash).public_bytes(
+            Encoding.DER
+        )
 
 
 def delegated_responder(makers: GpuEvidenceMaker, **changes: Any) -> Any:
@@ -78,4 +85,6 @@ def delegated_responder(makers: GpuEvidenceMaker, **changes: Any) -> Any:
 
 def ocsp_reply(makers: GpuEvidenceMaker, **changes: Any) -> OcspReply:
     """Returns the honest response about the honest GPU, but for `changes`."""
-    return replace(OcspReply(makers.ca, makers.root, delegated_responder(makers), makers.root), **changes)
+    return replace(
+        OcspReply(makers.ca, makers.root, delegated_responder(makers), makers.root), **changes
+    )

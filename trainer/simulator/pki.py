@@ -136,7 +136,9 @@ class DevelopmentPki:
         date = rfc3339(now - _DAY if tcb_date is None else tcb_date)
         times = {"issueDate": rfc3339(now - _HOUR), "nextUpdate": rfc3339(now + valid_seconds)}
         tcb_info = tcb_info_document(date, self._evaluation_number, status, advisories) | times
-        qe_identity = qe_identity_document(date, self._evaluation_number, qe_status, self.qe_report) | times
+        qe_identity = (
+            qe_identity_document(date, self._evaluation_number, qe_status, self.qe_report) | times
+        )
         if mutate is not None:
             mutate(tcb_info, qe_identity)
         return {
@@ -161,7 +163,9 @@ class DevelopmentPki:
                 `report_data` is set here, to name the attestation key.
         """
         version = V5 if isinstance(td, TdFields15) else V4
-        return self.sign(self.parts(td, version, attestation_key=attestation_key, qe_report=qe_report))
+        return self.sign(
+            self.parts(td, version, attestation_key=attestation_key, qe_report=qe_report)
+        )
 
     def parts(
         self,

@@ -28,7 +28,9 @@ V5: Final = 5
 
 _ECDSA_P256: Final = 2
 _TDX_TEE_TYPE: Final = 0x81
-_INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # verifiers insist on it
+_INTEL_QE_VENDOR_ID: Final = bytes.fromhex(
+    "939a7233f79c4ca9940a0db3957f0607"
+)  # verifiers insist on it
 _USER_DATA: Final = b"DEVELOPMENT QUOTE".ljust(20, b"\0")
 _TD_REPORT_10: Final = 2
 _TD_REPORT_15: Final = 3
@@ -135,7 +137,11 @@ def _field_sizes(quote: bytes) -> Iterator[tuple[str, int]]:
         size = len(field.default)  # type: ignore[arg-type]  # every field has a default of the right size
         yield field.name, size
         at += size
-    for part in (_SIGNATURE, (("certification_type", 2), ("certification_size", 4)), QE_REPORT_FIELDS):
+    for part in (
+        _SIGNATURE,
+        (("certification_type", 2), ("certification_size", 4)),
+        QE_REPORT_FIELDS,
+    ):
         yield from part
         at += sum(size for _, size in part)
     yield "qe_signature", 64

@@ -64,7 +64,9 @@ def manifest_authorities(
     makers: GpuEvidenceMaker, **changes: Any
 ) -> tuple[GpuCertificate, GpuCertificate, GpuCertificate]:
     """Returns signer, authority and root of the honest manifests; `changes` are the signer's."""
-    signer = makers.certificate("NOT NVIDIA - test RIM signer", 2003, (makers.key_usage("digital_signature"),))
+    signer = makers.certificate(
+        "NOT NVIDIA - test RIM signer", 2003, (makers.key_usage("digital_signature"),)
+    )
     authority = makers.certificate("NOT NVIDIA - test RIM authority", 2002, makers.ca_extensions)
     root = makers.certificate("NOT NVIDIA - test RIM root", 2001, makers.ca_extensions)
     return replace(signer, **changes), authority, root
@@ -73,7 +75,11 @@ def manifest_authorities(
 def manifest_root_sha256(makers: GpuEvidenceMaker) -> str:
     """Returns the fingerprint of the root of the honest manifests, in hex."""
     root = manifest_authorities(makers)[2]
-    return x509.load_pem_x509_certificate(root.issued_by(root).encode()).fingerprint(hashes.SHA256()).hex()
+    return (
+        x509.load_pem_x509_certificate(root.issued_by(root).encode())
+        .fingerprint(hashes.SHA256())
+        .hex()
+    )
 
 
 def sign_manifest(
@@ -96,12 +102,16 @@ def sign_manifest(
     """
     chain = chain or manifest_authorities(makers)
     signer = XMLSigner(
-        signature_algorithm=SignatureMethod.ECDSA_SHA256 if weak == "signature" else SignatureMethod.ECDSA_SHA384,
+        signature_algorithm=SignatureMethod.ECDSA_SHA256
+        if weak == "signature"
+        else SignatureMethod.ECDSA_SHA384,
         digest_algorithm=DigestAlgorithm.SHA256 if weak == "digest" else DigestAlgorithm.SHA384,
         c14n_algorithm=CanonicalizationMethod.CANONICAL_XML_1_1,
     )
     pems = [f"-----BEGIN{part}" for part in makers.chain(*chain).split("-----BEGIN") if part]
-    return xml_text(signer.sign(etree.fromstring(xml), key=key or chain[0].key, cert=pems, reference_uri=uri))
+    return xml_text(
+        signer.sign(etree.fromstring(xml), key=key or chain[0].key, cert=pems, reference_uri=uri)
+    )
 
 
 def xml_text(root: Any) -> str:

@@ -129,7 +129,10 @@ class GuestAgentRpc:
     def _get_key(self, arguments: _KeyArguments) -> RpcResponse:
         algorithm = Algorithm.parse(arguments.algorithm)
         key = self._vm.derive_key(arguments.path, arguments.purpose, algorithm)
-        return {"key": key.secret.hex(), "signature_chain": [link.hex() for link in key.signature_chain]}
+        return {
+            "key": key.secret.hex(),
+            "signature_chain": [link.hex() for link in key.signature_chain],
+        }
 
     def _get_quote(self, arguments: _QuoteArguments) -> RpcResponse:
         quote = self._vm.quote(bytes.fromhex(arguments.report_data))

@@ -15,7 +15,13 @@ from typing import Final
 
 from trainer.errors import ErrorCode, UsageError
 from trainer.simulator.agent import SimulatedVm, VmOptions
-from trainer.simulator.rpc import REVISION, CallError, GuestAgentRpc, MethodNotFoundError, RpcResponse
+from trainer.simulator.rpc import (
+    REVISION,
+    CallError,
+    GuestAgentRpc,
+    MethodNotFoundError,
+    RpcResponse,
+)
 from trainer.simulator.state import open_vm, publish
 
 MAX_BODY_BYTES: Final = 1 << 20
@@ -97,7 +103,9 @@ def _free_socket_path(path: Path) -> None:
     if path.is_socket():
         _remove_if_stale(path)
     elif path.exists():
-        raise UsageError(ErrorCode.OUTPUT_EXISTS, f"{path} exists and is not a socket; it is left alone")
+        raise UsageError(
+            ErrorCode.OUTPUT_EXISTS, f"{path} exists and is not a socket; it is left alone"
+        )
 
 
 def _remove_if_stale(path: Path) -> None:
@@ -110,7 +118,9 @@ def _remove_if_stale(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError as error:
-            raise UsageError(ErrorCode.USAGE, f"{path} cannot be probed: {error.strerror}") from error
+            raise UsageError(
+                ErrorCode.USAGE, f"{path} cannot be probed: {error.strerror}"
+            ) from error
     raise UsageError(
         ErrorCode.USAGE,
         f"another agent answers on {path}",
@@ -132,7 +142,9 @@ class _UnixHttpServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer
             self.server_activate()
         except OSError as error:
             super().server_close()
-            raise UsageError(ErrorCode.USAGE, f"cannot listen on {path}: {error.strerror}") from error
+            raise UsageError(
+                ErrorCode.USAGE, f"cannot listen on {path}: {error.strerror}"
+            ) from error
 
     def server_close(self) -> None:
         """Stops listening and removes the socket."""

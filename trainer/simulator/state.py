@@ -75,16 +75,21 @@ def open_vm(
     seed = bytes.fromhex(state.seed)
     if KeyService(seed).app_keys(app_id).public_key.hex() != state.app_public_key:
         raise _state_error(path, "the app key does not follow from seed and app id")
-    return SimulatedVm(app_compose, seed, app_id=app_id, boot_seed=random(_SEED_BYTES), options=options)
+    return SimulatedVm(
+        app_compose, seed, app_id=app_id, boot_seed=random(_SEED_BYTES), options=options
+    )
 
 
 def publish(vm: SimulatedVm, directory: Path, now: int) -> None:
     """Writes a verifier's files: root, collateral (30 days from `now`), app-compose, measurements, key service."""
     _write_private_file(directory / ROOT_FILE, vm.pki.root_pem.encode())
-    _write_private_file(directory / COLLATERAL_FILE, json.dumps(vm.collateral(now), indent=2).encode())
+    _write_private_file(
+        directory / COLLATERAL_FILE, json.dumps(vm.collateral(now), indent=2).encode()
+    )
     _write_private_file(directory / COMPOSE_FILE, vm.app_compose.encode())
     _write_private_file(
-        directory / MEASUREMENTS_FILE, json.dumps(asdict(simulated_measurements()), indent=2).encode()
+        directory / MEASUREMENTS_FILE,
+        json.dumps(asdict(simulated_measurements()), indent=2).encode(),
     )
     if vm.has_key_service:
         pins = {

@@ -47,7 +47,9 @@ class TdFields:
         for field in fields(self):
             size = len(field.default)  # type: ignore[arg-type]  # every field has a default of the right size
             if len(getattr(self, field.name)) != size:
-                raise ValueError(f"{field.name}: expected {size} bytes, got {len(getattr(self, field.name))}")
+                raise ValueError(
+                    f"{field.name}: expected {size} bytes, got {len(getattr(self, field.name))}"
+                )
 
     def pack(self) -> bytes:
         """Returns the 584 bytes of a TD report 1.0, or the 648 bytes of a TD report 1.5."""

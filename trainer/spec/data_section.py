@@ -136,7 +136,9 @@ class DataSection(Strict):
         for name in self.columns:
             if name not in known:
                 whose = "ours" if self.format is RowFormat.AUTO else f"format {self.format}"
-                raise ValueError(f"columns: {name!r} is no column of {whose}; expected one of {', '.join(known)}")
+                raise ValueError(
+                    f"columns: {name!r} is no column of {whose}; expected one of {', '.join(known)}"
+                )
         if len(set(self.columns.values())) != len(self.columns):
             raise ValueError("columns: two of ours have the same name in the files")
         for name in _ESSENTIAL_KEYS.intersection(self.ignore_message_keys):
@@ -149,7 +151,9 @@ class DataSection(Strict):
             raise ValueError("chat_template and chat_template_path exclude each other")
         for name in self.chat_template_kwargs:
             if is_set_by_renderer(name):
-                raise ValueError(f"chat_template_kwargs: {name!r} is set by what renders the template")
+                raise ValueError(
+                    f"chat_template_kwargs: {name!r} is set by what renders the template"
+                )
         return self
 
 
@@ -173,7 +177,9 @@ FORMAT_COLUMNS: Final[Mapping[RowFormat, tuple[str, ...]]] = {
 }  # fmt: skip
 """Columns of the rows of each kind."""
 
-ROW_COLUMNS: Final = tuple(dict.fromkeys(name for names in FORMAT_COLUMNS.values() for name in names))
+ROW_COLUMNS: Final = tuple(
+    dict.fromkeys(name for names in FORMAT_COLUMNS.values() for name in names)
+)
 """Columns of the rows of all kinds."""
 
 _ESSENTIAL_KEYS: Final = frozenset({"role", "content", "from", "value"})
@@ -194,4 +200,6 @@ def check_method(method: MethodName, data: DataSection) -> None:
     """
     learns_from = METHOD_RULES[method].learns_from
     if data.format is not RowFormat.AUTO and _LEARNED_AS.get(data.format, "answers") != learns_from:
-        raise ValueError(f"data.format {data.format} cannot be trained on with train.method {method}")
+        raise ValueError(
+            f"data.format {data.format} cannot be trained on with train.method {method}"
+        )

@@ -14,7 +14,9 @@ MAX_DATASET_TRIES: Final = 10
 """Each try has a process that waits for it, and a refused one lets a worker say a little in public."""
 
 
-STORE_LOCATION: Final = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,8}"
+STORE_LOCATION: Final = (
+    r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,8}"
+)
 """A bucket, and below it a prefix of plain names."""
 
 MAX_STORED_BYTES: Final = 1 << 40
@@ -52,7 +54,9 @@ class ExchangeSection(Strict):
                 f"got {len(self.providers)}"
             )
         if self.store is not None and self.joint:
-            raise ValueError("joint: several providers exchange over HTTP or a spool, not through a store")
+            raise ValueError(
+                "joint: several providers exchange over HTTP or a spool, not through a store"
+            )
         if self.store is not None and self.max_upload_bytes > MAX_STORED_BYTES:
             raise ValueError(f"max_upload_bytes: at most {MAX_STORED_BYTES} with a store")
         return self

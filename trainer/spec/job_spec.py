@@ -48,7 +48,9 @@ class JobSpec(Strict):
         check_method(self.train.method, self.data)
         template = self.data.chat_template_path
         if template is not None and template not in self.model.model_file_sha256:
-            raise ValueError("data.chat_template_path: expected the name of a file in model.model_file_sha256")
+            raise ValueError(
+                "data.chat_template_path: expected the name of a file in model.model_file_sha256"
+            )
         if self.evaluation.chooses and METHOD_RULES[self.train.method].learns_from != "answers":
             raise ValueError(
                 f"evaluation.metrics: choice_accuracy means nothing to train.method {self.train.method}: answers "
@@ -61,7 +63,11 @@ class JobSpec(Strict):
         if self.train.engine is Engine.UNSLOTH:
             self._check_unsloth()
         # Weights that are trained in full are float32, and without autocast the layers take no float32 inputs.
-        if self.lora.modules_to_save and self.model.dtype is not Dtype.FLOAT32 and not self.train.bf16:
+        if (
+            self.lora.modules_to_save
+            and self.model.dtype is not Dtype.FLOAT32
+            and not self.train.bf16
+        ):
             raise ValueError("lora.modules_to_save needs train.bf16: true, or model.dtype float32")
         if self.train.torch_compile and self.lora.use_dora:
             raise ValueError(
@@ -71,12 +77,18 @@ class JobSpec(Strict):
 
     def _check_unsloth(self) -> None:
         if self.lora.selects_modules:
-            raise ValueError("train.engine: unsloth adapts linear modules of layers only: set transformers")
+            raise ValueError(
+                "train.engine: unsloth adapts linear modules of layers only: set transformers"
+            )
         # Each would be another pass of unsloth's than the one that was compared with transformers.
         if self.model.load_in_4bit or self.model.load_in_8bit:
-            raise ValueError("train.engine: unsloth is not tested with quantized weights: set transformers")
+            raise ValueError(
+                "train.engine: unsloth is not tested with quantized weights: set transformers"
+            )
         if self.model.dtype is Dtype.FLOAT16:
-            raise ValueError("train.engine: unsloth is not tested with model.dtype float16: set transformers")
+            raise ValueError(
+                "train.engine: unsloth is not tested with model.dtype float16: set transformers"
+            )
 
     def canonical(self) -> bytes:
         """Returns the RFC 8785 bytes of the document as written, without defaults."""
@@ -97,7 +109,9 @@ def read_job_spec(path: Path) -> JobSpec:
         with path.open("rb") as file:
             data = file.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
-        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read the job spec {path}: {error.strerror}") from error
+        raise UsageError(
+            ErrorCode.FILE_NOT_FOUND, f"cannot read the job spec {path}: {error.strerror}"
+        ) from error
     return parse_job_spec(data)
 
 

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 def joint_refusals(spec: JobSpec) -> Iterator[str]:
     """Yields one message for each key that is incompatible with `exchange.joint`."""
     if spec.exchange.joint:
-        yield from (f"{key}: {why} (exchange.joint is set)" for key, why, breaks in _conditions(spec) if breaks)
+        yield from (
+            f"{key}: {why} (exchange.joint is set)"
+            for key, why, breaks in _conditions(spec)
+            if breaks
+        )
 
 
 def _conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:

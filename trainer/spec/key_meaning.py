@@ -50,7 +50,9 @@ def meaningless_keys(spec: JobSpec) -> Iterator[str]:
 
 
 _HELD_OUT: Final = "without held-out rows: set data.test_split_size above 0, or data.eval_files"
-_CHATS: Final = frozenset({RowFormat.AUTO, RowFormat.MESSAGES, RowFormat.SHAREGPT, RowFormat.ALPACA})
+_CHATS: Final = frozenset(
+    {RowFormat.AUTO, RowFormat.MESSAGES, RowFormat.SHAREGPT, RowFormat.ALPACA}
+)
 _PROMPTS: Final = frozenset({RowFormat.AUTO, RowFormat.PROMPT_COMPLETION})
 
 
@@ -78,24 +80,34 @@ def _for_methods(key: str) -> Meaning:
 
 _ANSWERS: Final = Meaning(_has_answers, "where every token is trained on, or answers are judged")
 _RENDERED: Final = Meaning(
-    lambda spec: spec.data.format is not RowFormat.TEXT, "to data.format text, which has no messages"
+    lambda spec: spec.data.format is not RowFormat.TEXT,
+    "to data.format text, which has no messages",
 )
 _EVALUATION: Final = Meaning(is_evaluated, _HELD_OUT)
 _PROMPTED: Final = Meaning(
-    lambda spec: spec.data.format is not RowFormat.TEXT, "to data.format text, which has no prompts and no answers"
+    lambda spec: spec.data.format is not RowFormat.TEXT,
+    "to data.format text, which has no prompts and no answers",
 )
 _TASK: Final = Meaning(lambda spec: bool(spec.evaluation.metrics), "without evaluation.metrics")
-_EVALUATION_STEPS: Final = Meaning(lambda spec: spec.train.eval_steps is not None, "without train.eval_steps")
-_ADAM: Final = Meaning(lambda spec: spec.train.optim in ADAM_OPTIMIZERS, "to optim {spec.train.optim}")
+_EVALUATION_STEPS: Final = Meaning(
+    lambda spec: spec.train.eval_steps is not None, "without train.eval_steps"
+)
+_ADAM: Final = Meaning(
+    lambda spec: spec.train.optim in ADAM_OPTIMIZERS, "to optim {spec.train.optim}"
+)
 _WARMUP: Final = Meaning(
     lambda spec: spec.train.lr_scheduler_type != "constant",
     "to lr_scheduler_type constant: constant_with_warmup has a warm-up",
 )
 _CANARIES: Final = Meaning(lambda spec: spec.privacy.canaries > 0, "without privacy.canaries")
 _AUDIT: Final = Meaning(lambda spec: spec.privacy.audit, "without privacy.audit: true")
-_DP: Final = Meaning(lambda spec: spec.privacy.differential, "without target_epsilon or noise_multiplier")
+_DP: Final = Meaning(
+    lambda spec: spec.privacy.differential, "without target_epsilon or noise_multiplier"
+)
 
-_HTTP: Final = Meaning(lambda spec: spec.exchange.store is None, "beside exchange.store: there is no HTTP then")
+_HTTP: Final = Meaning(
+    lambda spec: spec.exchange.store is None, "beside exchange.store: there is no HTTP then"
+)
 
 _MEANS_ALWAYS: Final = (
     "model.model_name_or_path model.model_file_sha256 model.dtype model.load_in_4bit model.load_in_8bit "
@@ -117,12 +129,21 @@ _MEANS_ALWAYS: Final = (
 
 MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
     **dict.fromkeys(_MEANS_ALWAYS.split(), ()),
-    **{f"train.{key}": (_for_methods(key),) for rules in METHOD_RULES.values() for key in rules.keys},
+    **{
+        f"train.{key}": (_for_methods(key),)
+        for rules in METHOD_RULES.values()
+        for key in rules.keys
+    },
     "model.model_revision": (
-        Meaning(lambda spec: not spec.model.is_local, "to a local directory, which is pinned by its digests"),
+        Meaning(
+            lambda spec: not spec.model.is_local,
+            "to a local directory, which is pinned by its digests",
+        ),
     ),
     "model.model_urls": (
-        Meaning(lambda spec: not spec.model.is_local, "to a local directory, whose files are copied"),
+        Meaning(
+            lambda spec: not spec.model.is_local, "to a local directory, whose files are copied"
+        ),
     ),
     "model.attn_implementation": (
         Meaning(
@@ -132,12 +153,15 @@ MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
     ),
     "lora.init_lora_weights": (
         Meaning(
-            lambda spec: spec.lora.start_from is None, "beside lora.start_from, which gives the initial weights"
+            lambda spec: spec.lora.start_from is None,
+            "beside lora.start_from, which gives the initial weights",
         ),
     ),
     "data.test_split_size": (
         Meaning(
-            lambda spec: "eval_files" not in spec.data.model_fields_set or not spec.data.test_split_size,
+            lambda spec: (
+                "eval_files" not in spec.data.model_fields_set or not spec.data.test_split_size
+            ),
             "with data.eval_files: the files decide",
         ),
     ),
@@ -167,41 +191,59 @@ MEANINGS: Final[Mapping[str, tuple[Meaning, ...]]] = {
     "data.chat_template_path": (_RENDERED,),
     "data.chat_template_kwargs": (_RENDERED,),
     "data.packing": (
-        Meaning(_learns_from_rows, "to train.method {spec.train.method}: answers that are judged are not packed"),
+        Meaning(
+            _learns_from_rows,
+            "to train.method {spec.train.method}: answers that are judged are not packed",
+        ),
     ),
-    "data.packing_strategy": (Meaning(lambda spec: spec.data.packing, "without data.packing: true"),),
+    "data.packing_strategy": (
+        Meaning(lambda spec: spec.data.packing, "without data.packing: true"),
+    ),
     "train.per_device_eval_batch_size": (_EVALUATION,),
     "train.warmup_steps": (_WARMUP,),
     "train.warmup_ratio": (
         _WARMUP,
-        Meaning(lambda spec: not spec.train.warmup_steps, "beside train.warmup_steps, which has precedence"),
+        Meaning(
+            lambda spec: not spec.train.warmup_steps,
+            "beside train.warmup_steps, which has precedence",
+        ),
     ),
     "train.adam_beta1": (_ADAM,),
     "train.adam_beta2": (_ADAM,),
     "train.adam_epsilon": (_ADAM,),
     "train.num_train_epochs": (
-        Meaning(lambda spec: spec.train.max_steps < 0, "beside train.max_steps, which has precedence"),
+        Meaning(
+            lambda spec: spec.train.max_steps < 0, "beside train.max_steps, which has precedence"
+        ),
     ),
     "train.neftune_noise_alpha": (Meaning(_learns_from_rows, "to method {spec.train.method}"),),
-    "train.torch_compile_mode": (Meaning(lambda spec: spec.train.torch_compile, "without torch_compile: true"),),
+    "train.torch_compile_mode": (
+        Meaning(lambda spec: spec.train.torch_compile, "without torch_compile: true"),
+    ),
     "train.eval_steps": (_EVALUATION,),
     "train.max_eval_rows": (_EVALUATION,),
     "train.early_stopping_patience": (_EVALUATION_STEPS, _EVALUATION),
     "train.early_stopping_threshold": (
         Meaning(
-            lambda spec: spec.train.early_stopping_patience is not None, "without train.early_stopping_patience"
+            lambda spec: spec.train.early_stopping_patience is not None,
+            "without train.early_stopping_patience",
         ),
     ),
     "train.load_best_model_at_end": (_EVALUATION_STEPS, _EVALUATION),
     "evaluation.metrics": (_EVALUATION, _PROMPTED),
     "evaluation.max_rows": (_TASK,),
     "evaluation.max_new_tokens": (
-        Meaning(lambda spec: spec.evaluation.generates, "without exact_match or token_f1 in evaluation.metrics"),
+        Meaning(
+            lambda spec: spec.evaluation.generates,
+            "without exact_match or token_f1 in evaluation.metrics",
+        ),
     ),
     "train.save_total_limit": (
         Meaning(lambda spec: spec.train.save_steps is not None, "without train.save_steps"),
     ),
-    "output.samples": (Meaning(lambda spec: is_evaluated(spec) or not spec.output.samples, _HELD_OUT),),
+    "output.samples": (
+        Meaning(lambda spec: is_evaluated(spec) or not spec.output.samples, _HELD_OUT),
+    ),
     "output.sample_max_new_tokens": (
         Meaning(lambda spec: spec.output.samples > 0, "without output.samples"),
         _EVALUATION,

@@ -32,9 +32,20 @@ def is_union(field: FieldInfo) -> bool:
 
 def _with_bounds(annotation: object, metadata: object) -> str:
     parts = metadata if isinstance(metadata, list | tuple) else ()
-    fields = [inner for part in parts for inner in (part.metadata if isinstance(part, FieldInfo) else [part])]
-    bounds = [f"{mark} {getattr(part, name)}" for mark, name in _BOUNDS for part in fields if hasattr(part, name)]
-    patterns = [f"of the form `{part.pattern}`" for part in fields if getattr(part, "pattern", None)]
+    fields = [
+        inner
+        for part in parts
+        for inner in (part.metadata if isinstance(part, FieldInfo) else [part])
+    ]
+    bounds = [
+        f"{mark} {getattr(part, name)}"
+        for mark, name in _BOUNDS
+        for part in fields
+        if hasattr(part, name)
+    ]
+    patterns = [
+        f"of the form `{part.pattern}`" for part in fields if getattr(part, "pattern", None)
+    ]
     return ", ".join([_describe(annotation), *bounds, *patterns])
 
 

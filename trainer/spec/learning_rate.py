@@ -40,7 +40,9 @@ def total_steps(train: TrainSection, units: int, processes: int = 1) -> int:
 def steps_per_epoch(train: TrainSection, units: int, processes: int = 1) -> int:
     """Returns the number of optimizer steps in which every unit is seen once; the last step may be smaller."""
     # ceil(ceil(units / batch size) / batches in a step), which for positive integers is one division.
-    return math.ceil(units / (train.per_device_train_batch_size * train.gradient_accumulation_steps * processes))
+    return math.ceil(
+        units / (train.per_device_train_batch_size * train.gradient_accumulation_steps * processes)
+    )
 
 
 class LearningRate:
@@ -74,7 +76,9 @@ class LearningRate:
         section, kwargs = self._section, self._section.lr_scheduler_kwargs
         if done < self.warmup:
             rise = done / self.warmup
-            lowest = kwargs.get("min_lr_ratio", 0.0)  # of `warmup_stable_decay`, which begins where it ends
+            lowest = kwargs.get(
+                "min_lr_ratio", 0.0
+            )  # of `warmup_stable_decay`, which begins where it ends
             return max(0.0, rise * (1.0 - lowest) + lowest)
         remaining = max(1, self._total - self.warmup)
         progress = (done - self.warmup) / remaining
@@ -87,10 +91,18 @@ class LearningRate:
                 return max(0.0, _cosine(0.5, progress))
             case "cosine_with_restarts":
                 # One cycle is half a cosine wave, from 1 to 0.
-                return 0.0 if progress >= 1 else _cosine(0.5, kwargs.get("num_cycles", 1.0) * progress % 1.0)
+                return (
+                    0.0
+                    if progress >= 1
+                    else _cosine(0.5, kwargs.get("num_cycles", 1.0) * progress % 1.0)
+                )
             case "cosine_with_min_lr":
-                lowest = kwargs.get("min_lr_rate", kwargs.get("min_lr", 0.0) / section.learning_rate)
-                return max(0.0, _cosine(kwargs.get("num_cycles", 0.5), progress) * (1 - lowest) + lowest)
+                lowest = kwargs.get(
+                    "min_lr_rate", kwargs.get("min_lr", 0.0) / section.learning_rate
+                )
+                return max(
+                    0.0, _cosine(kwargs.get("num_cycles", 0.5), progress) * (1 - lowest) + lowest
+                )
             case "polynomial":
                 return self._polynomial(done, kwargs)
             case "inverse_sqrt":
@@ -152,7 +164,10 @@ def check_schedule(section: TrainSection, steps: int) -> list[str]:
     Raises:
         DataError: `DATASET_NOT_TRAINABLE`: the learning rate is 0 at every step, so nothing would be learned.
     """
-    path, warmup = learning_rate_path(section, steps), min(LearningRate(section, steps).warmup, steps)
+    path, warmup = (
+        learning_rate_path(section, steps),
+        min(LearningRate(section, steps).warmup, steps),
+    )
     length = f"{steps} steps, {warmup} of them warm-up"
     if path.peak == 0:
         raise DataError(

@@ -38,9 +38,9 @@ class LoraSection(Strict):
     lora_r: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[int, Field(ge=1, le=4096)] = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_target_modules: Literal["all-linear"] | Annotated[tuple[_ModuleName, ...], Field(min_length=1)] = (
-        "all-linear"
-    )
+    lora_target_modules: (
+        Literal["all-linear"] | Annotated[tuple[_ModuleName, ...], Field(min_length=1)]
+    ) = "all-linear"
     use_rslora: bool = False
     use_dora: bool = False
     exclude_modules: Annotated[tuple[_ModuleName, ...], Field(max_length=64)] = ()
@@ -54,9 +54,13 @@ class LoraSection(Strict):
     @model_validator(mode="after")
     def _check_initialisation(self) -> Self:
         if self.changes_base and self.use_dora:
-            raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_dora exclude each other")
+            raise ValueError(
+                f"init_lora_weights {self.init_lora_weights} and use_dora exclude each other"
+            )
         if self.changes_base and self.use_rslora:
-            raise ValueError(f"init_lora_weights {self.init_lora_weights} and use_rslora exclude each other")
+            raise ValueError(
+                f"init_lora_weights {self.init_lora_weights} and use_rslora exclude each other"
+            )
         # PEFT makes A of every second row of an orthogonal r x r matrix, and B of the rows between.
         if self.init_lora_weights == "orthogonal" and self.lora_r % 2:
             raise ValueError("init_lora_weights orthogonal needs an even lora_r")
@@ -70,7 +74,9 @@ class LoraSection(Strict):
                 raise ValueError(f"{key} names a module twice")
         # PEFT subtracts the initial adapter from the result, and does not do so for modules trained in full.
         if self.changes_base and self.modules_to_save:
-            raise ValueError(f"init_lora_weights {self.init_lora_weights} and modules_to_save exclude each other")
+            raise ValueError(
+                f"init_lora_weights {self.init_lora_weights} and modules_to_save exclude each other"
+            )
         return self
 
     @property
@@ -83,7 +89,11 @@ class LoraSection(Strict):
     @property
     def starts_as_base(self) -> bool:
         """Whether the initial adapter leaves every output bitwise unchanged: B is zero, no rescaling."""
-        return self.init_lora_weights in (True, "gaussian") and not self.use_dora and self.start_from is None
+        return (
+            self.init_lora_weights in (True, "gaussian")
+            and not self.use_dora
+            and self.start_from is None
+        )
 
     @property
     def is_fresh_on_base(self) -> bool:

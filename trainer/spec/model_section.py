@@ -60,7 +60,9 @@ class ModelSection(Strict):
         if not self.is_local:
             return self.model_name_or_path
         weights = {
-            name: digest for name, digest in self.model_file_sha256.items() if name.endswith(".safetensors")
+            name: digest
+            for name, digest in self.model_file_sha256.items()
+            if name.endswith(".safetensors")
         }
         name, digest = min(weights.items())
         more = f" and {len(weights) - 1} more files" if len(weights) > 1 else ""
@@ -80,30 +82,42 @@ class ModelSection(Strict):
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
         if not self.is_local:
-            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.model_name_or_path):
-                raise ValueError("model_name_or_path must be ./DIR, /DIR or a hub id such as org/name")
+            if not re.fullmatch(
+                r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.model_name_or_path
+            ):
+                raise ValueError(
+                    "model_name_or_path must be ./DIR, /DIR or a hub id such as org/name"
+                )
             # A branch moves; a commit names one state of the repository, whose files then have these digests.
             if self.model_revision is None:
-                raise ValueError("a hub id needs model_revision: the 40 hex digits of a commit, not a branch")
+                raise ValueError(
+                    "a hub id needs model_revision: the 40 hex digits of a commit, not a branch"
+                )
         for name in self.model_file_sha256:
             _check_model_file_name(name)
         self._check_urls()
         names = self.model_file_sha256
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-            raise ValueError("model_file_sha256 must list config.json and at least one .safetensors file")
+            raise ValueError(
+                "model_file_sha256 must list config.json and at least one .safetensors file"
+            )
         return self
 
     def _check_urls(self) -> None:
         for name, url in self.model_urls.items():
             if name not in self.model_file_sha256:
-                raise ValueError(f"model_urls: {name!r} is not in model_file_sha256, so it would not be loaded")
+                raise ValueError(
+                    f"model_urls: {name!r} is not in model_file_sha256, so it would not be loaded"
+                )
             _check_model_url(name, url)
 
 
 def base_digest(file_sha256: Mapping[str, Sha256Hex]) -> Sha256Hex:
     """Returns `ModelSection.base_sha256` of files: name → SHA-256 in hex. Only `is_base_file` ones count."""
     return sha256_hex(
-        canonical_json({name: file_sha256[name] for name in sorted(file_sha256) if is_base_file(name)})
+        canonical_json(
+            {name: file_sha256[name] for name in sorted(file_sha256) if is_base_file(name)}
+        )
     )
 
 
@@ -128,11 +142,15 @@ def _check_model_url(name: str, url: str) -> None:
     except ValueError:
         raise ValueError(f"model_urls: the value for {name!r} is not a URL") from None
     if not re.fullmatch(r"[!-~]+", url) or not parts.hostname or parts.fragment:
-        raise ValueError(f"model_urls: the value for {name!r} is not a URL of printable ASCII without a fragment")
+        raise ValueError(
+            f"model_urls: the value for {name!r} is not a URL of printable ASCII without a fragment"
+        )
     if not is_protected_url(url):
         raise ValueError(f"model_urls: the URL for {name!r} must begin with https://")
     if parts.username is not None or parts.password is not None:
-        raise ValueError(f"model_urls: the URL for {name!r} has credentials, and the job spec is public")
+        raise ValueError(
+            f"model_urls: the URL for {name!r} has credentials, and the job spec is public"
+        )
 
 
 def _check_model_file_name(name: str) -> None:

@@ -81,8 +81,14 @@ class PrivacySection(Strict):
                 "target_epsilon and noise_multiplier exclude each other: the one follows from the other"
             )
         if self.differential != (self.target_delta is not None):
-            raise ValueError("target_delta goes with target_epsilon or noise_multiplier, and they with it")
-        if self.target_delta is not None and self.target_delta < _PRV_DELTA and self.accountant == "prv":
+            raise ValueError(
+                "target_delta goes with target_epsilon or noise_multiplier, and they with it"
+            )
+        if (
+            self.target_delta is not None
+            and self.target_delta < _PRV_DELTA
+            and self.accountant == "prv"
+        ):
             raise ValueError(
                 f"accountant must be rdp for a target_delta below {_PRV_DELTA:g}: there prv states an ε below the "
                 "true one"
@@ -120,7 +126,9 @@ def privacy_refusals(spec: JobSpec) -> Iterator[str]:
         )
     if spec.privacy.differential:
         set_by = "(privacy.target_epsilon or noise_multiplier is set)"
-        yield from (f"{where}: {why} {set_by}" for where, why, breaks in _dp_conditions(spec) if breaks)
+        yield from (
+            f"{where}: {why} {set_by}" for where, why, breaks in _dp_conditions(spec) if breaks
+        )
 
 
 def _dp_conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
@@ -134,7 +142,11 @@ def _dp_conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
         (train.engine.value != "transformers"),
     )
     yield "data.packing", "must be false: a unit of the sampling must be one row", data.packing
-    yield "data.split_turns", "must be never: one row must give one example", data.split_turns.value != "never"
+    yield (
+        "data.split_turns",
+        "must be never: one row must give one example",
+        data.split_turns.value != "never",
+    )
     yield (
         "train.gradient_checkpointing",
         "must be false: rows would be counted twice",
@@ -150,9 +162,21 @@ def _dp_conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
         "must be left out: its noise depends on a row's neighbours",
         (train.neftune_noise_alpha is not None),
     )
-    yield "lora.lora_dropout", "must be 0: its masks are drawn from the public seed", lora.lora_dropout > 0
-    yield "lora.use_dora", "must be false: its magnitudes get no gradient for each row", lora.use_dora
-    yield "lora.modules_to_save", "must be left out: not proved for modules in full", bool(lora.modules_to_save)
+    yield (
+        "lora.lora_dropout",
+        "must be 0: its masks are drawn from the public seed",
+        lora.lora_dropout > 0,
+    )
+    yield (
+        "lora.use_dora",
+        "must be false: its magnitudes get no gradient for each row",
+        lora.use_dora,
+    )
+    yield (
+        "lora.modules_to_save",
+        "must be left out: not proved for modules in full",
+        bool(lora.modules_to_save),
+    )
     yield "model.load_in_4bit", "must be false: not proved for quantized models", model.load_in_4bit
     yield "model.load_in_8bit", "must be false: not proved for quantized models", model.load_in_8bit
     yield (
@@ -160,6 +184,10 @@ def _dp_conditions(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
         "must be left out: privacy.max_grad_norm bounds each row",
         ("max_grad_norm" in train.model_fields_set),
     )
-    yield "train.save_steps", "must be left out: randomness is never written down", train.save_steps is not None
+    yield (
+        "train.save_steps",
+        "must be left out: randomness is never written down",
+        train.save_steps is not None,
+    )
     yield "train.early_stopping_patience", _CHOICE, train.early_stopping_patience is not None
     yield "train.load_best_model_at_end", _CHOICE, train.load_best_model_at_end

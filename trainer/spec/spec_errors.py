@@ -35,7 +35,9 @@ def spec_error(error: ValidationError, spec: type[BaseModel], known: Sequence[st
         return UsageError(ErrorCode.SPEC_INVALID, f"job spec: {where} is missing")
     if first["type"] == "value_error":
         reason = first["msg"].removeprefix("Value error, ")
-        return UsageError(ErrorCode.SPEC_INVALID, ": ".join(filter(None, ("job spec", _key(first), reason))))
+        return UsageError(
+            ErrorCode.SPEC_INVALID, ": ".join(filter(None, ("job spec", _key(first), reason)))
+        )
     return _wrong_value(first, spec, known)
 
 
@@ -64,7 +66,11 @@ def _hints(key: str, value: object, known: Sequence[str]) -> Iterator[str]:
 def _wrong_value(problem: Any, spec: type[BaseModel], known: Sequence[str]) -> UsageError:
     """Returns the error for a value of the wrong type or out of range."""
     field = _field(problem["loc"], spec)
-    where, expected, value = _key(problem), problem["msg"].removeprefix("Input should be "), problem["input"]
+    where, expected, value = (
+        _key(problem),
+        problem["msg"].removeprefix("Input should be "),
+        problem["input"],
+    )
     hint = None
     if problem["type"] == "model_type":
         expected = f"keys below {where or 'the document'}"
@@ -74,12 +80,19 @@ def _wrong_value(problem: Any, spec: type[BaseModel], known: Sequence[str]) -> U
     elif field is not None:
         # pydantic names the first form of a union that does not fit, and where it was tried.
         if is_union(field):
-            where, expected = ".".join(map(str, problem["loc"][:2])), describe_field(field).replace("`", "")
+            where, expected = (
+                ".".join(map(str, problem["loc"][:2])),
+                describe_field(field).replace("`", ""),
+            )
         hint = value_hint(where, value)
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN_VALUE else f"{shown[:_SHOWN_VALUE]}…"
     return UsageError(
-        ErrorCode.SPEC_INVALID, f"job spec: {where or 'document'}", expected=expected, found=shown, hint=hint
+        ErrorCode.SPEC_INVALID,
+        f"job spec: {where or 'document'}",
+        expected=expected,
+        found=shown,
+        hint=hint,
     )
 
 

@@ -18,4 +18,6 @@ class TeeSection(Strict):
     """
 
     evidence_lifetime_seconds: Annotated[int, Field(ge=60, le=30 * 86400)] = 86400
-    sandbox: Annotated[tuple[Annotated[SandboxProperty, Field(strict=False)], ...], Field(max_length=64)] = ()
+    sandbox: Annotated[
+        tuple[Annotated[SandboxProperty, Field(strict=False)], ...], Field(max_length=64)
+    ] = ()

@@ -25,7 +25,9 @@ _SCHEDULE_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "cosine_with_min_lr": frozenset({"num_cycles", "min_lr", "min_lr_rate"}),
     "polynomial": frozenset({"lr_end", "power"}),
     "inverse_sqrt": frozenset({"timescale"}),
-    "warmup_stable_decay": frozenset({"num_decay_steps", "num_stable_steps", "min_lr_ratio", "num_cycles"}),
+    "warmup_stable_decay": frozenset(
+        {"num_decay_steps", "num_stable_steps", "min_lr_ratio", "num_cycles"}
+    ),
 }
 """Keys that `lr_scheduler_kwargs` may have, by schedule; the other schedules take none (transformers' names)."""
 
@@ -102,7 +104,9 @@ class TrainSection(Strict):
         "inverse_sqrt",
         "warmup_stable_decay",
     ] = "linear"
-    lr_scheduler_kwargs: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)] = {}  # noqa: RUF012
+    lr_scheduler_kwargs: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]], Field(max_length=8)
+    ] = {}  # noqa: RUF012
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0, le=MAX_TOTAL_STEPS)] = 0
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -116,14 +120,18 @@ class TrainSection(Strict):
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
     desirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     undesirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    loss_type: LossType | Annotated[tuple[LossType, ...], Field(min_length=1, max_length=8)] = "sigmoid"
+    loss_type: LossType | Annotated[tuple[LossType, ...], Field(min_length=1, max_length=8)] = (
+        "sigmoid"
+    )
     loss_weights: Annotated[tuple[LossWeight, ...], Field(min_length=1, max_length=8)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"] = (
+        "adamw_torch"
+    )
     bf16: bool = True
     logging_steps: Annotated[int, Field(ge=1)] = 1
     eval_steps: Annotated[int, Field(ge=1)] | None = None
@@ -142,7 +150,9 @@ class TrainSection(Strict):
     @property
     def loss_terms(self) -> tuple[tuple[LossType, float], ...]:
         """The terms of the loss of a pair, each with its weight; without `loss_weights` every weight is 1."""
-        names: tuple[LossType, ...] = self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
+        names: tuple[LossType, ...] = (
+            self.loss_type if isinstance(self.loss_type, tuple) else (self.loss_type,)
+        )
         return tuple(zip(names, self.loss_weights or (1.0,) * len(names), strict=True))
 
     @model_validator(mode="after")
@@ -153,7 +163,9 @@ class TrainSection(Strict):
         if len(set(names)) != len(names):
             raise ValueError("loss_type names a term twice")
         if set(names) == {"sft"}:
-            raise ValueError("loss_type sft alone learns no preference: use method sft, or add another term")
+            raise ValueError(
+                "loss_type sft alone learns no preference: use method sft, or add another term"
+            )
         if self.loss_weights is not None and len(self.loss_weights) != len(names):
             raise ValueError(f"loss_weights needs {len(names)} numbers, one for each loss_type")
         if (self.label_smoothing > 0) != ("robust" in names):
@@ -171,7 +183,9 @@ class TrainSection(Strict):
         if self.torch_compile and self.engine is Engine.UNSLOTH:
             raise ValueError("torch_compile: engine unsloth compiles its own kernels")
         if self.torch_compile and self.fsdp is not None:
-            raise ValueError("torch_compile: fsdp gathers layers within the pass that would be compiled")
+            raise ValueError(
+                "torch_compile: fsdp gathers layers within the pass that would be compiled"
+            )
         return self
 
     @model_validator(mode="after")
@@ -181,7 +195,9 @@ class TrainSection(Strict):
         # schedules, ignore the key.
         unknown = sorted(set(given) - _SCHEDULE_KEYS.get(name, frozenset()))
         if unknown:
-            raise ValueError(f"lr_scheduler_kwargs: {unknown[0]!r} means nothing to lr_scheduler_type {name}")
+            raise ValueError(
+                f"lr_scheduler_kwargs: {unknown[0]!r} means nothing to lr_scheduler_type {name}"
+            )
         broken = sorted(key for key in _STEP_COUNTS & set(given) if given[key] != int(given[key]))
         if broken:
             raise ValueError(f"lr_scheduler_kwargs: {broken[0]} must be a whole number")

@@ -38,7 +38,9 @@ class MethodRules:
 
 METHOD_RULES: Final[Mapping[MethodName, MethodRules]] = {
     "sft": MethodRules(),
-    "dpo": MethodRules("pairs", frozenset({"beta", "label_smoothing", "loss_type", "loss_weights"})),
+    "dpo": MethodRules(
+        "pairs", frozenset({"beta", "label_smoothing", "loss_type", "loss_weights"})
+    ),
     "orpo": MethodRules("pairs", frozenset({"beta"})),
     "kto": MethodRules("labels", frozenset({"beta", "desirable_weight", "undesirable_weight"})),
 }

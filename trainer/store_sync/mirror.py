@@ -49,7 +49,11 @@ from trainer.logs import log_error
 
 AUTHORIZATION_NAME: Final = authorization_name(DATASET_NAME)
 
-BROUGHT: Final = {NONCE_NAME: 128, AUTHORIZATION_NAME: MAX_AUTHORIZATION_BYTES, ACKNOWLEDGEMENT_NAME: 128}
+BROUGHT: Final = {
+    NONCE_NAME: 128,
+    AUTHORIZATION_NAME: MAX_AUTHORIZATION_BYTES,
+    ACKNOWLEDGEMENT_NAME: 128,
+}
 """Small files that the provider writes, each with its largest size in bytes."""
 
 SENT: Final = {
@@ -111,7 +115,9 @@ class Mirror:
             UnavailableError | UsageError: the store does not answer, or refuses; the next call goes on.
             OSError: the spool cannot be read or written.
         """
-        removed = self._remove_taken_dataset()  # before a status tells the provider that another one is expected
+        removed = (
+            self._remove_taken_dataset()
+        )  # before a status tells the provider that another one is expected
         sent = [self._send(name) for name in SENT]
         brought = [self._bring(name) for name in BROUGHT]
         self._look_for_dataset()
@@ -126,7 +132,9 @@ class Mirror:
 
     def _send(self, name: str) -> bool:
         version = self._version(name)
-        if version == self._sent.get(name) or (name == EVENTS_NAME and self.clock() < self._events_after):
+        if version == self._sent.get(name) or (
+            name == EVENTS_NAME and self.clock() < self._events_after
+        ):
             return False
         if version is None:
             self.store.delete(name)
@@ -158,10 +166,17 @@ class Mirror:
         if self._transfer is not None and self._transfer.is_alive():
             return
         if (tag := self.store.tag(DATASET_NAME)) is None:
-            self._brought.pop(DATASET_NAME, None)  # the same dataset, uploaded again, has the same tag
+            self._brought.pop(
+                DATASET_NAME, None
+            )  # the same dataset, uploaded again, has the same tag
             return
-        if tag != self._brought.get(DATASET_NAME) and (index := read_index(self.store, DATASET_NAME)) is not None:
-            self._transfer = threading.Thread(target=self._fetch_dataset, args=(tag, index), daemon=True)
+        if (
+            tag != self._brought.get(DATASET_NAME)
+            and (index := read_index(self.store, DATASET_NAME)) is not None
+        ):
+            self._transfer = threading.Thread(
+                target=self._fetch_dataset, args=(tag, index), daemon=True
+            )
             self._transfer.start()
 
     def _fetch_dataset(self, tag: str, index: PartIndex) -> None:
@@ -171,7 +186,9 @@ class Mirror:
                 self._place_dataset(index, partial, dataset)
             self._taken = self._brought[DATASET_NAME] = tag
         except (TrainerError, OSError) as error:
-            log_error("a dataset did not arrive from the object store; the next look goes on", error)
+            log_error(
+                "a dataset did not arrive from the object store; the next look goes on", error
+            )
 
     def _place_dataset(self, index: PartIndex, partial: Path, dataset: Path) -> None:
         if index.size > self.max_upload_bytes:
@@ -204,7 +221,9 @@ class Mirror:
 
 
 def _make_sparse(path: Path, size: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     try:
         os.ftruncate(descriptor, size)
     finally:

@@ -39,7 +39,9 @@ def collect_gpu_evidence(agent: GpuAgent, nonce: str, *, nvml: Nvml | None = Non
         UnavailableError: the agent does not answer, or a GPU in confidential mode gives no report.
     """
     boot = agent.gpu_attestation()
-    return GpuEvidence(boot=boot, fresh=collect_fresh(nonce, nvml=nvml if nvml is not None else find_nvml()))
+    return GpuEvidence(
+        boot=boot, fresh=collect_fresh(nonce, nvml=nvml if nvml is not None else find_nvml())
+    )
 
 
 def find_nvml() -> Nvml | None:
@@ -71,7 +73,9 @@ def collect_fresh(nonce: str, *, nvml: Nvml | None) -> tuple[FreshGpuEvidence, .
         with _failures(nvml, "list GPUs"):
             count = nvml.nvmlDeviceGetCount()
         if not 1 <= count <= MAX_GPUS:
-            raise _unavailable("confidential mode is on", expected=f"1 to {MAX_GPUS} GPUs", found=count)
+            raise _unavailable(
+                "confidential mode is on", expected=f"1 to {MAX_GPUS} GPUs", found=count
+            )
         return tuple(_report(nvml, index, wanted) for index in range(count))
 
 
@@ -104,7 +108,9 @@ def _is_confidential(nvml: Nvml) -> bool:
         feature = nvml.nvmlSystemGetConfComputeState().ccFeature
     except nvml.NVMLError as error:
         if error.value not in not_offered:
-            raise _unavailable(f"NVML cannot read the confidential computing state: {error}") from error
+            raise _unavailable(
+                f"NVML cannot read the confidential computing state: {error}"
+            ) from error
         feature = nvml.NVML_CC_SYSTEM_FEATURE_DISABLED
     if feature != nvml.NVML_CC_SYSTEM_FEATURE_DISABLED:
         return True
@@ -142,7 +148,9 @@ def _filled(buffer: Any, size: int, index: int) -> bytes:
     """Returns the part of a fixed buffer that NVML says it wrote."""
     data = bytes(buffer)
     if not 0 < size <= len(data):
-        raise _unavailable(f"GPU {index}: size of an answer", expected=f"1 to {len(data)}", found=size)
+        raise _unavailable(
+            f"GPU {index}: size of an answer", expected=f"1 to {len(data)}", found=size
+        )
     return data[:size]
 
 
@@ -154,7 +162,9 @@ def _failures(nvml: Nvml, what: str) -> Iterator[None]:
         raise _unavailable(f"NVML cannot {what}: {error}") from error
 
 
-def _unavailable(message: str, *, expected: object = None, found: object = None) -> UnavailableError:
+def _unavailable(
+    message: str, *, expected: object = None, found: object = None
+) -> UnavailableError:
     return UnavailableError(
         ErrorCode.GPU_EVIDENCE_UNAVAILABLE,
         message,

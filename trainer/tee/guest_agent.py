@@ -87,7 +87,9 @@ class GuestAgent:
         UnavailableError: there is no socket (GUEST_AGENT_UNAVAILABLE).
     """
 
-    def __init__(self, endpoint: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, endpoint: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS
+    ) -> None:
         self._endpoint = get_endpoint(endpoint)
         self._timeout = timeout
         try:
@@ -129,7 +131,9 @@ class GuestAgent:
             point = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
             # Without a key service nobody signed the app's key, and the second text is empty.
             signature, app_signature = answer.signature_chain
-            if not _SIGNATURE.fullmatch(signature) or not _SIGNATURE.fullmatch(app_signature or signature):
+            if not _SIGNATURE.fullmatch(signature) or not _SIGNATURE.fullmatch(
+                app_signature or signature
+            ):
                 raise ValueError("a signature of another form")
         return DerivedSecret(secret, point.hex(), signature, app_signature)
 
@@ -141,7 +145,9 @@ class GuestAgent:
             UnavailableError: the agent does not answer, or not in its protocol.
         """
         if len(report_data) != REPORT_DATA_BYTES:
-            raise ValueError(f"report_data: expected {REPORT_DATA_BYTES} bytes, got {len(report_data)}")
+            raise ValueError(
+                f"report_data: expected {REPORT_DATA_BYTES} bytes, got {len(report_data)}"
+            )
         answer = self._call("GetQuote", lambda: self._client.get_quote(report_data))
         with self._protocol("GetQuote"):
             quote = answer.decode_quote()
@@ -167,7 +173,11 @@ class GuestAgent:
         return self._text_if_there("Version", "version", MAX_VERSION_CHARACTERS)
 
     def _call(self, method: str, call: Callable[[], Result]) -> Result:
-        with self._transport(), self._protocol(method), self._client:  # a connection of its own for each call
+        with (
+            self._transport(),
+            self._protocol(method),
+            self._client,
+        ):  # a connection of its own for each call
             return call()
 
     def _text_if_there(self, method: str, name: str, limit: int) -> str:
@@ -175,20 +185,27 @@ class GuestAgent:
         if self._endpoint.startswith(("http://", "https://")):
             client = httpx.Client(base_url=self._endpoint, timeout=self._timeout, trust_env=False)
         else:
-            no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # spares httpx loading the system's CAs
+            no_tls = ssl.SSLContext(
+                ssl.PROTOCOL_TLS_CLIENT
+            )  # spares httpx loading the system's CAs
             transport = httpx.HTTPTransport(uds=self._endpoint, verify=no_tls)
-            client = httpx.Client(transport=transport, base_url="http://localhost", timeout=self._timeout)
+            client = httpx.Client(
+                transport=transport, base_url="http://localhost", timeout=self._timeout
+            )
         with self._transport(), self._protocol(method), client:
             response = client.post(f"/{method}", json={})
             # Releases answer an unknown method in two ways: by status, or by 400 with an error text.
             if response.status_code in _NOT_THERE or (
-                response.status_code == httpx.codes.BAD_REQUEST and _UNKNOWN_METHOD.search(response.text)
+                response.status_code == httpx.codes.BAD_REQUEST
+                and _UNKNOWN_METHOD.search(response.text)
             ):
                 return ""
             answer = parse_json(response.raise_for_status().content)
             text = answer[name] if isinstance(answer, dict) else None
             if not isinstance(text, str) or len(text) > limit:
-                raise self._garbage(method, f"`{name}`, a text of at most {limit} characters", "another form")
+                raise self._garbage(
+                    method, f"`{name}`, a text of at most {limit} characters", "another form"
+                )
         return text
 
     @contextmanager
@@ -210,7 +227,10 @@ class GuestAgent:
         except (httpx.RemoteProtocolError, httpx.DecodingError):
             raise self._garbage(method, "an HTTP response", "something else") from None
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "answer"
+            where = (
+                ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+                or "answer"
+            )
             raise self._garbage(method, f"a usable `{where}`", "another form") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self._garbage(method, "the form of dstack's API", type(error).__name__) from None

@@ -64,7 +64,9 @@ def end_record_key(secret: bytes, *, job_spec_sha256: str, app_compose_sha256: s
     Raises:
         ValueError: one of them has the wrong form.
     """
-    return _expand(secret, _END_RECORD_DOMAIN, (job_spec_sha256, app_compose_sha256), _END_RECORD_BYTES)
+    return _expand(
+        secret, _END_RECORD_DOMAIN, (job_spec_sha256, app_compose_sha256), _END_RECORD_BYTES
+    )
 
 
 def recipient_seed(secret: bytes, spec_sha256: str) -> bytearray:

@@ -46,7 +46,11 @@ def attach_adapter(model: Any, lora: LoraSection) -> Any:
     try:
         with without_misleading_warnings():
             adapted = get_peft_model(model, config)
-    except (ValueError, AttributeError, TypeError) as error:  # PEFT has no type for modules that it cannot adapt
+    except (
+        ValueError,
+        AttributeError,
+        TypeError,
+    ) as error:  # PEFT has no type for modules that it cannot adapt
         raise JobError(
             ErrorCode.MODEL_INVALID,
             "the adapter does not fit the base model",
@@ -99,7 +103,9 @@ def save_initial_adapter(model: Any, target: Path) -> None:
     config.init_lora_weights = initialisation
 
 
-def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Path | None = None) -> None:
+def save_adapter(
+    model: Any, section: ModelSection, target: Path, *, initial: Path | None = None
+) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`; `trainer.training.stages.write` adds a card.
 
     The metadata of the second name the base model, so that a later job can start from this adapter.
@@ -129,4 +135,6 @@ def save_adapter(model: Any, section: ModelSection, target: Path, *, initial: Pa
         path_initial_model_for_weight_conversion=None if initial is None else str(initial),
     )
     add_metadata(target / ADAPTER_WEIGHTS, base_metadata(section))
-    (target / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own model card replaces it
+    (target / "README.md").unlink(
+        missing_ok=True
+    )  # PEFT's template; the run's own model card replaces it

@@ -74,7 +74,9 @@ class AdapterComparison:
         base = load_base_model(model_dir, dtype=precision.weights, device_map=place)
         return cls(_attach(base, adapter).eval(), tokens, precision)
 
-    def compare(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> Iterator[ComparedAnswer]:
+    def compare(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+    ) -> Iterator[ComparedAnswer]:
         """Yields the answers of both to each prompt.
 
         Args:
@@ -90,7 +92,9 @@ class AdapterComparison:
                 yield ComparedAnswer(said, changed, is_cut, changed_is_cut)
 
     def _generate(self, prompts: Sequence[Sequence[int]], limit: int) -> list[tuple[str, bool]]:
-        answers = generate_answers(self._model, self.tokens, self.precision, prompts, max_new_tokens=limit)
+        answers = generate_answers(
+            self._model, self.tokens, self.precision, prompts, max_new_tokens=limit
+        )
         return [self._read(ids) for ids in answers]
 
     def _read(self, ids: Sequence[int]) -> tuple[str, bool]:

@@ -32,7 +32,11 @@ def load_start_adapter(model: Any, adapter: CheckedAdapter) -> None:
     # Read back: what PEFT renamed and did not find again would stay fresh, and of two names of one matrix, such as
     # a tied embedding and head, the second would win.
     loaded = _adapter_tensors(model)
-    different = [name for name in found if not torch.equal(loaded[name].cpu(), found[name].to(loaded[name].dtype))]
+    different = [
+        name
+        for name in found
+        if not torch.equal(loaded[name].cpu(), found[name].to(loaded[name].dtype))
+    ]
     if different:
         raise tensor_error(
             "tensors of the start adapter contradict each other",
@@ -59,7 +63,11 @@ def _require_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Te
         "unknown": found.keys() - expected.keys(),
         "of other shapes": shapes,
     }
-    if different := "; ".join(f"{kind}: {shorten(names)}" for kind, names in problems.items() if names):
+    if different := "; ".join(
+        f"{kind}: {shorten(names)}" for kind, names in problems.items() if names
+    ):
         raise tensor_error(
-            "the start adapter does not fit the base model", "the tensors that section lora makes", different
+            "the start adapter does not fit the base model",
+            "the tensors that section lora makes",
+            different,
         )

@@ -73,7 +73,11 @@ class StepPlan:
         order = _shuffle(range(len(self.lengths)), generator)
         # Sorting all units would make the same batches in every epoch; sorting within random pools does not.
         pools = _split(order, size * POOL_BATCHES)
-        batches = [batch for pool in pools for batch in _split(sorted(pool, key=self.lengths.__getitem__), size)]
+        batches = [
+            batch
+            for pool in pools
+            for batch in _split(sorted(pool, key=self.lengths.__getitem__), size)
+        ]
         # Shuffled again: otherwise each pool would be trained on from its shortest rows to its longest ones.
         batches = _shuffle(batches, generator)
         # A step is the batches that one rank accumulates, times the ranks: how the ranks divide them is decided
@@ -99,7 +103,9 @@ def padded_cost(lengths: Sequence[int]) -> int:
     return len(lengths) * max(lengths)
 
 
-def sort_rows(units: Sequence[Sequence[int]], lengths: Sequence[int], *, keep_units: bool) -> list[int]:
+def sort_rows(
+    units: Sequence[Sequence[int]], lengths: Sequence[int], *, keep_units: bool
+) -> list[int]:
     """Returns the rows of some units, sorted by length.
 
     Args:
@@ -153,7 +159,9 @@ def split_micro_batches(
     return even if len(even) == len(greedy) else greedy
 
 
-def _split_greedily(lengths: Sequence[int], budget: int, cost: TokenCost, rows_per_unit: int) -> list[slice]:
+def _split_greedily(
+    lengths: Sequence[int], budget: int, cost: TokenCost, rows_per_unit: int
+) -> list[slice]:
     """Returns slices that each end where one more unit would exceed the budget."""
     slices, start = [], 0
     for end in range(rows_per_unit, len(lengths) + 1, rows_per_unit):

@@ -105,7 +105,9 @@ class CheckpointWriter:
                 supervisor decides when it seals.
         """
         # Waiting may be interrupted. Writing may not, so that an event follows every complete checkpoint.
-        if state.step == self._last_step or not self._is_sealed(_SEALING_TIMEOUT_SECONDS if is_last else 0):
+        if state.step == self._last_step or not self._is_sealed(
+            _SEALING_TIMEOUT_SECONDS if is_last else 0
+        ):
             return
         with self._interrupts.deferred():
             target = self._folder / str(state.step)
@@ -134,7 +136,9 @@ class CheckpointWriter:
         return True
 
 
-def write_state(folder: Path, parameters: Sequence[str], state: TrainState, saved: SavedState) -> None:
+def write_state(
+    folder: Path, parameters: Sequence[str], state: TrainState, saved: SavedState
+) -> None:
     """Writes the files of a checkpoint into a directory.
 
     Raises:
@@ -143,8 +147,16 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, save
     """
     best = state.best
     # The table of tensors that `StateDocument` describes; `flatten_tree` below adds those of the optimizer.
-    groups = {"adapter": state.adapter, "random": state.random, "best": best.adapter if best else ()}
-    tensors = {f"{kind}/{number}": item for kind, group in groups.items() for number, item in enumerate(group)}
+    groups = {
+        "adapter": state.adapter,
+        "random": state.random,
+        "best": best.adapter if best else (),
+    }
+    tensors = {
+        f"{kind}/{number}": item
+        for kind, group in groups.items()
+        for number, item in enumerate(group)
+    }
     document = StateDocument(
         version=1,
         step=state.step,
@@ -155,7 +167,9 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, save
         recent=state.recent,
         since=state.since,
         budget=state.budget,
-        best=BestDocument(loss=best.loss, step=best.step, stale=best.stale, adapter=bool(best.adapter))
+        best=BestDocument(
+            loss=best.loss, step=best.step, stale=best.stale, adapter=bool(best.adapter)
+        )
         if best
         else None,
         last=state.last,
@@ -170,7 +184,9 @@ def write_state(folder: Path, parameters: Sequence[str], state: TrainState, save
         resumed_at=saved.resumed_at,
     )
     # Copies on the CPU: safetensors refuses tensors that share a storage, and the reader loads to the CPU.
-    owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    owned = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
     try:
         save_file(owned, folder / TENSORS)
     except SafetensorError as error:
@@ -202,7 +218,9 @@ def read_state(folder: Path, trained: Mapping[str, Tensor]) -> ResumedState:
         state = _parse_train_state(document, tensors, trained)
         samples = tuple(Sample(**sample) for sample in document.samples)
     resumed_at = (*document.resumed_at, document.step)
-    return ResumedState(tuple(metrics), samples, resumed_at, document.draw, document.task, state=state)
+    return ResumedState(
+        tuple(metrics), samples, resumed_at, document.draw, document.task, state=state
+    )
 
 
 def read_probe_seed(folder: Path) -> str:

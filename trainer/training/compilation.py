@@ -57,7 +57,10 @@ class Compilation:
         if not train.torch_compile:
             return None
         # torch's other modes, `reduce-overhead` and `max-autotune`, record CUDA graphs; a CPU has none.
-        return cls(train.torch_compile_mode, device.type == "cuda" and train.torch_compile_mode != "default")
+        return cls(
+            train.torch_compile_mode,
+            device.type == "cuda" and train.torch_compile_mode != "default",
+        )
 
     def compile(self, model: Any) -> None:
         """Arranges that a PEFT model is compiled, in place, when it is first called."""
@@ -66,10 +69,14 @@ class Compilation:
         decoder: nn.Module = model.get_base_model().base_model
         # transformers marks the layers that a decoder repeats with this base class. Where it marks none, and for
         # CUDA graphs, the complete decoder is compiled.
-        layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = [
+            module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
         for module in layers if layers and not self.graphs else [decoder]:
             # `dynamic`: row count and width are symbols, so rows of other lengths need no other code.
-            module.compile(fullgraph=True, dynamic=True, mode=self.mode, recompile_limit=_RECOMPILE_LIMIT)
+            module.compile(
+                fullgraph=True, dynamic=True, mode=self.mode, recompile_limit=_RECOMPILE_LIMIT
+            )
         # A graph's gradients lie in its own memory, which the next replay overwrites; a gradient that is
         # accumulated over micro-batches must be a copy.
         for parameter in model.parameters() if self.graphs else ():
@@ -103,7 +110,9 @@ def require_compiler() -> None:
     """
     from torch._inductor import config  # noqa: PLC0415 -- slow, and only for this
 
-    config.compile_threads = 1  # in this process; then the only children that it starts are compilers
+    config.compile_threads = (
+        1  # in this process; then the only children that it starts are compilers
+    )
     try:
         # Two element-wise operations: enough that code is generated, compiled and loaded from the workspace.
         device = "cuda" if torch.cuda.is_available() else "cpu"

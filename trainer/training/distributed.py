@@ -100,7 +100,10 @@ class RankGroup:
             split: splits rows of some lengths into micro-batches.
             rows_per_unit: number of consecutive rows that are never separated; divides the number of rows.
         """
-        step_counts, input_tokens = [target_counts[row] for row in rows], sum(lengths[row] for row in rows)
+        step_counts, input_tokens = (
+            [target_counts[row] for row in rows],
+            sum(lengths[row] for row in rows),
+        )
         shares = balance_rows(rows, lengths, self.size, rows_per_unit=rows_per_unit)
         own = shares[self.rank]
         if not self.sharded:
@@ -108,7 +111,9 @@ class RankGroup:
         # Every rank knows all lengths, so each computes the same maximum and nothing is exchanged for it.
         most_passes = max(len(split([lengths[row] for row in share])) for share in shares if share)
         own_or_first = own or list(rows[:rows_per_unit])
-        return RankShare(own_or_first, step_counts, input_tokens, forward_passes=most_passes, idle=not own)
+        return RankShare(
+            own_or_first, step_counts, input_tokens, forward_passes=most_passes, idle=not own
+        )
 
     def all_reduce_gradients(self, parameters: Sequence[Tensor], sums: Tensor) -> Tensor:
         """Replaces the parameters' gradients by their sum over the ranks.
@@ -124,12 +129,18 @@ class RankGroup:
         """
         if self.size == 1:
             return sums
-        gradients = [torch.zeros_like(item) if item.grad is None else item.grad for item in parameters]
+        gradients = [
+            torch.zeros_like(item) if item.grad is None else item.grad for item in parameters
+        ]
         # A float64 is sent as two float32: its rounded value and the rest, which add up to 48 of its 53 bits.
         high = sums.float()
-        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), high, (sums - high).float()])
+        flat = torch.cat(
+            [*(gradient.reshape(-1) for gradient in gradients), high, (sums - high).float()]
+        )
         self.all_reduce(flat)
-        *reduced, high, low = torch.split(flat, [item.numel() for item in (*parameters, sums, sums)])
+        *reduced, high, low = torch.split(
+            flat, [item.numel() for item in (*parameters, sums, sums)]
+        )
         for parameter, gradient in zip(parameters, reduced, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return high.double() + low.double()
@@ -206,7 +217,9 @@ def balance_rows(
 
 
 @contextmanager
-def join_rank_group(process: ProcessRank, rendezvous: Path, *, sharded: bool) -> Iterator[RankGroup]:
+def join_rank_group(
+    process: ProcessRank, rendezvous: Path, *, sharded: bool
+) -> Iterator[RankGroup]:
     """Joins the other ranks, over the loopback interface alone; on a machine with GPUs each rank takes its own.
 
     Args:

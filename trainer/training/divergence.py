@@ -44,7 +44,11 @@ class LastFiniteAdapter:
         if broken is None:
             self.keep(step)
             return
-        restored = f"that of step {self.step}" if self._copies else "none: training diverged before the first"
+        restored = (
+            f"that of step {self.step}"
+            if self._copies
+            else "none: training diverged before the first"
+        )
         if self._copies:
             restore_parameters(self._parameters, self._copies)
         raise JobError(

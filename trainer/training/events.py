@@ -68,7 +68,9 @@ class CheckpointWritten(Strict):
     step: Annotated[int, Field(ge=1, le=MAX_STATUS_STEPS)]
 
 
-TrainingEvent = PreparationAdvanced | OutputSizeKnown | StepCompleted | MetricsMeasured | CheckpointWritten
+TrainingEvent = (
+    PreparationAdvanced | OutputSizeKnown | StepCompleted | MetricsMeasured | CheckpointWritten
+)
 
 EventHandler = Callable[[TrainingEvent], None]
 """Receives each event in the training process, between optimizer steps."""

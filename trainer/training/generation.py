@@ -59,7 +59,9 @@ def _greedy(model: Any) -> Iterator[None]:
     causal, was_training = model.get_base_model(), model.training
     own, causal.generation_config = causal.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     # unsloth's `generate` switches checkpointing off, and on again only in a model that was training.
-    switches = [(each, each.gradient_checkpointing) for each in model.modules() if _has_switch(each)]
+    switches = [
+        (each, each.gradient_checkpointing) for each in model.modules() if _has_switch(each)
+    ]
     model.eval()
     try:
         yield

@@ -25,7 +25,13 @@ from trainer.training.interruption import Interrupts
 from trainer.training.methods.method import Method, StepRows
 from trainer.training.optimization import set_learning_rate
 from trainer.training.privacy.privacy_findings import DifferentialPrivacy
-from trainer.training.progress import Meter, TrainingOutcome, TrainState, random_state, restore_random
+from trainer.training.progress import (
+    Meter,
+    TrainingOutcome,
+    TrainState,
+    random_state,
+    restore_random,
+)
 from trainer.training.step_policy import StepPolicy
 
 SaveState = Callable[[TrainState, bool], None]
@@ -78,7 +84,9 @@ class Trainer:
         self._eval_seconds = 0.0
         self._last_finite = LastFiniteAdapter(policy.parameters)
         self._stopping = EarlyStopping(section, policy.parameters)
-        self._last_adapter: tuple[Tensor, ...] | None = None  # set where the best adapter has replaced it
+        self._last_adapter: tuple[Tensor, ...] | None = (
+            None  # set where the best adapter has replaced it
+        )
 
     def run(self) -> TrainingOutcome:
         """Evaluates, trains, and evaluates again. After `restore`, continues from the restored step.
@@ -94,7 +102,9 @@ class Trainer:
             # Early stopping ends right after an evaluation, and a resumed run may have no step left. The loss of
             # the last step is known then and is not computed again.
             last = self._stopping.last
-            loss_after = last[1] if last and last[0] == self._done > 0 else self._evaluate(self._done)
+            loss_after = (
+                last[1] if last and last[0] == self._done > 0 else self._evaluate(self._done)
+            )
             return TrainingOutcome(
                 eval_loss_before=self._loss_before,
                 # Before `measured` and `warnings` below: both depend on which adapter the run ends with.

@@ -67,7 +67,9 @@ class CausalLoss:
         self._pad_id = pad_id
         self._compilation = compilation
         self._mode = ForwardMode.SELECTED if self._selection_is_exact() else ForwardMode.FULL
-        self._target_logits = _selected_logits if self._mode is ForwardMode.SELECTED else _full_logits
+        self._target_logits = (
+            _selected_logits if self._mode is ForwardMode.SELECTED else _full_logits
+        )
         self._fused: FusedPass | None = None
         if fused and compilation is None:
             self._fused = try_fused(
@@ -87,7 +89,11 @@ class CausalLoss:
     @property
     def forward_mode(self) -> str:
         """The forward mode in words, for the report, with the mode of `torch.compile` where that is used."""
-        return self._mode if self._compilation is None else f"{self._mode}, compiled ({self._compilation.mode})"
+        return (
+            self._mode
+            if self._compilation is None
+            else f"{self._mode}, compiled ({self._compilation.mode})"
+        )
 
     @property
     def cost(self) -> TokenCost:
@@ -195,7 +201,11 @@ class CausalLoss:
             if not module.training:
                 return output
             # The fused pass embeds the rows as one sequence [tokens, hidden size], whose length is not a row's.
-            tokens = output.shape[-2] if self._fused is None else self._fused.row_lengths.to(output.dtype)
+            tokens = (
+                output.shape[-2]
+                if self._fused is None
+                else self._fused.row_lengths.to(output.dtype)
+            )
             # A vector of n numbers uniform in ±1 has the expected squared norm n/3. With n = tokens * hidden size,
             # the division by sqrt(n) makes the norm of a row's noise about alpha / sqrt(3), whatever its length.
             bound = alpha * (tokens * output.shape[-1]) ** -0.5

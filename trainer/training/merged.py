@@ -18,7 +18,9 @@ from trainer.training.engines.base_model_loading import load_base_model
 _MAX_SHARD_SIZE: Final = "5GB"
 
 
-def save_merged(model_dir: Path, adapter: Path, target: Path, chat_template: str | None = None) -> None:
+def save_merged(
+    model_dir: Path, adapter: Path, target: Path, chat_template: str | None = None
+) -> None:
     """Writes a model directory that transformers loads without PEFT.
 
     Args:
@@ -37,7 +39,10 @@ def save_merged(model_dir: Path, adapter: Path, target: Path, chat_template: str
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     with without_misleading_warnings():
         adapted = PeftModel.from_pretrained(base, str(adapter))
-    if (head, embedding) != (base.get_output_embeddings(), base.get_input_embeddings()):  # PEFT has replaced one
+    if (head, embedding) != (
+        base.get_output_embeddings(),
+        base.get_input_embeddings(),
+    ):  # PEFT has replaced one
         _untie(base, head, embedding)
     # `safe_merge` refuses an adapter whose product is not finite.
     with without_misleading_warnings():

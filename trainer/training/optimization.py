@@ -14,7 +14,9 @@ _RATE_RATIO: Final = "lr_ratio"
 """Key of a parameter group: its learning rate divided by that of the groups without this key."""
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], section: TrainSection) -> torch.optim.Optimizer:
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], section: TrainSection
+) -> torch.optim.Optimizer:
     """Creates the optimizer that `train.optim` names.
 
     `adamw_torch` and `adamw_torch_fused` both select the fused AdamW: one kernel launch updates all parameters,
@@ -29,7 +31,10 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], section: TrainSection
         JobError: `ENGINE_UNAVAILABLE`: `adamw_8bit` without a GPU or without bitsandbytes.
     """
     common: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
-    adam: dict[str, Any] = {"betas": (section.adam_beta1, section.adam_beta2), "eps": section.adam_epsilon}
+    adam: dict[str, Any] = {
+        "betas": (section.adam_beta1, section.adam_beta2),
+        "eps": section.adam_epsilon,
+    }
     groups = _parameter_groups(parameters, section)
     match section.optim:
         case "adamw_torch" | "adamw_torch_fused":
@@ -61,14 +66,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get(_RATE_RATIO, 1.0)
 
 
-def _parameter_groups(parameters: Mapping[str, nn.Parameter], section: TrainSection) -> list[dict[str, Any]]:
+def _parameter_groups(
+    parameters: Mapping[str, nn.Parameter], section: TrainSection
+) -> list[dict[str, Any]]:
     ratio = section.loraplus_lr_ratio
     if ratio is None:
         return [{"params": list(parameters.values())}]
     # PEFT names them `….lora_B.default.weight`, those of an embedding `….lora_embedding_B.default`.
-    is_b = {name: any(part in ("lora_B", "lora_embedding_B") for part in name.split(".")) for name in parameters}
+    is_b = {
+        name: any(part in ("lora_B", "lora_embedding_B") for part in name.split("."))
+        for name in parameters
+    }
     others = [parameter for name, parameter in parameters.items() if not is_b[name]]
     return [
         {"params": others},
-        {"params": [parameter for name, parameter in parameters.items() if is_b[name]], _RATE_RATIO: ratio},
+        {
+            "params": [parameter for name, parameter in parameters.items() if is_b[name]],
+            _RATE_RATIO: ratio,
+        },
     ]

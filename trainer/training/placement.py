@@ -63,10 +63,15 @@ class Placement:
 
     def describe(self) -> dict[str, str]:
         """Returns what is trained, by the last parts of the modules' names, for report and model card."""
-        described = {f"LoRA on {name}": f"{count} modules" for name, count in leaf_counts(self.adapted).items()}
+        described = {
+            f"LoRA on {name}": f"{count} modules"
+            for name, count in leaf_counts(self.adapted).items()
+        }
         described |= dict.fromkeys(sorted(self.in_full), "trained in full")
         missed = leaf_counts(self.missed)
-        return described | {f"no LoRA on {name}": f"{count} modules" for name, count in missed.items()}
+        return described | {
+            f"no LoRA on {name}": f"{count} modules" for name, count in missed.items()
+        }
 
 
 def choose_modules(model: Any, lora: LoraSection) -> ModuleChoice:
@@ -79,13 +84,17 @@ def choose_modules(model: Any, lora: LoraSection) -> ModuleChoice:
     Raises:
         JobError: `MODEL_INVALID`: a name selects nothing, or a module is to be trained in two ways.
     """
-    modules = {name: module for name, module in language_modules(model).items() if not is_router(module)}
+    modules = {
+        name: module for name, module in language_modules(model).items() if not is_router(module)
+    }
     experts = _expert_names(model)
     check_lora_names(lora, modules.keys() | experts)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     in_full, excluded = select(lora.modules_to_save, modules), select(lora.exclude_modules, modules)
     if lora.lora_target_modules == "all-linear":
-        wanted = {name for name, module in modules.items() if is_linear(module) and module is not head}
+        wanted = {
+            name for name, module in modules.items() if is_linear(module) and module is not head
+        }
     else:
         wanted = set(select(lora.lora_target_modules, modules))
     wanted -= excluded | in_full
@@ -100,10 +109,19 @@ def choose_modules(model: Any, lora: LoraSection) -> ModuleChoice:
         )
     if experts:
         # PEFT translates names of experts, which are parameters and not modules: it must see the names as written.
-        excluded |= {name for name, module in model.named_modules() if _has_matrix(module) and name not in modules}
-        return ModuleChoice(_as_written(lora), sorted(excluded) or None, sorted(in_full) or None, tied)
+        excluded |= {
+            name
+            for name, module in model.named_modules()
+            if _has_matrix(module) and name not in modules
+        }
+        return ModuleChoice(
+            _as_written(lora), sorted(excluded) or None, sorted(in_full) or None, tied
+        )
     everywhere = [name for name, _ in model.named_modules()]
-    if lora.lora_target_modules != "all-linear" and select(lora.lora_target_modules, everywhere) == wanted:
+    if (
+        lora.lora_target_modules != "all-linear"
+        and select(lora.lora_target_modules, everywhere) == wanted
+    ):
         return ModuleChoice(_as_written(lora), None, sorted(in_full) or None, tied)
     return ModuleChoice(sorted(wanted), None, sorted(in_full) or None, tied)
 
@@ -118,9 +136,15 @@ def language_modules(model: Any) -> dict[str, nn.Module]:
 
     The parts of a model for images or sound get no gradient from text: an adapter on them would have no effect.
     """
-    decoder = model if model.config.get_text_config(decoder=True) is model.config else model.get_decoder()
+    decoder = (
+        model if model.config.get_text_config(decoder=True) is model.config else model.get_decoder()
+    )
     inside = {*decoder.modules(), model.get_output_embeddings(), model.get_input_embeddings()}
-    return {name: module for name, module in model.named_modules() if module in inside and _has_matrix(module)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if module in inside and _has_matrix(module)
+    }
 
 
 def _has_matrix(module: nn.Module) -> bool:
@@ -149,7 +173,11 @@ def _expert_names(model: Any) -> frozenset[str]:
 
 def _expert_parameters(model: Any) -> list[str]:
     """Returns the names of fused weights of experts: [experts, outputs, inputs], or the last two exchanged."""
-    return [name for name, parameter in model.named_parameters() if parameter.ndim == 3 and ".experts." in name]
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and ".experts." in name
+    ]
 
 
 def read_placement(model: Any, lora: LoraSection) -> Placement:
@@ -174,7 +202,11 @@ def read_placement(model: Any, lora: LoraSection) -> Placement:
 def _wanted_names(base: Any, lora: LoraSection) -> frozenset[str]:
     """Returns the linear modules that section `lora` asks for, and for `all-linear` the weights of experts."""
     head = base.get_output_embeddings()
-    linear = {name for name, module in language_modules(base).items() if is_linear(module) and module is not head}
+    linear = {
+        name
+        for name, module in language_modules(base).items()
+        if is_linear(module) and module is not head
+    }
     # Inside a module that PEFT has wrapped, its base layer is the module itself, and the others are PEFT's.
     linear = {name.removesuffix(".base_layer") for name in linear if not _OF_PEFT.search(name)}
     if lora.lora_target_modules == "all-linear":

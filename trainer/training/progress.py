@@ -111,7 +111,9 @@ class Meter:
         totals: totals to continue from.
     """
 
-    def __init__(self, device: torch.device, *, since: float = 0.0, totals: Totals = (0.0, 0, 0)) -> None:
+    def __init__(
+        self, device: torch.device, *, since: float = 0.0, totals: Totals = (0.0, 0, 0)
+    ) -> None:
         self.device = device
         self.since = since
         loss, self.trained, self.inputs = totals

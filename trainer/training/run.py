@@ -26,7 +26,9 @@ from trainer.training.stages.train import train
 from trainer.training.stages.write import write
 
 
-def run(inputs: RunInputs, rows: Iterable[Row | DataError], loader: Loader, context: RunContext) -> Summary:
+def run(
+    inputs: RunInputs, rows: Iterable[Row | DataError], loader: Loader, context: RunContext
+) -> Summary:
     """Trains an adapter and writes it with its report into `inputs.output_dir`.
 
     Args:

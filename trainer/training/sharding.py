@@ -43,7 +43,9 @@ def shard_base_model(model: Any, precision: Precision, ranks: RankGroup) -> None
             found=type(causal).__name__,
         )
 
-    sharded = {weight for layer in layers for weight in layer.parameters() if not weight.requires_grad}
+    sharded = {
+        weight for layer in layers for weight in layer.parameters() if not weight.requires_grad
+    }
     replicated = {parameter for parameter in model.parameters() if parameter not in sharded}
     mesh = init_device_mesh(precision.device.type, (ranks.size,))
     # Inside out, as FSDP2 demands: the layers first, then their parent as the root, which fetches the next layer

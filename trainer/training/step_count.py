@@ -17,5 +17,9 @@ def count_steps(spec: JobSpec, lengths: Sequence[int], processes: int = 1) -> in
         processes: how many ranks share a step.
     """
     if spec.data.packing:
-        return total_steps(spec.train, len(best_fit_decreasing(lengths, spec.data.max_length)), processes)
-    return total_steps(spec.train, len(lengths) // METHOD_RULES[spec.train.method].examples_per_row, processes)
+        return total_steps(
+            spec.train, len(best_fit_decreasing(lengths, spec.data.max_length)), processes
+        )
+    return total_steps(
+        spec.train, len(lengths) // METHOD_RULES[spec.train.method].examples_per_row, processes
+    )

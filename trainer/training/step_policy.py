@@ -111,7 +111,11 @@ class PlainStepPolicy(StepPolicy):
         *,
         ranks: RankGroup = ALONE,
     ) -> None:
-        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        named = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         self.parameters = list(named.values())
         # Before the optimizer is created: all ranks start from the adapter of rank 0.
         ranks.broadcast_parameters(self.parameters)
@@ -131,7 +135,9 @@ class PlainStepPolicy(StepPolicy):
         lengths = self._store.lengths
         shares = map(self._share, self.plan.steps(done))
         # One upload for many steps: the single step is free of copies from the host.
-        for section in split_sections(shares, lambda share: sum(lengths[row] for row in share.rows)):
+        for section in split_sections(
+            shares, lambda share: sum(lengths[row] for row in share.rows)
+        ):
             ordered = self._store.reorder([row for share in section for row in share.rows])
             start = 0
             for share in section:
@@ -144,7 +150,9 @@ class PlainStepPolicy(StepPolicy):
         # A packed bin is a unit for the batch size only: its rows may go to different ranks and micro-batches. A
         # pair stays together, because its loss needs both answers.
         rows = sort_rows(
-            [self._method.units[unit] for unit in units], self._store.lengths, keep_units=rows_per_unit > 1
+            [self._method.units[unit] for unit in units],
+            self._store.lengths,
+            keep_units=rows_per_unit > 1,
         )
         return self._ranks.share_rows(
             rows,
@@ -169,7 +177,9 @@ class PlainStepPolicy(StepPolicy):
                 self._ranks.seed_rank(self._section.seed, number)
                 return self._method.compute_gradients(step, self.budget)
             except (RuntimeError, MemoryError) as error:
-                cannot_shrink = self._ranks.sharded or self.budget <= max(step.ordered.lengths[step.rows])
+                cannot_shrink = self._ranks.sharded or self.budget <= max(
+                    step.ordered.lengths[step.rows]
+                )
                 if cannot_shrink or not is_out_of_memory(error):
                     raise
             # After the handler: the exception's traceback would keep the activations of the failed pass in memory.

@@ -107,11 +107,19 @@ class TaskEvaluation:
             with self._model.disable_adapter() if as_base else nullcontext():
                 generated = self._generate()
             figures["cut"] = sum(self._is_cut(ids) for ids in generated)
-            answers = [self._read(ids, task.prompt_text) for ids, task in zip(generated, tasks, strict=True)]
-            scores: dict[str, Callable[[str, str], float]] = {"exact_match": exact_match, "token_f1": token_f1}
+            answers = [
+                self._read(ids, task.prompt_text)
+                for ids, task in zip(generated, tasks, strict=True)
+            ]
+            scores: dict[str, Callable[[str, str], float]] = {
+                "exact_match": exact_match,
+                "token_f1": token_f1,
+            }
             for name in scores.keys() & self._section.metrics:
                 pairs = zip(answers, tasks, strict=True)
-                figures[name] = sum(scores[name](answer, task.expected) for answer, task in pairs) / len(tasks)
+                figures[name] = sum(
+                    scores[name](answer, task.expected) for answer, task in pairs
+                ) / len(tasks)
         if self._section.chooses:
             choices = [self._rows.choices[number] for number in self._choose()]
             right = sum(choice == task.choice for choice, task in zip(choices, tasks, strict=True))
@@ -128,7 +136,9 @@ class TaskEvaluation:
             before=before,
             after=after.figures,
         )
-        answers = [{"prompt": task.prompt_text, "expected": task.expected} for task in tasks[:MAX_ANSWERS]]
+        answers = [
+            {"prompt": task.prompt_text, "expected": task.expected} for task in tasks[:MAX_ANSWERS]
+        ]
         for name, texts in (("answered", after.answers), ("chosen", after.choices)):
             for answer, text in zip(answers, texts, strict=False):
                 answer[name] = text
@@ -149,9 +159,13 @@ class TaskEvaluation:
         table = torch.zeros((len(tasks), limit), dtype=torch.int64)
         # Prompts of similar length share a batch, whose cached keys take the memory of its longest one for each.
         order = sorted(range(len(tasks)), key=lambda row: len(tasks[row].prompt))
-        for batch in self._own([order[start : start + size] for start in range(0, len(order), size)]):
+        for batch in self._own(
+            [order[start : start + size] for start in range(0, len(order), size)]
+        ):
             prompts = [tasks[row].prompt for row in batch]
-            answers = generate_answers(self._model, self._tokens, self._precision, prompts, max_new_tokens=limit)
+            answers = generate_answers(
+                self._model, self._tokens, self._precision, prompts, max_new_tokens=limit
+            )
             for row, ids in zip(batch, answers, strict=True):
                 table[row, : len(ids)] = torch.tensor(ids) + 1
         return [[number - 1 for number in row if number] for row in self._gather(table).tolist()]
@@ -171,7 +185,9 @@ class TaskEvaluation:
         # The rows of such a batch have a long prefix in common, which the fused pass computes once.
         with self._loss.evaluating(), torch.compiler.set_stance("force_eager"):
             for start in range(0, len(examples), self._batch_rows):
-                batch = single_batch(examples[start : start + self._batch_rows], self._precision.device)
+                batch = single_batch(
+                    examples[start : start + self._batch_rows], self._precision.device
+                )
                 parts.append(-self._loss.row_losses(batch).double().cpu())
         return torch.cat(parts)
 

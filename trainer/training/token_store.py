@@ -90,7 +90,9 @@ class Batch:
         index = cu_seqlens[:-1, None] + column
         is_token = index < cu_seqlens[1:, None]
         # Past the end of the last row the index is clamped: the token that is read there is replaced by padding.
-        ids = torch.where(is_token, self.input_ids[index.clamp_max(self.input_ids.shape[0] - 1)], pad_id)
+        ids = torch.where(
+            is_token, self.input_ids[index.clamp_max(self.input_ids.shape[0] - 1)], pad_id
+        )
         ids = torch.nn.functional.pad(ids, (0, 0, 0, rows - len(ids)), value=pad_id)
         # Token i of row r has the index r * width + i in the flattened rectangle.
         row = self.row_of_targets()
@@ -175,10 +177,15 @@ class TokenStore:
             row = np.asarray(example.ids, dtype=np.int32)
             positions = np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8))
             input_ids[token : token + length] = row[:length]
-            logit_positions[target : target + count] = positions - 1  # token i is predicted from token i - 1
+            logit_positions[target : target + count] = (
+                positions - 1
+            )  # token i is predicted from token i - 1
             targets[target : target + count] = row[positions]
             token, target = token + length, target + count
-        self._input_ids, self._logit_positions = _upload(input_ids, device), _upload(logit_positions, device)
+        self._input_ids, self._logit_positions = (
+            _upload(input_ids, device),
+            _upload(logit_positions, device),
+        )
         self._targets = _upload(targets, device)
         # Two rows, `_TOKENS` and `_TARGETS`. A start is the sum of the sizes before it: their cumulative sum
         # without the row's own size.
@@ -192,7 +199,10 @@ class TokenStore:
         Args:
             rows: the rows in their new order; a row may occur more than once.
         """
-        lengths, target_counts = [self.lengths[row] for row in rows], [self.target_counts[row] for row in rows]
+        lengths, target_counts = (
+            [self.lengths[row] for row in rows],
+            [self.target_counts[row] for row in rows],
+        )
         order = _upload(np.asarray(rows, dtype=np.int64), self._input_ids.device)
         cu_seqlens, row, position_ids = self._enumerate(order, _TOKENS, sum(lengths))
         input_ids = self._input_ids[self._starts[_TOKENS][order][row] + position_ids]

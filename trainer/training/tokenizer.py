@@ -45,8 +45,12 @@ def load_tokens(model_dir: Path, data: DataSection = _DEFAULTS) -> ModelTokenize
         return tokens
     tokenizer = _auto_tokenizer(model_dir)
     tokenizer.chat_template = chosen_template(model_dir, data) or tokenizer.chat_template
-    size = vocabulary_size(read_config(model_dir)) if (model_dir / "config.json").is_file() else None
-    return tokens_of(tokenizer, read_stop_ids(model_dir), data.chat_template_kwargs, vocabulary=size)
+    size = (
+        vocabulary_size(read_config(model_dir)) if (model_dir / "config.json").is_file() else None
+    )
+    return tokens_of(
+        tokenizer, read_stop_ids(model_dir), data.chat_template_kwargs, vocabulary=size
+    )
 
 
 def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> Iterator[str]:
@@ -65,7 +69,9 @@ def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> I
     # Spaces, line breaks and the surroundings of special tokens: these the rebuilt tokenizers normalise
     # differently.
     probes = ["a b", " a\n b", *(f"{special}a{special} b" for special in tokens.special_texts[:8])]
-    transformers_ids = [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes]
+    transformers_ids = [
+        list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes
+    ]
     if transformers_ids != tokens.ids_of(probes):
         yield (
             f"transformers' {type(tokenizer).__name__} reads text differently from tokenizer.json, which training "
@@ -80,7 +86,9 @@ def _auto_tokenizer(model_dir: Path) -> Any:
         JobError: `MODEL_INVALID`.
     """
     try:
-        return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            model_dir, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # a damaged file can make the library raise anything
         raise JobError(
             ErrorCode.MODEL_INVALID,
@@ -119,5 +127,10 @@ def tokens_of(
     template = tokenizer.chat_template
     templates = {"default": template} if isinstance(template, str) else dict(template or {})
     return ModelTokenizer(
-        backend, tokenizer.special_tokens_map, templates, stop_ids, arguments=arguments, vocabulary=vocabulary
+        backend,
+        tokenizer.special_tokens_map,
+        templates,
+        stop_ids,
+        arguments=arguments,
+        vocabulary=vocabulary,
     )

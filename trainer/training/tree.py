@@ -38,7 +38,12 @@ def flatten_tree(value: Any, name: str, tensors: dict[str, Tensor]) -> JsonValue
                 # A bool is an int in Python, and would come back as one.
                 if isinstance(key, bool) or not isinstance(key, str | int):
                     raise TypeError(f"a key is a {type(key).__name__}")
-            return {"map": [[key, flatten_tree(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+            return {
+                "map": [
+                    [key, flatten_tree(item, f"{name}/{key}", tensors)]
+                    for key, item in value.items()
+                ]
+            }
         case list() | tuple():
             items: list[JsonValue] = [
                 flatten_tree(item, f"{name}/{index}", tensors) for index, item in enumerate(value)

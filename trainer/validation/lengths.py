@@ -12,7 +12,9 @@ def quantiles(lengths: Sequence[int]) -> dict[str, int]:
     """Returns minimum, quantiles (nearest rank) and maximum by name; zeros for an empty sequence."""
     ordered = sorted(lengths) or [0]
     last = len(ordered) - 1
-    middle = {f"p{round(100 * quantile):02d}": ordered[round(quantile * last)] for quantile in QUANTILES}
+    middle = {
+        f"p{round(100 * quantile):02d}": ordered[round(quantile * last)] for quantile in QUANTILES
+    }
     return {"min": ordered[0], **middle, "max": ordered[-1]}
 
 
@@ -27,4 +29,6 @@ def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[int, int, in
     counts = [0] * (len(edges) - 1)
     for length in lengths:
         counts[(length - low) // width] += 1
-    return [(first, end - 1, count) for (first, end), count in zip(pairwise(edges), counts, strict=True)]
+    return [
+        (first, end - 1, count) for (first, end), count in zip(pairwise(edges), counts, strict=True)
+    ]

@@ -50,7 +50,9 @@ class MemoryEstimate:
         return self.weights + self.adapter + self.activations + self.logits + self.reserve
 
 
-def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained: int) -> MemoryEstimate:
+def estimate_memory(
+    model: Architecture, spec: JobSpec, *, tokens: int, trained: int
+) -> MemoryEstimate:
     """Estimates the GPU memory of a training step, in bytes.
 
     Args:
@@ -73,7 +75,8 @@ def estimate_memory(model: Architecture, spec: JobSpec, *, tokens: int, trained:
     activations = model.layers * 2 * hidden + layer if checkpointing else model.layers * layer
     return MemoryEstimate(
         weights=round(linear * model.linear_parameters) + plain * model.other_parameters,
-        adapter=16 * adapter_parameters(model, spec),  # float32: value, gradient, two moments of Adam
+        adapter=16
+        * adapter_parameters(model, spec),  # float32: value, gradient, two moments of Adam
         activations=tokens * activations,
         logits=12 * trained * model.vocabulary,
     )
@@ -89,11 +92,17 @@ def adapter_parameters(model: Architecture, spec: JobSpec) -> int:
     total = 0
     for name in named - _names_in(lora.exclude_modules, shapes):
         inputs, outputs = shapes[name]
-        total += counts[name] * (lora.lora_r * (inputs + outputs) + (outputs if lora.use_dora else 0))
+        total += counts[name] * (
+            lora.lora_r * (inputs + outputs) + (outputs if lora.use_dora else 0)
+        )
     in_full = _names_in(lora.modules_to_save, {"embed_tokens", "lm_head"})
-    return total + model.hidden * model.vocabulary * (min(1, len(in_full)) if model.tied else len(in_full))
+    return total + model.hidden * model.vocabulary * (
+        min(1, len(in_full)) if model.tied else len(in_full)
+    )
 
 
 def _names_in(written: Sequence[str], names: Collection[str]) -> set[str]:
     """Returns the last parts of modules' names that a list of names in section `lora` has."""
-    return {name for name in names if any(each == name or each.endswith(f".{name}") for each in written)}
+    return {
+        name for name in names if any(each == name or each.endswith(f".{name}") for each in written)
+    }

@@ -22,7 +22,9 @@ def find_model(spec: JobSpec, job: Path | None, chosen: Path | None) -> Path | N
     """
     if chosen is not None:
         if not chosen.is_dir():
-            raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such directory: {chosen}", hint="see --model")
+            raise UsageError(
+                ErrorCode.FILE_NOT_FOUND, f"no such directory: {chosen}", hint="see --model"
+            )
         return chosen
     if job is None or not spec.model.is_local:
         return None

@@ -21,7 +21,11 @@ class PairLength:
         """Counts the tokens of a pair."""
         # Only the answer is trained on, so the first trained token is the first one after the prompt.
         prompt = pair.chosen.trained.index(1)
-        return cls(prompt, pair.chosen.length - prompt, pair.rejected.length - pair.rejected.trained.index(1))
+        return cls(
+            prompt,
+            pair.chosen.length - prompt,
+            pair.rejected.length - pair.rejected.trained.index(1),
+        )
 
 
 @dataclass
@@ -41,4 +45,6 @@ class PairLengths:
     @property
     def longer(self) -> int:
         """Number of pairs whose chosen answer is longer; if nearly all are, the model may learn length alone."""
-        return sum(chosen > rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True))
+        return sum(
+            chosen > rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True)
+        )

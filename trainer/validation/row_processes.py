@@ -77,7 +77,9 @@ class RowChunk:
             yield unpickler.load()
 
 
-def read_chunks(files: Iterable[RowFile], on_bytes_read: Callable[[int], None]) -> Iterator[RowChunk]:
+def read_chunks(
+    files: Iterable[RowFile], on_bytes_read: Callable[[int], None]
+) -> Iterator[RowChunk]:
     """Reads files in chunks; no chunk has rows of two files."""
     number = 0
     for file in files:
@@ -101,7 +103,10 @@ def _next_chunk(rows: Iterator[RawRow], file: RowFile, first: int, number: int) 
 
 @contextmanager
 def open_reports(
-    files: Sequence[RowFile], reporter: RowReporter, processes: int, on_bytes_read: Callable[[int], None]
+    files: Sequence[RowFile],
+    reporter: RowReporter,
+    processes: int,
+    on_bytes_read: Callable[[int], None],
 ) -> Iterator[Iterator[RowReport]]:
     """Starts the processes, and ends them with the block.
 
@@ -146,7 +151,9 @@ class RowProcesses:
         context = multiprocessing.get_context("fork")
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, reporter, [*self._children, ours]), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, reporter, [*self._children, ours]), daemon=True
+            )
             process.start()
             # Without this end of the pipe here, the end of the process closes it.
             theirs.close()
@@ -236,7 +243,11 @@ def _serve(connection: Connection, reporter: RowReporter, inherited: Iterable[Co
             chunk: RowChunk = connection.recv()
             try:
                 reports = reporter.report(
-                    chunk.file, chunk.raw_rows(), first=chunk.first, number=chunk.number, thread=thread
+                    chunk.file,
+                    chunk.raw_rows(),
+                    first=chunk.first,
+                    number=chunk.number,
+                    thread=thread,
                 )
                 result: object = list(reports)
             except Exception as error:  # noqa: BLE001 -- raised again by the other process

@@ -24,7 +24,9 @@ def as_local_refusal(error: JobError) -> DataError:
     """Returns the error with which this machine refuses what the job would fail with."""
     if isinstance(error, DataError):
         return error
-    return DataError(error.code, error.message, expected=error.expected, found=error.found, hint=error.hint)
+    return DataError(
+        error.code, error.message, expected=error.expected, found=error.found, hint=error.hint
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,13 @@ class RowReporter:
             self._summarizer = RowSummarizer(tokens, spec.data, seed_split_key(spec.train.seed))
 
     def report(
-        self, file: RowFile, raw_rows: Iterable[RawRow], *, first: int, number: int, thread: TokenizerThread
+        self,
+        file: RowFile,
+        raw_rows: Iterable[RawRow],
+        *,
+        first: int,
+        number: int,
+        thread: TokenizerThread,
     ) -> Iterator[RowReport]:
         """Yields what became of each row.
 
@@ -133,7 +141,10 @@ class RowReporter:
                 is_kept = is_first or can_be_shown or self._may_be_judged(numbers.summary)
                 is_first, is_shown = False, is_shown or can_be_shown
                 yield RowReport(
-                    row, numbers=numbers, encoded=outcome if is_kept else None, can_be_shown=can_be_shown
+                    row,
+                    numbers=numbers,
+                    encoded=outcome if is_kept else None,
+                    can_be_shown=can_be_shown,
                 )
 
     def _encode(
@@ -168,7 +179,11 @@ class RowReporter:
         return bool(self._spec.evaluation.metrics) and can_be_held_out(row)
 
 
-def _note_rows(rows: Iterable[Row | DataError], read: deque[ReadRow | None]) -> Iterator[Row | DataError]:
+def _note_rows(
+    rows: Iterable[Row | DataError], read: deque[ReadRow | None]
+) -> Iterator[Row | DataError]:
     for row in rows:
-        read.append(None if isinstance(row, DataError) else ReadRow(row.file, row.index, row.kind_name))
+        read.append(
+            None if isinstance(row, DataError) else ReadRow(row.file, row.index, row.kind_name)
+        )
         yield row

@@ -22,7 +22,11 @@ from trainer.data.examples.held_out import evaluated_warnings, seed_split_key
 from trainer.data.examples.mixing import Mix, check_mix
 from trainer.data.examples.model_config import check_architecture, context_length
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.examples.privacy_rows import canaries_added, require_audit_rows, require_rows_for_delta
+from trainer.data.examples.privacy_rows import (
+    canaries_added,
+    require_audit_rows,
+    require_rows_for_delta,
+)
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes, require_evaluation_rows
 from trainer.data.examples.task_draw import TaskDraw
 from trainer.data.examples.task_rows import read_tasks
@@ -246,7 +250,9 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec, canaries: li
     """
     found.outcomes = outcomes
     found.sizes = sizes = outcomes.sizes()
-    is_keyed = spec.data.test_split_size > 0 and not outcomes.by_files and len(outcomes.held_out) > 0
+    is_keyed = (
+        spec.data.test_split_size > 0 and not outcomes.by_files and len(outcomes.held_out) > 0
+    )
     found.exact = not (is_keyed and spec.privacy.enabled)
     found.warnings += outcomes.warnings()
     held_out = sum(not trained for trained in outcomes.is_trained_on())
@@ -269,7 +275,11 @@ def _judge_run(found: Survey, outcomes: RowOutcomes, spec: JobSpec, canaries: li
     found.warnings += mix.warnings()
     if canaries:
         found.warnings.append(canaries_added(spec.privacy))
-    trained = [length for length, uses in zip(found.lengths, outcomes.uses(mix), strict=True) for _ in range(uses)]
+    trained = [
+        length
+        for length, uses in zip(found.lengths, outcomes.uses(mix), strict=True)
+        for _ in range(uses)
+    ]
     trained += canaries * spec.privacy.canary_repetitions
     # `num_processes: auto` counts as one GPU, because this machine cannot see how many there are in the VM.
     processes = 1 if spec.train.num_processes == "auto" else spec.train.num_processes
@@ -301,4 +311,6 @@ def _count_or_announce(found: Survey, error: DataError) -> None:
     if found.exact:
         found.refusals.add(error)
     else:
-        found.warnings.append(f"the job splits by a secret and will probably refuse these rows: {error}")
+        found.warnings.append(
+            f"the job splits by a secret and will probably refuse these rows: {error}"
+        )

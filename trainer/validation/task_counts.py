@@ -28,4 +28,9 @@ class TaskCounts:
     def of(cls, rows: TaskRows) -> TaskCounts:
         """Counts the rows."""
         reasons = {reason.value: count for reason, count in rows.not_judged.items()}
-        return cls(len(rows.tasks), reasons, len(rows.choices), sum(len(task.prompt) for task in rows.tasks))
+        return cls(
+            len(rows.tasks),
+            reasons,
+            len(rows.choices),
+            sum(len(task.prompt) for task in rows.tasks),
+        )

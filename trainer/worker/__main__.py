@@ -58,9 +58,15 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> ExitCode:
     """Parses the arguments and runs the worker, in one or several processes; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.worker")
-    parser.add_argument("--events-fd", type=int, required=True, help="inherited descriptor for messages")
-    parser.add_argument("--plan-json", type=SandboxPlan.model_validate_json, help="the sandbox to enter")
-    parser.add_argument("--processes", type=int, default=1, help="how many processes train together")
+    parser.add_argument(
+        "--events-fd", type=int, required=True, help="inherited descriptor for messages"
+    )
+    parser.add_argument(
+        "--plan-json", type=SandboxPlan.model_validate_json, help="the sandbox to enter"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="how many processes train together"
+    )
     options = parser.parse_args(arguments)
     channel = worker_channel(STDIN, options.events_fd)
     interrupts = Interrupts()
@@ -73,7 +79,9 @@ def main(arguments: list[str]) -> ExitCode:
     return _reporting_failure(supervise, channel)
 
 
-def _work(plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, channel: WorkerChannel) -> ExitCode:
+def _work(
+    plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, channel: WorkerChannel
+) -> ExitCode:
     """Runs one rank: enters the sandbox, receives the order, trains; returns the exit code."""
 
     def work(channel: WorkerChannel) -> ExitCode:
@@ -86,7 +94,9 @@ def _work(plan: SandboxPlan | None, interrupts: Interrupts, rank: ProcessRank, c
     return _reporting_failure(work, channel)
 
 
-def _receive_order(channel: WorkerChannel, *, may_preload: bool) -> tuple[TrainingOrder, Preloader | None]:
+def _receive_order(
+    channel: WorkerChannel, *, may_preload: bool
+) -> tuple[TrainingOrder, Preloader | None]:
     """Receives the training order. If a preparation comes first, preloads the model before the order arrives.
 
     Raises:
@@ -105,7 +115,9 @@ def _receive_order(channel: WorkerChannel, *, may_preload: bool) -> tuple[Traini
     return message, preloader
 
 
-def _reporting_failure(work: Callable[[WorkerChannel], ExitCode], channel: WorkerChannel) -> ExitCode:
+def _reporting_failure(
+    work: Callable[[WorkerChannel], ExitCode], channel: WorkerChannel
+) -> ExitCode:
     """Calls `work` and sends its error, if it raises one, as a `Failed` message; returns the exit code."""
     try:
         return work(channel)
@@ -130,14 +142,22 @@ def _verdict(error: Exception | Interruption) -> tuple[Failed, ExitCode]:
         # Rows that are refused here were sent: the job has failed, unlike a command that refuses them before.
         return Failed.of(error), ExitCode.JOB if isinstance(error, JobError) else error.exit_code
     if isinstance(error, Interruption):
-        return Failed(code=ErrorCode.INTERRUPTED, message="the worker was asked to stop"), ExitCode.JOB
+        return Failed(
+            code=ErrorCode.INTERRUPTED, message="the worker was asked to stop"
+        ), ExitCode.JOB
     if isinstance(error, MemoryError):
-        return Failed(code=ErrorCode.OUT_OF_MEMORY, message="the memory does not suffice"), ExitCode.JOB
+        return Failed(
+            code=ErrorCode.OUT_OF_MEMORY, message="the memory does not suffice"
+        ), ExitCode.JOB
     # Libraries in Rust (tokenizers, safetensors) give the error number as text only.
     number = error.errno if isinstance(error, OSError) else None
-    if number in {errno.ENOSPC, errno.EDQUOT} or (number is None and f"(os error {errno.ENOSPC})" in str(error)):
+    if number in {errno.ENOSPC, errno.EDQUOT} or (
+        number is None and f"(os error {errno.ENOSPC})" in str(error)
+    ):
         return Failed(code=ErrorCode.WORKSPACE_FULL, message="the workspace is full"), ExitCode.JOB
-    return Failed(code=ErrorCode.INTERNAL, message=f"unexpected {type(error).__name__}"), ExitCode.BUG
+    return Failed(
+        code=ErrorCode.INTERNAL, message=f"unexpected {type(error).__name__}"
+    ), ExitCode.BUG
 
 
 def _carry_out(
@@ -165,7 +185,14 @@ def _carry_out(
         with watch.part("load"):
             verified = verified or verify_model(order.model_dir, spec.model.model_file_sha256)
         summary = run_rank(
-            order, files, start_adapter, loader, rank, channel=channel, watch=watch, interrupts=interrupts
+            order,
+            files,
+            start_adapter,
+            loader,
+            rank,
+            channel=channel,
+            watch=watch,
+            interrupts=interrupts,
         )
         verified.require_unchanged()
     finally:

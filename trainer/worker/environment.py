@@ -83,6 +83,8 @@ def replace_environment(scratch: Path) -> None:
     environment = worker_environment(os.environ, scratch)
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # it may have been looked up before, and unsloth drops TORCHINDUCTOR_CACHE_DIR for it
+    tempfile.tempdir = (
+        None  # it may have been looked up before, and unsloth drops TORCHINDUCTOR_CACHE_DIR for it
+    )
     for directory in (scratch, scratch / "tmp", scratch / "hf", scratch / "cache"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from trainer.ipc.worker_messages import Metrics, OutputSize, Preparing, Progress, Saved, TrainingMessage
+from trainer.ipc.worker_messages import (
+    Metrics,
+    OutputSize,
+    Preparing,
+    Progress,
+    Saved,
+    TrainingMessage,
+)
 from trainer.training.events import (
     CheckpointWritten,
     MetricsMeasured,
@@ -19,7 +26,9 @@ def message_of_event(event: TrainingEvent) -> TrainingMessage:
         case PreparationAdvanced():
             return Preparing(activity=event.activity, percent=event.percent)
         case OutputSizeKnown():
-            return OutputSize(trained_parameters=event.trained_parameters, copied_bytes=event.copied_bytes)
+            return OutputSize(
+                trained_parameters=event.trained_parameters, copied_bytes=event.copied_bytes
+            )
         case StepCompleted():
             return Progress(step=event.step, total_steps=event.total_steps)
         case MetricsMeasured():

@@ -175,14 +175,18 @@ def _fork(rank: ProcessRank, earlier: Sequence[RankProcess], work: Work) -> Rank
         # handler first: the default action of SIGIO kills the process.
         signal.signal(signal.SIGIO, signal.getsignal(signal.SIGTERM))
         fcntl.fcntl(interrupt_read, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(interrupt_read, fcntl.F_SETFL, fcntl.fcntl(interrupt_read, fcntl.F_GETFL) | os.O_ASYNC)
+        fcntl.fcntl(
+            interrupt_read, fcntl.F_SETFL, fcntl.fcntl(interrupt_read, fcntl.F_GETFL) | os.O_ASYNC
+        )
         _run_rank_process(rank, launcher_pid, worker_channel(STDIN, message_write), work)
     for descriptor in (order_read, message_write, interrupt_read):
         os.close(descriptor)
     return RankProcess(pid, to_worker_channel(message_read, order_write), interrupt_write)
 
 
-def _run_rank_process(rank: ProcessRank, launcher_pid: int, channel: WorkerChannel, work: Work) -> NoReturn:
+def _run_rank_process(
+    rank: ProcessRank, launcher_pid: int, channel: WorkerChannel, work: Work
+) -> NoReturn:
     """Runs one rank and exits; never returns to the code that called `launch`."""
     code = ExitCode.BUG
     try:
@@ -193,7 +197,9 @@ def _run_rank_process(rank: ProcessRank, launcher_pid: int, channel: WorkerChann
             code = work(rank, channel)
     finally:
         sys.stderr.flush()
-        os._exit(code)  # skips the launcher's `finally` blocks and exit handlers, which the fork has copied
+        os._exit(
+            code
+        )  # skips the launcher's `finally` blocks and exit handlers, which the fork has copied
 
 
 def _common_properties(own: SandboxReport, ranks: Sequence[RankProcess]) -> SandboxReport:
@@ -266,7 +272,11 @@ def _verdict(ranks: Sequence[RankProcess]) -> JobError:
     """
     failures = [process.failure for process in ranks if process.failure is not None]
     specific = [failure for failure in failures if failure.code not in _UNEXPLAINED]
-    silent = [number for number, process in enumerate(ranks) if _has_failed(process) and process.failure is None]
+    silent = [
+        number
+        for number, process in enumerate(ranks)
+        if _has_failed(process) and process.failure is None
+    ]
     if specific:
         return specific[0].as_error()
     if silent:

@@ -43,7 +43,8 @@ class VerifiedModel:
         """
         if _identities(self.directory) != self.identities:
             raise JobError(
-                ErrorCode.MODEL_DIGEST_MISMATCH, "the base model's files were changed while they were used"
+                ErrorCode.MODEL_DIGEST_MISMATCH,
+                "the base model's files were changed while they were used",
             )
 
 
@@ -64,12 +65,16 @@ def verify_model(directory: Path, pinned: Mapping[str, str]) -> VerifiedModel:
             ErrorCode.MODEL_INVALID,
             "the base model's files",
             expected="exactly those that the job spec pins",
-            found=f"one less: {different[0]}" if different[0] in pinned else f"one more: {different[0]}",
+            found=f"one less: {different[0]}"
+            if different[0] in pinned
+            else f"one more: {different[0]}",
         )
     _require_regular_files(identities)
     names = sorted(pinned)
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = dict(zip(names, threads.map(lambda name: file_sha256(directory / name), names), strict=True))
+        found = dict(
+            zip(names, threads.map(lambda name: file_sha256(directory / name), names), strict=True)
+        )
     for name in names:
         if found[name] != pinned[name]:
             raise JobError(
@@ -98,7 +103,11 @@ def _identities(directory: Path) -> dict[str, tuple[int, ...]]:
 
     A link to a directory counts as a file: what reads the model would go through it.
     """
-    paths = (Path(folder, name) for folder, folders, names in os.walk(directory) for name in (*folders, *names))
+    paths = (
+        Path(folder, name)
+        for folder, folders, names in os.walk(directory)
+        for name in (*folders, *names)
+    )
     statuses = ((path.relative_to(directory).as_posix(), path.lstat()) for path in paths)
     return {
         name: (

@@ -84,14 +84,21 @@ class Preloader:
     def loader_for(self, order: TrainingOrder, loader: Loader) -> Loader:
         """Returns what loads this order's model: the preloaded model where it fits, otherwise `loader`."""
         model = self._model
-        return loader if model is None or not self._is_for(order) or loader.name != model.name else model
+        return (
+            loader
+            if model is None or not self._is_for(order) or loader.name != model.name
+            else model
+        )
 
     def verified_for(self, order: TrainingOrder) -> VerifiedModel | None:
         """Returns this order's model as it was verified before it was preloaded; None if it was not."""
         return self._verified if self._is_for(order) else None
 
     def _is_for(self, order: TrainingOrder) -> bool:
-        return (order.spec, order.model_dir) == (self._preparation.spec, self._preparation.model_dir)
+        return (order.spec, order.model_dir) == (
+            self._preparation.spec,
+            self._preparation.model_dir,
+        )
 
 
 def scratch_dir(output_dir: Path) -> Path:

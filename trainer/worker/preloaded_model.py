@@ -30,7 +30,12 @@ class PreloadedModel(Loader):
     """
 
     def __init__(
-        self, loader: Loader, spec: JobSpec, precision: Precision, model: Any, generators: GeneratorStates
+        self,
+        loader: Loader,
+        spec: JobSpec,
+        precision: Precision,
+        model: Any,
+        generators: GeneratorStates,
     ) -> None:
         self.name = loader.name
         self.allows_fused = loader.allows_fused
@@ -67,4 +72,6 @@ def load_preloaded(loader: Loader, model_dir: Path, spec: JobSpec) -> PreloadedM
     precision, _ = choose_precision(spec)
     seed(spec.train.seed)
     model = loader.load(model_dir, spec, precision)
-    return PreloadedModel(loader, spec, precision, model, (random_state(precision.device), random.getstate()))
+    return PreloadedModel(
+        loader, spec, precision, model, (random_state(precision.device), random.getstate())
+    )

@@ -57,10 +57,16 @@ def run_rank(
 
     output_dir = rank.own_output_dir(order.output_dir)
     split_key = bytes.fromhex(order.split_key)
-    inputs = RunInputs(order.spec, order.model_dir, output_dir, order.resume_dir, start_adapter, split_key)
+    inputs = RunInputs(
+        order.spec, order.model_dir, output_dir, order.resume_dir, start_adapter, split_key
+    )
     sharded = order.spec.train.fsdp is not None
     data = order.spec.data
     meter = ReadingMeter(sum(file.path.stat().st_size for file in files), forward)
-    rows = scan_files(files, max_rows=data.max_rows, schema=row_schema(data), on_bytes_read=meter.add)
+    rows = scan_files(
+        files, max_rows=data.max_rows, schema=row_schema(data), on_bytes_read=meter.add
+    )
     with join_rank_group(rank, rendezvous_dir(order.output_dir), sharded=sharded) as ranks:
-        return run(inputs, rows, loader, RunContext(forward, watch, interrupts, ranks, allocator_in_use()))
+        return run(
+            inputs, rows, loader, RunContext(forward, watch, interrupts, ranks, allocator_in_use())
+        )

@@ -90,19 +90,29 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
 
 
 def test_the_forms_of_mrconfigid_that_dstack_writes_are_affirmed(world: World) -> None:
-    full, bare = document(world), document(world, app_id=None, gpu_policy_hash=None, instance_id=None)
+    full, bare = (
+        document(world),
+        document(world, app_id=None, gpu_policy_hash=None, instance_id=None),
+    )
     listed = document(world, init_script_hashes=[CLEAN_START_SHA256])
     for digest in (full, bare, listed):
         assert configured(world, 3, digest).state("mr-config-id").state is CheckState.AFFIRMED
     check = configured(world, 2, binding(world)).state("mr-config-id")
-    assert (check.state, check.detail) == (CheckState.AFFIRMED, "form 02: compose hash, app id and key provider")
-    assert world.change(td={"mr_config_id": UNSET}).state("mr-config-id").state is CheckState.AFFIRMED
+    assert (check.state, check.detail) == (
+        CheckState.AFFIRMED,
+        "form 02: compose hash, app id and key provider",
+    )
+    assert (
+        world.change(td={"mr_config_id": UNSET}).state("mr-config-id").state is CheckState.AFFIRMED
+    )
 
 
 def test_the_forms_of_mrconfigid_of_a_vm_without_a_key_service_are_affirmed(
     make_world: Callable[..., World],
 ) -> None:
-    vm = SimulatedVm(SEALED_COMPOSE, SEED, options=VmOptions(gpu_attestation=GPU_BOOT, image="dstack-0.6.0"))
+    vm = SimulatedVm(
+        SEALED_COMPOSE, SEED, options=VmOptions(gpu_attestation=GPU_BOOT, image="dstack-0.6.0")
+    )
     world = make_world(vm=vm)
     short = keccak256(vm.compose_hash + vm.app_id + b"\0")
     whole = document(world, key_provider="none", key_provider_id=None)
@@ -118,14 +128,18 @@ def test_init_scripts_are_read_from_before_system_ready(world: World) -> None:
     events = list(world.vm.events)
     names = [getattr(event, "name", "") for event in events]
     at = names.index("compose-hash") + 1
-    world.vm.replace_events((*events[:at], *scripts, *events[at + 1 :], RuntimeEvent("init-script-hash", b"late")))
+    world.vm.replace_events(
+        (*events[:at], *scripts, *events[at + 1 :], RuntimeEvent("init-script-hash", b"late"))
+    )
     assert payloads(log_of(world), "init-script-hash") == (b"\1" * 32, b"\2" * 32)
     digest = document(world, init_script_hashes=["01" * 32, "02" * 32])
     assert configured(world, 3, digest).state("mr-config-id").state is CheckState.AFFIRMED
 
 
 @pytest.mark.parametrize("provider", [b"kms", b'{"name": "cloud", "id": ""}'])
-def test_without_a_known_key_provider_the_wider_forms_bind_nothing(world: World, provider: bytes) -> None:
+def test_without_a_known_key_provider_the_wider_forms_bind_nothing(
+    world: World, provider: bytes
+) -> None:
     events = tuple(
         replace(event, payload=provider) if getattr(event, "name", "") == "key-provider" else event
         for event in world.vm.events
@@ -150,7 +164,9 @@ def test_mrconfigid_without_an_event_log_is_judged_where_it_can_be(world: World)
     assert changed.state("mr-config-id").state is CheckState.CONTRAINDICATED
 
 
-@pytest.mark.parametrize("name", ["dstack-dev-0.6.0", "dstack-nvidia-dev-0.5.4", "DEVELOPMENT-simulated", "dev"])
+@pytest.mark.parametrize(
+    "name", ["dstack-dev-0.6.0", "dstack-nvidia-dev-0.5.4", "DEVELOPMENT-simulated", "dev"]
+)
 def test_development_images_are_told_by_name(name: str) -> None:
     assert is_development(name)
 
@@ -160,7 +176,9 @@ def test_production_images_are_not_taken_for_development_images(name: str) -> No
     assert not is_development(name)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"image": 1}', '{"image": "a", "image": "b"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"image": 1}', '{"image": "a", "image": "b"}']
+)
 def test_an_image_without_name(text: str) -> None:
     assert image_name(text) is None
 
@@ -168,11 +186,16 @@ def test_an_image_without_name(text: str) -> None:
 def test_development_images_are_left_open_where_nobody_refuses_them(world: World) -> None:
     lenient = world.opened("os", world.policy.os.model_copy(update={"development": "any"}))
     for changed in (world.opened("os"), lenient):
-        assert changed.showing(vm_config=DEVELOPMENT).state("os-development").state is CheckState.NOT_DEMANDED
+        assert (
+            changed.showing(vm_config=DEVELOPMENT).state("os-development").state
+            is CheckState.NOT_DEMANDED
+        )
 
 
 def test_a_host_that_names_no_image_does_not_pass_by_silence(world: World) -> None:
-    other = world.opened("os", OsSection(measurements=world.policy.os.measurements[:0], image_sha256=("00" * 32,)))
+    other = world.opened(
+        "os", OsSection(measurements=world.policy.os.measurements[:0], image_sha256=("00" * 32,))
+    )
     unnamed = other.showing(vm_config="{}").state("os-development")
     assert (unnamed.state, unnamed.found) == (CheckState.CONTRAINDICATED, "no image name")
     unread = world.change(quote=b"\4\0quote").showing(vm_config="{}").state("os-development")
@@ -195,7 +218,10 @@ def test_a_listed_image_may_still_be_refused_as_a_development_image() -> None:
 def test_a_chain_is_left_open_where_no_root_is_named(world: World) -> None:
     opened = world.demanding("app", kms_root_key="any")
     check = opened.state("key-chain")
-    assert (check.state, check.found) == (CheckState.NOT_DEMANDED, world.vm.key_service.root_public_key.hex())
+    assert (check.state, check.found) == (
+        CheckState.NOT_DEMANDED,
+        world.vm.key_service.root_public_key.hex(),
+    )
     bare = opened.showing(key_chain=None).state("key-chain")
     assert (bare.state, bare.found) == (CheckState.NOT_DEMANDED, "no key chain")
 
@@ -209,4 +235,6 @@ def test_possession_is_judged_without_a_key_service(world: World) -> None:
 def test_a_public_key_that_is_no_point_proves_nothing(world: World) -> None:
     evidence = world.evidence()
     keys = evidence.claims.derived_keys.model_copy(update={"possession": "02" + "ff" * 32})
-    assert not proves_possession(evidence.possession, evidence.claims.model_copy(update={"derived_keys": keys}))
+    assert not proves_possession(
+        evidence.possession, evidence.claims.model_copy(update={"derived_keys": keys})
+    )

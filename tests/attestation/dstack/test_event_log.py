@@ -81,8 +81,12 @@ def test_registers_of_the_examples_in_the_specification(version: int, register: 
 
 
 @given(st.lists(st.tuples(names, payloads, versions), max_size=6), st.booleans())
-def test_any_log_replays_as_it_was_measured(entries: list[tuple[str, bytes, int]], shown: bool) -> None:
-    measured = [RuntimeEvent(name, data, 1 if version == 1 else 2) for name, data, version in entries]
+def test_any_log_replays_as_it_was_measured(
+    entries: list[tuple[str, bytes, int]], shown: bool
+) -> None:
+    measured = [
+        RuntimeEvent(name, data, 1 if version == 1 else 2) for name, data, version in entries
+    ]
     text = json.dumps([event.entry(with_digest=shown) for event in measured])
     events = parse_event_log(text)
     assert replay(events) == simulated_replay(event.digest for event in measured)
@@ -125,7 +129,9 @@ def test_what_is_no_event_log_is_refused(text: str, words: str) -> None:
 
 
 def test_firmware_events_keep_the_digest_that_they_state() -> None:
-    (event,) = parse_event_log(json.dumps([entry(imr=0, event_type=10, digest="11" * 48, event="acpi-rsdp")]))
+    (event,) = parse_event_log(
+        json.dumps([entry(imr=0, event_type=10, digest="11" * 48, event="acpi-rsdp")])
+    )
     assert event.digest == b"\x11" * 48
     assert digest_problem([event]) is None
     assert payload([event], "acpi-rsdp") is None
@@ -137,24 +143,38 @@ def test_the_usual_order_is_right() -> None:
 
 def test_unknown_events_of_the_os_do_not_disturb() -> None:
     assert (
-        order_problem([runtime(name) for name in ("early", *GOOD_ORDER[:3], "later-release", *GOOD_ORDER[3:])])
+        order_problem(
+            [runtime(name) for name in ("early", *GOOD_ORDER[:3], "later-release", *GOOD_ORDER[3:])]
+        )
         is None
     )
 
 
 def test_there_may_be_several_init_scripts() -> None:
     scripts = ("init-script-hash", "init-script-hash")
-    assert order_problem([runtime(name) for name in (*GOOD_ORDER[:3], *scripts, *GOOD_ORDER[3:])]) is None
+    assert (
+        order_problem([runtime(name) for name in (*GOOD_ORDER[:3], *scripts, *GOOD_ORDER[3:])])
+        is None
+    )
 
 
-@pytest.mark.parametrize("name", ["app-id", "compose-hash", "instance-id", "key-provider", "system-ready"])
+@pytest.mark.parametrize(
+    "name", ["app-id", "compose-hash", "instance-id", "key-provider", "system-ready"]
+)
 def test_system_events_stand_once(name: str) -> None:
-    assert f"{name} occurs 2 times" == order_problem([runtime(each) for each in (*GOOD_ORDER, name)])
+    assert f"{name} occurs 2 times" == order_problem(
+        [runtime(each) for each in (*GOOD_ORDER, name)]
+    )
 
 
-@pytest.mark.parametrize("name", ["gpu-attestation", "os-image-hash", "storage-fs", "init-script-hash"])
+@pytest.mark.parametrize(
+    "name", ["gpu-attestation", "os-image-hash", "storage-fs", "init-script-hash"]
+)
 def test_no_system_event_follows_system_ready(name: str) -> None:
-    assert order_problem([runtime(each) for each in (*GOOD_ORDER, name)]) == f"{name} after system-ready"
+    assert (
+        order_problem([runtime(each) for each in (*GOOD_ORDER, name)])
+        == f"{name} after system-ready"
+    )
 
 
 def test_an_empty_log_lacks_everything() -> None:

@@ -38,7 +38,9 @@ def weaknesses(app: dict[str, object]) -> list[KeyWeakness]:
 
 def test_the_digest_is_that_of_the_shipped_script() -> None:
     assert sha256_hex(CLEAN_START.encode()) == CLEAN_START_SHA256
-    assert CLEAN_START_SHA256 in (Path(__file__).parents[3] / "trainer" / "SPEC.md").read_text("utf-8")
+    assert CLEAN_START_SHA256 in (Path(__file__).parents[3] / "trainer" / "SPEC.md").read_text(
+        "utf-8"
+    )
 
 
 @pytest.mark.parametrize("profile", DeploymentProfile)
@@ -63,7 +65,9 @@ def test_both_forms_of_init_script_are_read() -> None:
         ({"key_provider": "none", "kms_enabled": False}, "none"),
     ],
 )
-def test_the_provider_is_the_one_that_the_guest_picks(app: dict[str, object], provider: str) -> None:
+def test_the_provider_is_the_one_that_the_guest_picks(
+    app: dict[str, object], provider: str
+) -> None:
     assert read_key_source(app).provider == provider
 
 
@@ -80,18 +84,30 @@ WEAK: dict[str, tuple[KeyWeakness, dict[str, object]]] = {
     "no script": (NO_CLEAN_START, {"init_script": ...}),
     "an empty list of scripts": (NO_CLEAN_START, {"init_script": []}),
     "another script": (NO_CLEAN_START, {"init_script": CLEAN_START + "# and more\n"}),
-    "the script without its last line end": (NO_CLEAN_START, {"init_script": CLEAN_START.rstrip("\n")}),
+    "the script without its last line end": (
+        NO_CLEAN_START,
+        {"init_script": CLEAN_START.rstrip("\n")},
+    ),
     "a script before it": (NO_CLEAN_START, {"init_script": ["true\n", CLEAN_START]}),
     "a script after it": (NO_CLEAN_START, {"init_script": [CLEAN_START, "true\n"]}),
     "scripts that are no texts": (NO_CLEAN_START, {"init_script": [CLEAN_START, 1]}),
     "half of a surrogate pair": (NO_CLEAN_START, {"init_script": "\ud800"}),
-    "where an engine runs already": (NO_CLEAN_START, {"init_script": ..., "pre_launch_script": CLEAN_START}),
+    "where an engine runs already": (
+        NO_CLEAN_START,
+        {"init_script": ..., "pre_launch_script": CLEAN_START},
+    ),
     "the machine's own keys": (
         MACHINE_PROVIDER,
         {"key_provider": "local", "kms_enabled": False, "local_key_provider_enabled": True},
     ),
-    "a TPM that the operator has": (MACHINE_PROVIDER, {"key_provider": "tpm", "kms_enabled": False}),
-    "a provider that no release knows": (MACHINE_PROVIDER, {"key_provider": "cloud", "kms_enabled": False}),
+    "a TPM that the operator has": (
+        MACHINE_PROVIDER,
+        {"key_provider": "tpm", "kms_enabled": False},
+    ),
+    "a provider that no release knows": (
+        MACHINE_PROVIDER,
+        {"key_provider": "cloud", "kms_enabled": False},
+    ),
     "a service that is switched off": (OPEN_PROVIDER, {"kms_enabled": False}),
     "a provider that is no text": (OPEN_PROVIDER, {"key_provider": 1}),
     "a service, and local keys": (OPEN_PROVIDER, {"local_key_provider_enabled": True}),
@@ -107,7 +123,10 @@ def test_a_key_source_that_lets_others_read_is_found(name: str) -> None:
 
 def test_a_sealed_vm_with_a_service_switched_on_is_found() -> None:
     for switch in ("kms_enabled", "local_key_provider_enabled"):
-        assert weaknesses(shipped(DeploymentProfile.SEALED, **{switch: True})) == [OPEN_PROVIDER, NO_CLEAN_START]
+        assert weaknesses(shipped(DeploymentProfile.SEALED, **{switch: True})) == [
+            OPEN_PROVIDER,
+            NO_CLEAN_START,
+        ]
 
 
 def test_what_is_left_open_is_weak() -> None:

@@ -38,11 +38,17 @@ MEASUREMENT: dict[str, Any] = {
         "mrtd": {"single_pass": b"\1" * 48, "two_pass": b"\2" * 48},
         "td_hob": LAYOUT,
     },
-    "image": {"kernel_authenticode": b"\3" * 48, "cmdline_sha384": b"\4" * 48, "initrd_sha384": b"\5" * 48},
+    "image": {
+        "kernel_authenticode": b"\3" * 48,
+        "cmdline_sha384": b"\4" * 48,
+        "initrd_sha384": b"\5" * 48,
+    },
 }
 
 
-def vm_config(measurement: object = MEASUREMENT, *, raw: bytes | None = None, **changes: object) -> str:
+def vm_config(
+    measurement: object = MEASUREMENT, *, raw: bytes | None = None, **changes: object
+) -> str:
     data = cbor2.dumps(measurement) if raw is None else raw
     checksums = f"{hashlib.sha256(data).hexdigest()}  measurement.tdx.cbor\n00  other\n".encode()
     files = {
@@ -55,7 +61,9 @@ def vm_config(measurement: object = MEASUREMENT, *, raw: bytes | None = None, **
 def measured(config: str, events: tuple[Event, ...] = ACPI) -> OsMeasurements:
     """What the configuration's own image measures to."""
     files = json.loads(config)["tdx_measurement"]
-    return recompute(config, events, {hashlib.sha256(base64.b64decode(files["checksum_file"])).hexdigest()})
+    return recompute(
+        config, events, {hashlib.sha256(base64.b64decode(files["checksum_file"])).hexdigest()}
+    )
 
 
 def tdvf(**changes: object) -> dict[str, Any]:
@@ -105,7 +113,9 @@ def test_what_does_not_hold_together_is_refused(config: str, words: str) -> None
         measured(config)
 
 
-@pytest.mark.parametrize("config", ["", "{}", '{"memory_size": 1, "memory_size": 2}', '{"memory_size": "2"}'])
+@pytest.mark.parametrize(
+    "config", ["", "{}", '{"memory_size": 1, "memory_size": 2}', '{"memory_size": "2"}']
+)
 def test_a_configuration_of_another_form_holds_no_measurement(config: str) -> None:
     with pytest.raises(ValueError, match="no measurement"):
         recompute(config, ACPI, set())
@@ -126,7 +136,9 @@ sections = st.lists(st.tuples(st.integers(0, 900), st.integers(0, 200)), max_siz
 
 
 @given(sections)
-def test_accepted_and_unaccepted_memory_together_are_all_memory(parts: list[tuple[int, int]]) -> None:
+def test_accepted_and_unaccepted_memory_together_are_all_memory(
+    parts: list[tuple[int, int]],
+) -> None:
     """Disjoint sections, as a firmware has them, cut the memory without loss or overlap."""
     ranges, used = [_Range(0, 2000)], [False] * 2000
     for start, length in parts:

@@ -74,15 +74,21 @@ def h100(vectors: Path) -> str:
 
 
 def test_a_real_h100_passes_with_its_own_versions(world: World, h100: str) -> None:
-    changed = booted(world, h100).answering().demanding("gpu", fresh="any", count=1, models=("GH100",))
-    demanded = changed.demanding("gpu", min_driver_version="580.159.03", min_vbios_version="96.00.D9.00.01")
+    changed = (
+        booted(world, h100).answering().demanding("gpu", fresh="any", count=1, models=("GH100",))
+    )
+    demanded = changed.demanding(
+        "gpu", min_driver_version="580.159.03", min_vbios_version="96.00.D9.00.01"
+    )
     assert demanded.contraindicated() == []
     assert boot_states(demanded) == {CheckState.AFFIRMED}
     newer = changed.demanding("gpu", min_driver_version="580.159.04")
     assert newer.contraindicated() == ["gpu-boot-versions"]
 
 
-def test_a_real_h100s_result_changed_anywhere_is_refused_by_its_digest(world: World, h100: str) -> None:
+def test_a_real_h100s_result_changed_anywhere_is_refused_by_its_digest(
+    world: World, h100: str
+) -> None:
     measured = booted(world, h100)
     assert shown(measured, h100.rstrip("\n")).contraindicated() == ["gpu-boot"]
     assert boot_states(shown(measured, h100 + " ")) == {CheckState.NOT_REACHED}
@@ -90,7 +96,9 @@ def test_a_real_h100s_result_changed_anywhere_is_refused_by_its_digest(world: Wo
 
 def flags(device: SimulatedGpu | SimulatedSwitch) -> list[str]:
     """Names of a device's claims that must be true, but for secure boot, which has its own check."""
-    return [name for name, value in device.claims(NONCE).items() if value is True and name != "secboot"]
+    return [
+        name for name, value in device.claims(NONCE).items() if value is True and name != "secboot"
+    ]
 
 
 @pytest.mark.parametrize("name", flags(GPU))
@@ -109,7 +117,9 @@ def test_every_verification_of_a_switch_counts(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", [REPORT_CHAIN, DRIVER_CHAIN, VBIOS_CHAIN])
 def test_every_chain_counts(world: World, name: str) -> None:
-    assert with_claims(world, {name: chain_with(status="invalid")}).contraindicated() == ["gpu-boot-result"]
+    assert with_claims(world, {name: chain_with(status="invalid")}).contraindicated() == [
+        "gpu-boot-result"
+    ]
     revoked = with_claims(world, {name: chain_with(ocsp_status="revoked")})
     assert revoked.contraindicated() == ["gpu-boot-revocation"]
 
@@ -117,7 +127,9 @@ def test_every_chain_counts(world: World, name: str) -> None:
 def test_eight_gpus_and_four_switches_pass(world: World) -> None:
     devices = [SimulatedGpu(ueid=str(number)) for number in range(8)]
     switches = [SimulatedSwitch(ueid=str(number)) for number in range(4)]  # numbers of another kind
-    changed = with_devices(world, *switches, *devices).answering().demanding("gpu", fresh="any", count=8)
+    changed = (
+        with_devices(world, *switches, *devices).answering().demanding("gpu", fresh="any", count=8)
+    )
     assert changed.contraindicated() == []
     checks = boot_checks(changed)
     assert checks["gpu-boot-claims"].found == "8 GPUs, 4 switches, tokens that say the same"
@@ -132,13 +144,19 @@ def test_more_than_ten_gpus_keep_their_order() -> None:
 
 
 PASSING: dict[str, Edit] = {
-    "unknown claims": lambda w: with_claims(w, {"x-nvidia-attester-claims": {"svn": 4}, "new": [{"deep": [1]}]}),
+    "unknown claims": lambda w: with_claims(
+        w, {"x-nvidia-attester-claims": {"svn": 4}, "new": [{"deep": [1]}]}
+    ),
     "an unknown key of the result": lambda w: with_devices(w, GPU, elapsed=1.5),
     "a nonce in capitals": lambda w: with_devices(w, GPU, nonce=NONCE.upper()),
     "no tokens": lambda w: with_devices(w, GPU, detached_eat=None),
     "an empty bundle of tokens": lambda w: with_devices(w, GPU, detached_eat={}),
-    "a list of no mismatches": lambda w: with_claims(w, {"x-nvidia-mismatch-measurement-records": []}),
-    "no list of mismatches": lambda w: with_claims(w, {}, ("x-nvidia-mismatch-measurement-records",)),
+    "a list of no mismatches": lambda w: with_claims(
+        w, {"x-nvidia-mismatch-measurement-records": []}
+    ),
+    "no list of mismatches": lambda w: with_claims(
+        w, {}, ("x-nvidia-mismatch-measurement-records",)
+    ),
     "no description of the responder's answer": lambda w: with_claims(
         w, {REPORT_CHAIN: chain_with(ocsp_nonce_matches=None, ocsp_response_valid=None)}
     ),
@@ -163,7 +181,9 @@ def test_nonces_that_differ_in_case_are_the_same(world: World) -> None:
 
 def test_a_boot_without_responder_leaves_revocation_open_and_says_so(world: World) -> None:
     silent = {"x-nvidia-cert-status": "valid"}
-    chains = dict.fromkeys((REPORT_CHAIN, DRIVER_CHAIN, "x-nvidia-gpu-vbios-rim-cert-chain"), silent)
+    chains = dict.fromkeys(
+        (REPORT_CHAIN, DRIVER_CHAIN, "x-nvidia-gpu-vbios-rim-cert-chain"), silent
+    )
     changed = with_claims(world, chains)
     check = changed.state("gpu-boot-revocation")
     assert (check.state, check.found) == (CheckState.NOT_DEMANDED, "not stated")
@@ -207,7 +227,9 @@ def test_unreadable_claims_that_are_not_demanded_are_left_open(world: World) -> 
     assert changed.contraindicated() == []
     checks = boot_checks(changed)
     assert {check.state for check in checks.values()} == {CheckState.NOT_DEMANDED}
-    assert checks["gpu-boot-claims"].detail == "the boot claims cannot be read: result_code is not 0"
+    assert (
+        checks["gpu-boot-claims"].detail == "the boot claims cannot be read: result_code is not 0"
+    )
 
 
 def test_claims_that_were_not_measured_are_not_looked_at(world: World) -> None:
@@ -223,7 +245,9 @@ def test_claims_that_cannot_be_read_leave_the_rest_unreached(world: World) -> No
     checks = boot_checks(booted(world, "{}\n"))
     assert checks.pop("gpu-boot-claims").state is CheckState.CONTRAINDICATED
     assert {check.state for check in checks.values()} == {CheckState.NOT_REACHED}
-    assert {check.detail for check in checks.values()} == {"the boot claims cannot be read: result_code is not 0"}
+    assert {check.detail for check in checks.values()} == {
+        "the boot claims cannot be read: result_code is not 0"
+    }
 
 
 def test_without_an_event_nothing_of_the_boot_is_affirmed(make_world: Callable[..., World]) -> None:
@@ -232,11 +256,15 @@ def test_without_an_event_nothing_of_the_boot_is_affirmed(make_world: Callable[.
     assert boot_states(world) == {CheckState.NOT_REACHED}
     assert world.state("gpu-cc-mode").state is CheckState.NOT_REACHED
     assert world.state("gpu-devtools").state is CheckState.NOT_DEMANDED
-    assert boot_states(world.demanding("gpu", boot="any", required=False)) == {CheckState.NOT_DEMANDED}
+    assert boot_states(world.demanding("gpu", boot="any", required=False)) == {
+        CheckState.NOT_DEMANDED
+    }
 
 
 @pytest.mark.parametrize("log", ["[", None])
-def test_without_a_readable_event_nothing_of_the_boot_is_affirmed(world: World, log: str | None) -> None:
+def test_without_a_readable_event_nothing_of_the_boot_is_affirmed(
+    world: World, log: str | None
+) -> None:
     if log is None:
         changed = booted(world, world.gpu.boot, devices="one")
         assert changed.contraindicated() == ["gpu-boot"]
@@ -249,6 +277,8 @@ def test_without_a_readable_event_nothing_of_the_boot_is_affirmed(world: World, 
 def test_an_event_may_have_more_keys_but_none_twice(world: World) -> None:
     assert booted(world, world.gpu.boot, ready=True).contraindicated() == []
     twice = RuntimeEvent(GPU_EVENT, b'{"devices": 1, "devices": 1}')
-    events = tuple(twice if getattr(each, "name", "") == GPU_EVENT else each for each in world.vm.events)
+    events = tuple(
+        twice if getattr(each, "name", "") == GPU_EVENT else each for each in world.vm.events
+    )
     world.vm.replace_events(events)
     assert world.contraindicated() == ["gpu-boot"]

@@ -50,16 +50,24 @@ ATTACKS: dict[str, tuple[str, Edit]] = {
         "gpu-required",
         lambda w: booted(w, w.gpu.boot, provider="amd"),
     ),
-    "confidential mode in devtools form": ("gpu-cc-mode", lambda w: booted(w, w.gpu.boot, cc_mode="devtools")),
+    "confidential mode in devtools form": (
+        "gpu-cc-mode",
+        lambda w: booted(w, w.gpu.boot, cc_mode="devtools"),
+    ),
     "devtools in the event": ("gpu-devtools", lambda w: booted(w, w.gpu.boot, devtools=True)),
     # gpu-boot-claims
     "a text that is no result": ("gpu-boot-claims", lambda w: booted(w, "Ok\n")),
     "a key twice in the result": (
         "gpu-boot-claims",
-        lambda w: booted(w, w.gpu.boot.replace('"result_code": 0', '"result_code": 1, "result_code": 0')),
+        lambda w: booted(
+            w, w.gpu.boot.replace('"result_code": 0', '"result_code": 1, "result_code": 0')
+        ),
     ),
     "a run that failed": ("gpu-boot-claims", lambda w: with_devices(w, GPU, result_code=13)),
-    "false for a result code": ("gpu-boot-claims", lambda w: with_devices(w, GPU, result_code=False)),
+    "false for a result code": (
+        "gpu-boot-claims",
+        lambda w: with_devices(w, GPU, result_code=False),
+    ),
     "no claims at all": ("gpu-boot-claims", lambda w: with_devices(w, GPU, claims=[])),
     "claims beside another GPU's token": (
         "gpu-boot-claims",
@@ -71,21 +79,41 @@ ATTACKS: dict[str, tuple[str, Edit]] = {
     ),
     "a token that was exchanged": (
         "gpu-boot-claims",
-        lambda w: with_tokens(w, lambda _: token({**GPU.claims(NONCE), "iat": 0}), digests_follow=False),
+        lambda w: with_tokens(
+            w, lambda _: token({**GPU.claims(NONCE), "iat": 0}), digests_follow=False
+        ),
     ),
-    "a token without its final dot": ("gpu-boot-claims", lambda w: with_tokens(w, lambda jwt: jwt[:-1])),
-    "an unsigned token with a signature": ("gpu-boot-claims", lambda w: with_tokens(w, lambda jwt: jwt + "AAAA")),
-    "a signed token without its signature": ("gpu-boot-claims", lambda w: with_tokens(w, header("ES384"))),
+    "a token without its final dot": (
+        "gpu-boot-claims",
+        lambda w: with_tokens(w, lambda jwt: jwt[:-1]),
+    ),
+    "an unsigned token with a signature": (
+        "gpu-boot-claims",
+        lambda w: with_tokens(w, lambda jwt: jwt + "AAAA"),
+    ),
+    "a signed token without its signature": (
+        "gpu-boot-claims",
+        lambda w: with_tokens(w, header("ES384")),
+    ),
     "a device of an unknown kind": (
         "gpu-boot-claims",
         lambda w: with_claims(w, {"x-nvidia-device-type": "dpu"}),
     ),
-    "a device of no kind": ("gpu-boot-claims", lambda w: with_claims(w, {}, ("x-nvidia-device-type",))),
-    "a switch in the GPU's place": ("gpu-boot-claims", lambda w: with_devices(w, SimulatedSwitch(), number=1)),
+    "a device of no kind": (
+        "gpu-boot-claims",
+        lambda w: with_claims(w, {}, ("x-nvidia-device-type",)),
+    ),
+    "a switch in the GPU's place": (
+        "gpu-boot-claims",
+        lambda w: with_devices(w, SimulatedSwitch(), number=1),
+    ),
     "a word for secure boot": ("gpu-boot-claims", lambda w: with_claims(w, {"secboot": "true"})),
     # gpu-boot-result
     "measurements that fail": ("gpu-boot-result", lambda w: with_claims(w, {"measres": "fail"})),
-    "measurements that nobody compared": ("gpu-boot-result", lambda w: with_claims(w, {"measres": "not-run"})),
+    "measurements that nobody compared": (
+        "gpu-boot-result",
+        lambda w: with_claims(w, {"measres": "not-run"}),
+    ),
     "no word on measurements": ("gpu-boot-result", lambda w: with_claims(w, {}, ("measres",))),
     "a report signature that does not hold": (
         "gpu-boot-result",
@@ -134,19 +162,34 @@ ATTACKS: dict[str, tuple[str, Edit]] = {
         "gpu-boot-result",
         lambda w: with_overall(w, {"x-nvidia-overall-att-result": False}),
     ),
-    "no overall result": ("gpu-boot-result", lambda w: with_overall(w, {"x-nvidia-overall-att-result": None})),
+    "no overall result": (
+        "gpu-boot-result",
+        lambda w: with_overall(w, {"x-nvidia-overall-att-result": None}),
+    ),
     "a second GPU that failed": (
         "gpu-boot-result",
         lambda w: with_two(w, SimulatedGpu(ueid="2", changes={"x-nvidia-gpu-arch-check": False})),
     ),
-    "a switch that failed": ("gpu-boot-result", lambda w: with_switch(w, changes={"measres": "fail"})),
+    "a switch that failed": (
+        "gpu-boot-result",
+        lambda w: with_switch(w, changes={"measres": "fail"}),
+    ),
     # the rest of what is said of each device
     "no secure boot": ("gpu-boot-secure-boot", lambda w: with_claims(w, {"secboot": False})),
     "no word on secure boot": ("gpu-boot-secure-boot", lambda w: with_claims(w, {"secboot": None})),
-    "a switch without secure boot": ("gpu-boot-secure-boot", lambda w: with_switch(w, changes={"secboot": False})),
-    "a GPU open to a debugger": ("gpu-boot-debug", lambda w: with_claims(w, {"dbgstat": "enabled"})),
+    "a switch without secure boot": (
+        "gpu-boot-secure-boot",
+        lambda w: with_switch(w, changes={"secboot": False}),
+    ),
+    "a GPU open to a debugger": (
+        "gpu-boot-debug",
+        lambda w: with_claims(w, {"dbgstat": "enabled"}),
+    ),
     "no word on debugging": ("gpu-boot-debug", lambda w: with_claims(w, {}, ("dbgstat",))),
-    "a switch open to a debugger": ("gpu-boot-debug", lambda w: with_switch(w, changes={"dbgstat": "enabled"})),
+    "a switch open to a debugger": (
+        "gpu-boot-debug",
+        lambda w: with_switch(w, changes={"dbgstat": "enabled"}),
+    ),
     "a GPU asked at another time": (
         "gpu-boot-nonce",
         lambda w: with_two(w, SimulatedGpu(ueid="2", changes={"eat_nonce": "5c" * 32})),
@@ -155,8 +198,14 @@ ATTACKS: dict[str, tuple[str, Edit]] = {
         "gpu-boot-nonce",
         lambda w: with_switch(w, changes={"eat_nonce": "5c" * 32}),
     ),
-    "another nonce in the overall token": ("gpu-boot-nonce", lambda w: with_overall(w, {"eat_nonce": "5c" * 32})),
-    "no nonce in the overall token": ("gpu-boot-nonce", lambda w: with_overall(w, {"eat_nonce": None})),
+    "another nonce in the overall token": (
+        "gpu-boot-nonce",
+        lambda w: with_overall(w, {"eat_nonce": "5c" * 32}),
+    ),
+    "no nonce in the overall token": (
+        "gpu-boot-nonce",
+        lambda w: with_overall(w, {"eat_nonce": None}),
+    ),
     "a short nonce": ("gpu-boot-nonce", lambda w: with_devices(w, GPU, nonce="5b")),
     "a word for a nonce": ("gpu-boot-nonce", lambda w: with_devices(w, GPU, nonce="nonce")),
     "a revoked GPU certificate at boot": (
@@ -186,10 +235,16 @@ ATTACKS: dict[str, tuple[str, Edit]] = {
     "a revoked switch": (
         "gpu-boot-revocation",
         lambda w: with_switch(
-            w, changes={"x-nvidia-switch-attestation-report-cert-chain": chain_with(ocsp_status="revoked")}
+            w,
+            changes={
+                "x-nvidia-switch-attestation-report-cert-chain": chain_with(ocsp_status="revoked")
+            },
         ),
     ),
-    "fewer GPUs in the claims than measured": ("gpu-boot-count", lambda w: with_devices(w, GPU, number=2)),
+    "fewer GPUs in the claims than measured": (
+        "gpu-boot-count",
+        lambda w: with_devices(w, GPU, number=2),
+    ),
     "one GPU that stands for two": ("gpu-boot-count", lambda w: with_two(w, GPU)),
     "GPUs without a number of their own": (
         "gpu-boot-count",
@@ -232,4 +287,9 @@ ATTACKS: dict[str, tuple[str, Edit]] = {
 
 
 def test_every_boot_check_has_an_attack() -> None:
-    assert {code for code, _ in ATTACKS.values()} >= {*BOOT_CODES, "gpu-required", "gpu-cc-mode", "gpu-devtools"}
+    assert {code for code, _ in ATTACKS.values()} >= {
+        *BOOT_CODES,
+        "gpu-required",
+        "gpu-cc-mode",
+        "gpu-devtools",
+    }

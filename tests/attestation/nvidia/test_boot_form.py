@@ -57,15 +57,25 @@ def other_bundle(overall: Any, tokens: Any) -> str:
         (nvattest_result([GPU], NONCE, claims={}), "no list"),
         (nvattest_result([GPU], NONCE, claims=[None]), "claim 0 is no object"),
         (nvattest_result([SimulatedSwitch()], NONCE), "no GPU"),
-        (nvattest_result([SimulatedGpu(ueid="\n")], NONCE), "GPU-0: ueid is no short printable text"),
+        (
+            nvattest_result([SimulatedGpu(ueid="\n")], NONCE),
+            "GPU-0: ueid is no short printable text",
+        ),
         (nvattest_result([SimulatedGpu(ueid="1" * 201)], NONCE), "GPU-0: ueid"),
         (nvattest_result([SimulatedGpu(changes={"ueid": 1})], NONCE), "GPU-0: ueid"),
         (nvattest_result([SimulatedGpu(changes={"secboot": 1})], NONCE), "secboot is neither"),
-        (nvattest_result([SimulatedGpu(changes={"x-nvidia-gpu-arch-check": "HOPPER"})], NONCE), "arch-check"),
-        (nvattest_result([SimulatedGpu(changes={REPORT_CHAIN: "valid"})], NONCE), "cert-chain is no object"),
+        (
+            nvattest_result([SimulatedGpu(changes={"x-nvidia-gpu-arch-check": "HOPPER"})], NONCE),
+            "arch-check",
+        ),
+        (
+            nvattest_result([SimulatedGpu(changes={REPORT_CHAIN: "valid"})], NONCE),
+            "cert-chain is no object",
+        ),
         (
             nvattest_result(
-                [SimulatedGpu(changes={REPORT_CHAIN: {**GOOD_CHAIN, "x-nvidia-cert-status": 1}})], NONCE
+                [SimulatedGpu(changes={REPORT_CHAIN: {**GOOD_CHAIN, "x-nvidia-cert-status": 1}})],
+                NONCE,
             ),
             "cert-status",
         ),
@@ -83,11 +93,17 @@ def other_bundle(overall: Any, tokens: Any) -> str:
         (other_bundle(token({"submods": {}}), {}), "other devices"),
         (other_bundle(token(overall_claims(tokens_of(HONEST), NONCE)), {}), "other devices"),
         (
-            other_bundle(token({**overall_claims(tokens_of(HONEST), NONCE), "eat_nonce": 1}), tokens_of(HONEST)),
+            other_bundle(
+                token({**overall_claims(tokens_of(HONEST), NONCE), "eat_nonce": 1}),
+                tokens_of(HONEST),
+            ),
             "eat_nonce",
         ),
         (other_bundle(token(overall_claims({"GPU-0": "a"}, NONCE)), {"GPU-0": 1}), "GPU-0: no JWT"),
-        (other_bundle(token(overall_claims({"GPU-0": "é"}, NONCE)), {"GPU-0": "é"}), "GPU-0: no JWT"),
+        (
+            other_bundle(token(overall_claims({"GPU-0": "é"}, NONCE)), {"GPU-0": "é"}),
+            "GPU-0: no JWT",
+        ),
         (
             nvattest_result([SimulatedGpu(changes={"deep": [[[[[[[[1]]]]]]]]})], NONCE),
             "its token differs from the list of claims",
@@ -106,8 +122,12 @@ def test_a_token_says_the_same_as_the_list_or_is_refused() -> None:
         for listed, stated in ((claims, {**claims, **change}), ({**claims, **change}, claims)):
             tokens = {"GPU-0": token(stated)}
             bundle = detached_eat(overall_claims(tokens, NONCE), tokens)
-            with pytest.raises(ValueError, match="GPU-0: its token differs from the list of claims"):
-                parse_boot_result(nvattest_result([GPU], NONCE, claims=[listed], detached_eat=bundle))
+            with pytest.raises(
+                ValueError, match="GPU-0: its token differs from the list of claims"
+            ):
+                parse_boot_result(
+                    nvattest_result([GPU], NONCE, claims=[listed], detached_eat=bundle)
+                )
 
 
 def test_devices_are_told_apart_by_the_names_of_their_tokens() -> None:
@@ -124,13 +144,17 @@ def test_what_nobody_says_is_none() -> None:
     (gpu,) = result.gpus
     assert result.overall is None
     assert len(gpu.unverified) == 14
-    assert (gpu.nonce, gpu.measurements, gpu.secure_boot, gpu.debug, gpu.model, gpu.ueid) == (None,) * 6
+    assert (gpu.nonce, gpu.measurements, gpu.secure_boot, gpu.debug, gpu.model, gpu.ueid) == (
+        None,
+    ) * 6
     assert {chain.status for chain in gpu.chains} == {None}
 
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -168,7 +192,9 @@ def test_any_token_is_parsed_or_refused(text: str) -> None:
         overall = overall_claims(tokens, NONCE)
     except UnicodeEncodeError:
         return
-    assert refusal(nvattest_result([GPU], NONCE, detached_eat=detached_eat(overall, tokens))).isprintable()
+    assert refusal(
+        nvattest_result([GPU], NONCE, detached_eat=detached_eat(overall, tokens))
+    ).isprintable()
 
 
 def test_the_time_for_many_gpus_is_linear() -> None:

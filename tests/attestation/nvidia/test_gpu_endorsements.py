@@ -79,7 +79,9 @@ def test_a_service_is_kept_by_its_address(world: World) -> None:
 def test_a_policy_with_files_reads_back_from_its_text(world: World) -> None:
     policy = world.demanding("gpu", **INLINED).policy
     assert parse_policy(policy_yaml(policy).encode(), read_file=read_file) == policy
-    named = policy_yaml(policy, reference_files=["driver.xml", "vbios.xml"], revocation_files=["gpu.der"])
+    named = policy_yaml(
+        policy, reference_files=["driver.xml", "vbios.xml"], revocation_files=["gpu.der"]
+    )
     assert "<driver/>" not in named
     assert base64.b64encode(FILES["gpu.der"]).decode() not in named
     assert yaml.safe_load(named)["gpu"]["revocation"] == {"files": ["gpu.der"]}
@@ -91,7 +93,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "too many files": ("1 to 128 files", {"revocation": {"files": ["gpu.der"] * 129}}),
     "a name for a list": ("a list of names", {"reference_values": {"files": "driver.xml"}}),
     "a number for a name": ("a list of names", {"reference_values": {"files": [1]}}),
-    "files and a service": ("a list of names", {"revocation": {"files": ["gpu.der"], "url": "https://a"}}),
+    "files and a service": (
+        "a list of names",
+        {"revocation": {"files": ["gpu.der"], "url": "https://a"}},
+    ),
     "bytes for a manifest": ("an XML file", {"reference_values": {"files": ["gpu.der"]}}),
     "no encryption": ("gpu.reference_values", {"reference_values": {"url": "http://rim.invalid"}}),
     "a word": ("gpu.revocation", {"revocation": "required"}),
@@ -133,14 +138,23 @@ def test_a_section_that_is_none_is_refused(world: World, gpu: Any) -> None:
 @pytest.mark.parametrize(
     ("gpu", "words"),
     [
-        (INLINED, ["signed for their driver and VBIOS, as found in 2 files", "answers found in 1 files"]),
         (
-            {"reference_values": ServiceUrl(url="https://a"), "revocation": ServiceUrl(url="https://b")},
+            INLINED,
+            ["signed for their driver and VBIOS, as found in 2 files", "answers found in 1 files"],
+        ),
+        (
+            {
+                "reference_values": ServiceUrl(url="https://a"),
+                "revocation": ServiceUrl(url="https://b"),
+            },
             ["as found in https://a", "answers found in https://b"],
         ),
         (
             {"reference_values": "any", "revocation": "any"},
-            ["Not demanded: that GPUs measure", "Not demanded: that GPUs' certificates are not revoked"],
+            [
+                "Not demanded: that GPUs measure",
+                "Not demanded: that GPUs' certificates are not revoked",
+            ],
         ),
     ],
 )

@@ -78,7 +78,9 @@ def judged(
 ) -> dict[str, CheckState]:
     ledger = Ledger(DATASET_CHECKS)
     judge_gpu_reports(ledger, [evidence], OPEN, GpuReportContext(nonce, now, root))
-    return {check.code: check.state for check in ledger.checks() if check.code.startswith("gpu-report-")}
+    return {
+        check.code: check.state for check in ledger.checks() if check.code.startswith("gpu-report-")
+    }
 
 
 def contraindicated(states: dict[str, CheckState]) -> list[str]:
@@ -102,12 +104,16 @@ def test_nvidias_hopper_report_says_what_it_runs(hopper: FreshGpuEvidence) -> No
 
 
 def test_the_pinned_root_is_nvidias(vectors: Path) -> None:
-    root = x509.load_pem_x509_certificate((vectors / "gpu" / "verifier_device_root.pem").read_bytes())
+    root = x509.load_pem_x509_certificate(
+        (vectors / "gpu" / "verifier_device_root.pem").read_bytes()
+    )
     assert root.fingerprint(hashes.SHA256()).hex() == NVIDIA_ROOT_SHA256
 
 
 @pytest.mark.parametrize("now", [YEAR_2021, 0])
-def test_nvidias_report_is_refused_before_its_certificates_begin(hopper: FreshGpuEvidence, now: int) -> None:
+def test_nvidias_report_is_refused_before_its_certificates_begin(
+    hopper: FreshGpuEvidence, now: int
+) -> None:
     assert contraindicated(judged(hopper, now=now)) == ["gpu-report-chain"]
 
 
@@ -127,7 +133,12 @@ def test_a_changed_byte_of_nvidias_report_is_refused(hopper: FreshGpuEvidence, a
 
 
 def test_a_report_that_nobody_asked_for_is_verified_all_the_same(world: World) -> None:
-    left_open = {"fresh": "any", "count": "any", "min_driver_version": "any", "min_vbios_version": "any"}
+    left_open = {
+        "fresh": "any",
+        "count": "any",
+        "min_driver_version": "any",
+        "min_vbios_version": "any",
+    }
     opened = world.demanding("gpu", **left_open)
     assert opened.contraindicated() == []
     assert opened.state("gpu-report-signature").state is CheckState.AFFIRMED
@@ -144,14 +155,18 @@ def test_without_reports_nothing_is_demanded_of_them(world: World) -> None:
 
 def test_missing_reports_leave_nothing_affirmed(world: World) -> None:
     result = world.answering().appraise()
-    states = {check.code: check.state for check in result.checks if check.code.startswith("gpu-report-")}
+    states = {
+        check.code: check.state for check in result.checks if check.code.startswith("gpu-report-")
+    }
     assert states.pop("gpu-report-count") is CheckState.CONTRAINDICATED
     assert set(states.values()) == {CheckState.NOT_REACHED}
     assert result.status == "fail"
 
 
 def test_under_nvidias_root_a_gpu_of_the_tests_is_refused(world: World) -> None:
-    assert world.change(gpu_root_sha256=NVIDIA_ROOT_SHA256).contraindicated() == ["gpu-report-chain"]
+    assert world.change(gpu_root_sha256=NVIDIA_ROOT_SHA256).contraindicated() == [
+        "gpu-report-chain"
+    ]
 
 
 def test_several_gpus_pass_and_one_bad_one_is_named(world: World, gpus: Bench) -> None:
@@ -185,13 +200,20 @@ def test_driver_versions_compare_as_numbers(
     world: World, gpus: Bench, driver: bytes, least: str, reached: bool
 ) -> None:
     answered = world.with_gpu(opaque={**gpus.opaque, 3: driver})
-    changed = answered.demanding("gpu", boot="any", min_driver_version=least, min_vbios_version="any")
+    changed = answered.demanding(
+        "gpu", boot="any", min_driver_version=least, min_vbios_version="any"
+    )
     assert changed.contraindicated() == ([] if reached else ["gpu-report-versions"])
 
 
 @pytest.mark.parametrize(
     ("least", "reached"),
-    [("96.00.9f.00.01", True), ("96.00.9E.FF.FF", True), ("96.00.9F.00.02", False), ("9A.00.00.00.00", False)],
+    [
+        ("96.00.9f.00.01", True),
+        ("96.00.9E.FF.FF", True),
+        ("96.00.9F.00.02", False),
+        ("9A.00.00.00.00", False),
+    ],
 )
 def test_vbios_versions_compare_as_hex(world: World, least: str, reached: bool) -> None:
     changed = world.demanding("gpu", boot="any", min_driver_version="any", min_vbios_version=least)
@@ -220,14 +242,23 @@ MALFORMED: dict[str, tuple[str, Callable[[Bench], bytes]]] = {
     "an error for an answer": ("the response", lambda g: g.report(header=b"\x11\x7f\0\0")),
     "an answer for another slot": ("slot", lambda g: g.report(slot=1)),
     "a request for another slot": ("slot", lambda g: g.report(header=b"\x11\x60\0\1")),
-    "a measurement twice": ("measurement 1 occurs twice", lambda g: g.report(blocks=(g.block(1),) * 2)),
+    "a measurement twice": (
+        "measurement 1 occurs twice",
+        lambda g: g.report(blocks=(g.block(1),) * 2),
+    ),
     "another specification": ("DMTF", lambda g: g.report(blocks=(b"\1\2" + g.block(1)[2:],))),
     "a block longer than its value": (
         "1 bytes too many",
         lambda g: g.report(blocks=(b"\1\1\x05\0\0\1\0!!",)),
     ),
-    "a value longer than its block": ("measurement 1: expected", lambda g: g.report(blocks=(b"\1\1\4\0\0\2\0!",))),
-    "a block longer than the record": ("measurement record", lambda g: g.report(blocks=(b"\1\1\x05\0\0\1\0!",))),
+    "a value longer than its block": (
+        "measurement 1: expected",
+        lambda g: g.report(blocks=(b"\1\1\4\0\0\2\0!",)),
+    ),
+    "a block longer than the record": (
+        "measurement record",
+        lambda g: g.report(blocks=(b"\1\1\x05\0\0\1\0!",)),
+    ),
     "bytes after the measurements": (
         "the measurement record: 1 bytes too many",
         lambda g: g.report(blocks=(g.block(1), g.block(2) + b"!")),
@@ -236,19 +267,34 @@ MALFORMED: dict[str, tuple[str, Callable[[Bench], bytes]]] = {
         "opaque field 20 occurs twice",
         lambda g: g.report(opaque_bytes=g.tlv(g.opaque) + g.tlv({20: bytes(48)})),
     ),
-    "half an opaque field": ("the opaque data", lambda g: g.report(opaque_bytes=g.tlv(g.opaque) + b"\7")),
+    "half an opaque field": (
+        "the opaque data",
+        lambda g: g.report(opaque_bytes=g.tlv(g.opaque) + b"\7"),
+    ),
     "no driver version": ("driver version", lambda g: g.report(opaque=without(g.opaque, 3))),
     "no VBIOS version": ("VBIOS version", lambda g: g.report(opaque=without(g.opaque, 6))),
-    "a short firmware id": ("expected 48 bytes", lambda g: g.report(opaque={**g.opaque, 20: bytes(32)})),
-    "a long VBIOS version": ("expected 8 bytes", lambda g: g.report(opaque={**g.opaque, 6: bytes(9)})),
-    "a driver version in words": ("driver version", lambda g: g.report(opaque={**g.opaque, 3: b"latest\0"})),
+    "a short firmware id": (
+        "expected 48 bytes",
+        lambda g: g.report(opaque={**g.opaque, 20: bytes(32)}),
+    ),
+    "a long VBIOS version": (
+        "expected 8 bytes",
+        lambda g: g.report(opaque={**g.opaque, 6: bytes(9)}),
+    ),
+    "a driver version in words": (
+        "driver version",
+        lambda g: g.report(opaque={**g.opaque, 3: b"latest\0"}),
+    ),
     "a driver version cut by a zero": (
         "driver version",
         lambda g: g.report(opaque={**g.opaque, 3: b"550.9\0x\0"}),
     ),
     "no signature": ("the report: expected 96", lambda g: g.report()[:-96]),
     "bytes after the signature": ("bytes other than zero", lambda g: g.report(tail=b"\0!")),
-    "bytes before zeros after the signature": ("bytes other than zero", lambda g: g.report(tail=b"!\0")),
+    "bytes before zeros after the signature": (
+        "bytes other than zero",
+        lambda g: g.report(tail=b"!\0"),
+    ),
 }
 
 
@@ -280,7 +326,10 @@ def test_any_bytes_are_a_report_or_refused(data: bytes) -> None:
         assert report is None or report.signed + report.signature == begin + data
 
 
-@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6), st.integers(0, 10_000))
+@given(
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
+    st.integers(0, 10_000),
+)
 def test_a_mangled_report_is_a_report_or_refused(edits: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(mangle_me())
     for at, value in edits:
@@ -330,19 +379,28 @@ CHAINS: dict[str, tuple[str, Callable[[Bench], str]]] = {
         "another root",
         lambda g: g.chain(g.leaf, g.ca, replace(g.root, scalar=9001)),
     ),
-    "an authority left out": ("not issued by", lambda g: g.leaf.issued_by(g.ca) + g.root.issued_by(g.root)),
+    "an authority left out": (
+        "not issued by",
+        lambda g: g.leaf.issued_by(g.ca) + g.root.issued_by(g.root),
+    ),
     "the wrong order": (
         "the chain ends in another root",
         lambda g: g.root.issued_by(g.root) + g.ca.issued_by(g.root) + g.leaf.issued_by(g.ca),
     ),
     "an authority with another key": (
         "certificate 0 was not issued",
-        lambda g: g.leaf.issued_by(replace(g.ca, scalar=9002)) + g.ca.issued_by(g.root) + g.root.issued_by(g.root),
+        lambda g: (
+            g.leaf.issued_by(replace(g.ca, scalar=9002))
+            + g.ca.issued_by(g.root)
+            + g.root.issued_by(g.root)
+        ),
     ),
     "an authority of another name": (
         "certificate 0 was not issued",
         lambda g: (
-            g.leaf.issued_by(replace(g.ca, name="other")) + g.ca.issued_by(g.root) + g.root.issued_by(g.root)
+            g.leaf.issued_by(replace(g.ca, name="other"))
+            + g.ca.issued_by(g.root)
+            + g.root.issued_by(g.root)
         ),
     ),
     "an expired authority": (
@@ -355,7 +413,9 @@ CHAINS: dict[str, tuple[str, Callable[[Bench], str]]] = {
     ),
     "an authority without constraints": (
         "certificate 1 may not issue",
-        lambda g: g.chain(g.leaf, replace(g.ca, extensions=(g.key_usage("key_cert_sign"),)), g.root),
+        lambda g: g.chain(
+            g.leaf, replace(g.ca, extensions=(g.key_usage("key_cert_sign"),)), g.root
+        ),
     ),
     "an authority that is none": (
         "certificate 1 may not issue",
@@ -370,14 +430,22 @@ CHAINS: dict[str, tuple[str, Callable[[Bench], str]]] = {
     "more authorities than allowed": (
         "certificate 2 has more authorities below it",
         lambda g: g.chain(
-            g.leaf, g.ca, replace(g.ca, scalar=9003, extensions=(g.constraints(True, 0),), name="upper"), g.root
+            g.leaf,
+            g.ca,
+            replace(g.ca, scalar=9003, extensions=(g.constraints(True, 0),), name="upper"),
+            g.root,
         ),
     ),
-    "an authority for a leaf": ("signer is a certificate authority", lambda g: g.chain(g.ca, g.ca, g.root)),
+    "an authority for a leaf": (
+        "signer is a certificate authority",
+        lambda g: g.chain(g.ca, g.ca, g.root),
+    ),
     "a leaf that may not sign": (
         "may not sign",
         lambda g: g.chain(
-            replace(g.leaf, extensions=(g.key_usage("key_agreement"), g.fwid_extension())), g.ca, g.root
+            replace(g.leaf, extensions=(g.key_usage("key_agreement"), g.fwid_extension())),
+            g.ca,
+            g.root,
         ),
     ),
     "an unknown demand": (
@@ -397,7 +465,11 @@ def test_a_chain_with_one_fault_is_refused(gpus: Bench, world: World, name: str)
 def test_roles_that_are_not_restricted_are_allowed(gpus: Bench, world: World) -> None:
     leaf = replace(gpus.leaf, extensions=(gpus.constraints(False), gpus.fwid_extension()))
     authority = replace(gpus.ca, extensions=(gpus.constraints(True, 0),))
-    verify_chain(parse_chain(gpus.chain(leaf, authority, gpus.root)), root_sha256=gpus.root_sha256, now=world.now)
+    verify_chain(
+        parse_chain(gpus.chain(leaf, authority, gpus.root)),
+        root_sha256=gpus.root_sha256,
+        now=world.now,
+    )
 
 
 @pytest.mark.parametrize("value", [b"", bytes(48), bytes(15 + 48), b"\x30" + bytes(40)])
@@ -423,12 +495,17 @@ def blackwell(gpus: Bench, extension: tuple[x509.ExtensionType, bool]) -> x509.C
     return parse_chain(gpus.chain(leaf, gpus.ca, gpus.root))[0]
 
 
-def test_a_blackwell_gpus_firmware_id_is_the_first_that_is_listed(gpus: Bench, world: World) -> None:
+def test_a_blackwell_gpus_firmware_id_is_the_first_that_is_listed(
+    gpus: Bench, world: World
+) -> None:
     extension = tcb_info(b"\x80\x06NVIDIA" + listed(gpus.fwid, bytes(48)) + b"\x89\1\0")
     assert certified_fwid(blackwell(gpus, extension)) == gpus.fwid
     leaf = replace(gpus.leaf, extensions=(gpus.key_usage("digital_signature"), extension))
     assert world.with_gpu(leaf, gpus.ca, gpus.root).contraindicated() == []
-    other = replace(leaf, extensions=(gpus.key_usage("digital_signature"), tcb_info(listed(bytes(48), gpus.fwid))))
+    other = replace(
+        leaf,
+        extensions=(gpus.key_usage("digital_signature"), tcb_info(listed(bytes(48), gpus.fwid))),
+    )
     assert world.with_gpu(other, gpus.ca, gpus.root).contraindicated() == ["gpu-report-fwid"]
 
 

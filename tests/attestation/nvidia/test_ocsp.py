@@ -21,7 +21,12 @@ from trainer.attestation.checks import CheckState
 from trainer.attestation.nvidia.certificate_chain import parse_chain
 from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES, GpuEndorsements
 from trainer.attestation.nvidia.gpu_report_checks import NOT_LOOKED_AT
-from trainer.attestation.nvidia.ocsp import OcspResponse, asked_about, parse_answers, verify_not_revoked
+from trainer.attestation.nvidia.ocsp import (
+    OcspResponse,
+    asked_about,
+    parse_answers,
+    verify_not_revoked,
+)
 from trainer.attestation.policy import RevocationAnswers, ServiceUrl
 from trainer.simulator.gpu_evidence import NOW
 from trainer.simulator.ocsp_replies import (
@@ -37,7 +42,11 @@ World = Any  # conftest.World
 Bench = Any  # conftest.GpuBench
 Make = Callable[[Bench], OcspReply]
 
-GOOD, REVOKED, UNKNOWN = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN
+GOOD, REVOKED, UNKNOWN = (
+    ocsp.OCSPCertStatus.GOOD,
+    ocsp.OCSPCertStatus.REVOKED,
+    ocsp.OCSPCertStatus.UNKNOWN,
+)
 CODE = "gpu-report-revocation"
 SERVICE = ServiceUrl(url="https://ocsp.invalid")
 FOR_TLS = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
@@ -99,25 +108,32 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "a stale answer": (CODE, answered(lambda g: ocsp_reply(g, begin=NOW - 90_000, end=NOW - 1))),
     "an answer from the future": (CODE, answered(lambda g: ocsp_reply(g, begin=NOW + 301))),
-    "an old answer without an end": (CODE, answered(lambda g: ocsp_reply(g, begin=NOW - 3601, end=None))),
+    "an old answer without an end": (
+        CODE,
+        answered(lambda g: ocsp_reply(g, begin=NOW - 3601, end=None)),
+    ),
     "a refusal to answer": (
         CODE,
         lambda w: showing(
             w,
-            ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED).public_bytes(
-                Encoding.DER
-            ),
+            ocsp.OCSPResponseBuilder.build_unsuccessful(
+                ocsp.OCSPResponseStatus.UNAUTHORIZED
+            ).public_bytes(Encoding.DER),
         ),
     ),
     "no response at all": (CODE, lambda w: showing(w, b"<html>")),
     "a changed answer": (
         CODE,
-        lambda w: showing(w, ocsp_reply(w.bench).der().replace(b"\x80\x00\x18", b"\x82\x00\x18", 1)),
+        lambda w: showing(
+            w, ocsp_reply(w.bench).der().replace(b"\x80\x00\x18", b"\x82\x00\x18", 1)
+        ),
     ),
     "signed by another key": (
         CODE,
         answered(
-            lambda g: ocsp_reply(g, responder=delegated_responder(g, scalar=3099), attached=delegated_responder(g))
+            lambda g: ocsp_reply(
+                g, responder=delegated_responder(g, scalar=3099), attached=delegated_responder(g)
+            )
         ),
     ),
     "signed by the GPU itself": (
@@ -148,8 +164,14 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     ),
     "a responder whose certificate ran out": (CODE, delegated(end=NOW - 1)),
     "a responder from the future": (CODE, delegated(begin=NOW + 1)),
-    "a responder with an unknown demand": (CODE, delegated(extensions=(OCSP_SIGNING, UNKNOWN_CRITICAL))),
-    "signed with SHA-224": (CODE, answered(lambda g: ocsp_reply(g, signature_hash=hashes.SHA224()))),
+    "a responder with an unknown demand": (
+        CODE,
+        delegated(extensions=(OCSP_SIGNING, UNKNOWN_CRITICAL)),
+    ),
+    "signed with SHA-224": (
+        CODE,
+        answered(lambda g: ocsp_reply(g, signature_hash=hashes.SHA224())),
+    ),
     "one answer good, one revoked": (
         CODE,
         lambda w: showing(w, ocsp_reply(w.bench).der(), ocsp_reply(w.bench, status=REVOKED).der()),
@@ -221,8 +243,14 @@ def long_chain(g: Bench) -> tuple[Any, ...]:
 
 def answers(g: Bench, *, without: int | None = None) -> list[OcspResponse]:
     chain = long_chain(g)
-    asked = [(each, chain[place + 1]) for place, each in enumerate(chain[:-1]) if place not in (0, without)]
-    replies = [OcspReply(subject, issuer, delegated_responder(g), issuer) for subject, issuer in asked]
+    asked = [
+        (each, chain[place + 1])
+        for place, each in enumerate(chain[:-1])
+        if place not in (0, without)
+    ]
+    replies = [
+        OcspReply(subject, issuer, delegated_responder(g), issuer) for subject, issuer in asked
+    ]
     return [answer for each in replies for answer in parse_answers(each.der())]
 
 
@@ -240,7 +268,10 @@ def test_every_certificate_between_signer_and_root_needs_an_answer(gpus: Bench) 
 
 @pytest.mark.parametrize(
     "key",
-    [rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))],
+    [
+        rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)),
+    ],
     ids=["rsa", "ed25519"],
 )
 def test_a_responder_with_a_key_of_another_kind_is_refused(gpus: Bench, key: Any) -> None:
@@ -259,9 +290,18 @@ def test_a_responder_with_a_key_of_another_kind_is_refused(gpus: Bench, key: Any
         .sign(gpus.root.key, hashes.SHA384())
     )
     builder = ocsp.OCSPResponseBuilder().add_response(
-        chain[1], chain[2], hashes.SHA384(), GOOD, utc_time(NOW - 10), utc_time(NOW + 10), None, None
+        chain[1],
+        chain[2],
+        hashes.SHA384(),
+        GOOD,
+        utc_time(NOW - 10),
+        utc_time(NOW + 10),
+        None,
+        None,
     )
-    named = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, certificate).certificates([certificate])
+    named = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, certificate).certificates(
+        [certificate]
+    )
     algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA384()
     response = named.sign(key, algorithm).public_bytes(Encoding.DER)
     with pytest.raises(ValueError, match="ECDSA"):
@@ -302,7 +342,10 @@ def test_a_mangled_response_is_itself_or_refused(gpus: Bench) -> None:
     whole, chain = ocsp_reply(gpus).der(), parse_chain(gpus.chain(gpus.leaf, gpus.ca, gpus.root))
     (honest,) = parse_answers(whole)
 
-    @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=4), st.integers(0, 10_000))
+    @given(
+        st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=4),
+        st.integers(0, 10_000),
+    )
     def mangle(edits: list[tuple[int, int]], cut: int) -> None:
         data = bytearray(whole)
         for place, value in edits:

@@ -52,7 +52,9 @@ def showing(world: World, *manifests: str) -> World:
 def prepared(world: World) -> World:
     """The honest world with the honest manifests, which its policy demands."""
     demanding = world.demanding("gpu", reference_values=SERVICE)
-    return showing(demanding, *honest(world.bench)).change(gpu_rim_root_sha256=root_sha256(world.bench))
+    return showing(demanding, *honest(world.bench)).change(
+        gpu_rim_root_sha256=root_sha256(world.bench)
+    )
 
 
 @pytest.fixture
@@ -93,7 +95,9 @@ def wrapped(g: Bench) -> str:
 def wrapped_by_id(g: Bench) -> str:
     """A part of the document is signed, by the right key; what stands around it is forged."""
     inner = '<Part Id="part"/>'
-    xml = document(DRIVER, resource(0, MEASURED)).replace("</SoftwareIdentity>", f"{inner}</SoftwareIdentity>")
+    xml = document(DRIVER, resource(0, MEASURED)).replace(
+        "</SoftwareIdentity>", f"{inner}</SoftwareIdentity>"
+    )
     return signed(g, xml, uri="part")
 
 
@@ -177,23 +181,37 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "a value changed after signing": (MEASUREMENTS, edited(MEASURED.hex(), OTHER.hex())),
     "a version changed after signing": (
         MEASUREMENTS,
-        driver(lambda g: signed(g, DRIVER_XML.replace(DRIVER, "1.1")).replace('"1.1"', f'"{DRIVER}"')),
+        driver(
+            lambda g: signed(g, DRIVER_XML.replace(DRIVER, "1.1")).replace('"1.1"', f'"{DRIVER}"')
+        ),
     ),
-    "a measurement turned off after signing": (MEASUREMENTS, edited('active="True"', 'active="False"')),
+    "a measurement turned off after signing": (
+        MEASUREMENTS,
+        edited('active="True"', 'active="False"'),
+    ),
     "a measurement added after signing": (
         MEASUREMENTS,
         edited("</Payload>", f"{resource(2, OTHER)}</Payload>"),
     ),
     "a signature over another document": (
         MEASUREMENTS,
-        driver(lambda g: honest(g)[0].partition("<ds:Sig")[0] + "<ds:Sig" + honest(g)[1].partition("<ds:Sig")[2]),
+        driver(
+            lambda g: (
+                honest(g)[0].partition("<ds:Sig")[0]
+                + "<ds:Sig"
+                + honest(g)[1].partition("<ds:Sig")[2]
+            )
+        ),
     ),
     "no signature": (MEASUREMENTS, driver(lambda g: DRIVER_XML)),
     "a wrapped document": (MEASUREMENTS, driver(wrapped)),
     "a document of which a part is signed": (MEASUREMENTS, driver(wrapped_by_id)),
     "a document signed twice": (MEASUREMENTS, driver(signed_twice)),
     "a signature in another place": (MEASUREMENTS, driver(nested)),
-    "a comment, which the signature does not cover": (MEASUREMENTS, edited("<Payload>", "<!-- --><Payload>")),
+    "a comment, which the signature does not cover": (
+        MEASUREMENTS,
+        edited("<Payload>", "<!-- --><Payload>"),
+    ),
     "a document type": (
         MEASUREMENTS,
         driver(lambda g: '<!DOCTYPE x [<!ENTITY e "550">]>' + honest(g)[0]),
@@ -202,8 +220,14 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
         MEASUREMENTS,
         driver(lambda g: signed(g, DRIVER_XML, key=authorities(g)[1].key)),
     ),
-    "signed by an authority itself": (MEASUREMENTS, driver(lambda g: signed(g, DRIVER_XML, *authorities(g)[1:]))),
-    "signed with SHA-256": (MEASUREMENTS, driver(lambda g: signed(g, DRIVER_XML, weak="signature"))),
+    "signed by an authority itself": (
+        MEASUREMENTS,
+        driver(lambda g: signed(g, DRIVER_XML, *authorities(g)[1:])),
+    ),
+    "signed with SHA-256": (
+        MEASUREMENTS,
+        driver(lambda g: signed(g, DRIVER_XML, weak="signature")),
+    ),
     "digested with SHA-256": (MEASUREMENTS, driver(lambda g: signed(g, DRIVER_XML, weak="digest"))),
     "certified under the root of devices": (
         MEASUREMENTS,
@@ -212,15 +236,23 @@ ATTACKS: dict[str, tuple[str, Callable[[World], World]]] = {
     "certified under a root of the attacker's": (
         MEASUREMENTS,
         driver(
-            lambda g: signed(g, DRIVER_XML, *authorities(g)[:2], replace(authorities(g)[2], scalar=2098)),
+            lambda g: signed(
+                g, DRIVER_XML, *authorities(g)[:2], replace(authorities(g)[2], scalar=2098)
+            ),
         ),
     ),
-    "another root is trusted": (MEASUREMENTS, lambda w: w.change(gpu_rim_root_sha256=w.gpu_root_sha256)),
+    "another root is trusted": (
+        MEASUREMENTS,
+        lambda w: w.change(gpu_rim_root_sha256=w.gpu_root_sha256),
+    ),
     "the signer's certificate ran out": (
         MEASUREMENTS,
         driver(lambda g: signed(g, DRIVER_XML, *authorities(g, end=authorities(g)[0].begin + 1))),
     ),
-    "a GPU of another model": (MODELS, lambda w: w.demanding("gpu", boot="any", models=("GB100", "GB200"))),
+    "a GPU of another model": (
+        MODELS,
+        lambda w: w.demanding("gpu", boot="any", models=("GB100", "GB200")),
+    ),
     "a GPU that only its own firmware calls so": (
         MODELS,
         lambda w: w.demanding("gpu", reference_values="any").with_gpu(
@@ -263,18 +295,27 @@ def test_the_policys_own_files_count_and_nothing_else(endorsed: World) -> None:
 def test_a_manifest_that_nobody_needs_may_have_run_out(endorsed: World) -> None:
     g = endorsed.bench
     old = signed(g, DRIVER_XML, *authorities(g, end=authorities(g)[0].begin + 1))
-    several = showing(endorsed, old, *honest(g), signed(g, DRIVER_XML.replace(DRIVER, "535.104.05")))
+    several = showing(
+        endorsed, old, *honest(g), signed(g, DRIVER_XML.replace(DRIVER, "535.104.05"))
+    )
     assert several.contraindicated() == []
     assert several.state(MEASUREMENTS).detail == "manifest 0: certificate 0 is not valid now"
 
 
 def test_blocks_that_no_manifest_has_are_not_looked_at(endorsed: World) -> None:
     g = endorsed.bench
-    assert endorsed.with_gpu(blocks=(g.block(1), g.block(2), g.block(3, OTHER))).contraindicated() == []
+    assert (
+        endorsed.with_gpu(blocks=(g.block(1), g.block(2), g.block(3, OTHER))).contraindicated()
+        == []
+    )
 
 
-@pytest.mark.parametrize(("status", "codes"), [(b"\x55", []), (b"\xaa", [MEASUREMENTS]), (b"", [MEASUREMENTS])])
-def test_a_disabled_decoder_is_not_measured(endorsed: World, status: bytes, codes: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("status", "codes"), [(b"\x55", []), (b"\xaa", [MEASUREMENTS]), (b"", [MEASUREMENTS])]
+)
+def test_a_disabled_decoder_is_not_measured(
+    endorsed: World, status: bytes, codes: list[str]
+) -> None:
     g = endorsed.bench
     manifest = signed(g, document(DRIVER, resource(0, MEASURED), resource(35, MEASURED)))
     changed = showing(endorsed, manifest, honest(g)[1]).with_gpu(opaque={**g.opaque, 11: status})
@@ -346,16 +387,31 @@ def test_a_wrapped_manifest_is_refused_for_what_it_is(endorsed: World, name: str
 
 
 CONTENTS: dict[str, tuple[str, str]] = {
-    "an index twice": ("measurement 0 occurs twice", document(DRIVER, resource(0, OTHER), resource(0, OTHER))),
-    "nothing active": ("no active measurement", document(DRIVER, resource(0, OTHER, active="False"))),
+    "an index twice": (
+        "measurement 0 occurs twice",
+        document(DRIVER, resource(0, OTHER), resource(0, OTHER)),
+    ),
+    "nothing active": (
+        "no active measurement",
+        document(DRIVER, resource(0, OTHER, active="False")),
+    ),
     "no measurement": ("no active measurement", document(DRIVER)),
-    "another word for active": ("True or False", document(DRIVER, resource(0, OTHER, active="true"))),
+    "another word for active": (
+        "True or False",
+        document(DRIVER, resource(0, OTHER, active="true")),
+    ),
     "another size": ("1 values of 47 bytes", document(DRIVER, resource(0, OTHER, size=47))),
     "no value": ("0 values", document(DRIVER, resource(0))),
     "a value short": ("2 values", document(DRIVER, resource(0, OTHER, count=2))),
     "empty values": ("1 values of 0 bytes", document(DRIVER, resource(0, b"", size=0))),
-    "a value in words": ("non-hexadecimal", document(DRIVER, resource(0, OTHER).replace("06", "xy"))),
-    "an index in words": ("digits for index", document(DRIVER, resource(0, OTHER).replace('"0"', '"zero"'))),
+    "a value in words": (
+        "non-hexadecimal",
+        document(DRIVER, resource(0, OTHER).replace("06", "xy")),
+    ),
+    "an index in words": (
+        "digits for index",
+        document(DRIVER, resource(0, OTHER).replace('"0"', '"zero"')),
+    ),
     "a large index": ("digits for index", document(DRIVER, resource(1000, OTHER))),
     "two Metas": ("one element Meta, got 2", document(DRIVER, resource(0, OTHER), meta=2)),
     "no Meta": ("one element Meta, got 0", document(DRIVER, resource(0, OTHER), meta=0)),
@@ -376,15 +432,29 @@ def test_signed_nonsense_is_refused_by_name(endorsed: World, name: str) -> None:
 SIGNATURES: dict[str, tuple[str, Callable[[str], str]]] = {
     "another reference": ("one signed reference", lambda text: text.replace('URI=""', 'URI="#x"')),
     "no reference's address": ("one signed reference", lambda text: text.replace(' URI=""', "")),
-    "another transform": ("the transforms", lambda text: text.replace("xmldsig#enveloped", "xmldsig#base64")),
+    "another transform": (
+        "the transforms",
+        lambda text: text.replace("xmldsig#enveloped", "xmldsig#base64"),
+    ),
     "no certificate": ("PEM", lambda text: text.replace("ds:X509Certificate>", "ds:X509CRL>")),
-    "half a certificate": ("PEM", lambda text: text.replace("<ds:X509Certificate>", "<ds:X509Certificate>AAAA")),
+    "half a certificate": (
+        "PEM",
+        lambda text: text.replace("<ds:X509Certificate>", "<ds:X509Certificate>AAAA"),
+    ),
     "an empty certificate": (
         "PEM",
-        lambda text: text.replace("<ds:X509Certificate>", "<ds:X509Certificate/><ds:X509Certificate>", 1),
+        lambda text: text.replace(
+            "<ds:X509Certificate>", "<ds:X509Certificate/><ds:X509Certificate>", 1
+        ),
     ),
-    "no value": ("a signature that fits", lambda text: text.replace("ds:SignatureValue", "ds:Other")),
-    "another method": ("a signature that fits", lambda text: text.replace("#ecdsa-sha384", "#ecdsa-sha1")),
+    "no value": (
+        "a signature that fits",
+        lambda text: text.replace("ds:SignatureValue", "ds:Other"),
+    ),
+    "another method": (
+        "a signature that fits",
+        lambda text: text.replace("#ecdsa-sha384", "#ecdsa-sha1"),
+    ),
     "another canonical form": (
         "a signature that fits",
         lambda text: text.replace("xml-c14n11", "REC-xml-c14n-20010315", 1),
@@ -420,7 +490,10 @@ def test_any_text_is_refused(text: str) -> None:
 def test_a_mangled_manifest_is_itself_or_refused(endorsed: World) -> None:
     whole = honest(endorsed.bench)[0]
 
-    @given(st.lists(st.tuples(st.integers(0, 20_000), st.characters()), max_size=6), st.integers(0, 40_000))
+    @given(
+        st.lists(st.tuples(st.integers(0, 20_000), st.characters()), max_size=6),
+        st.integers(0, 40_000),
+    )
     def mangle(edits: list[tuple[int, str]], cut: int) -> None:
         text = list(whole)
         for at, character in edits:
@@ -452,7 +525,9 @@ def test_a_hopper_gpus_manifests_have_names(world: World) -> None:
 
 
 @pytest.mark.parametrize(("chip", "name"), [({"k35": b"GB102\0"}, "GB102"), ({}, "GB100")])
-def test_a_blackwell_gpus_driver_manifest_is_named_by_the_chip(world: World, chip: Any, name: str) -> None:
+def test_a_blackwell_gpus_driver_manifest_is_named_by_the_chip(
+    world: World, chip: Any, name: str
+) -> None:
     driver_id, _ = manifest_ids(report(world, **BOARD, **chip), "GB100 A01 GSP BROM")
     assert driver_id == f"NV_GPU_CC_DRIVER_{name}_550.90.07"
 

@@ -36,7 +36,12 @@ def test_versions_compare_number_by_number(version: str | None, least: str, reac
 
 @pytest.mark.parametrize(
     ("version", "reached"),
-    [("96.00.9F.00.01", True), ("96.00.9f.00.01", True), ("96.00.A0.00.00", True), ("96.00.9E.FF.FF", False)],
+    [
+        ("96.00.9F.00.01", True),
+        ("96.00.9f.00.01", True),
+        ("96.00.A0.00.00", True),
+        ("96.00.9E.FF.FF", False),
+    ],
 )
 def test_vbios_versions_compare_in_hex(version: str, reached: bool) -> None:
     assert reaches(version, "96.00.9F.00.01", base=16) is reached

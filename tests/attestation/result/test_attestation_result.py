@@ -57,7 +57,9 @@ def test_a_pass_lives_no_longer_than_the_collateral(world: World) -> None:
 
 def test_a_pass_lives_no_longer_than_the_gpus_certificates(world: World) -> None:
     bench = world.bench
-    changed = world.with_gpu(dataclasses.replace(bench.leaf, end=world.now + 50), bench.ca, bench.root)
+    changed = world.with_gpu(
+        dataclasses.replace(bench.leaf, end=world.now + 50), bench.ca, bench.root
+    )
     assert changed.appraise().expires_at == world.now + 50
 
 

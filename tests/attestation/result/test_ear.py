@@ -55,11 +55,15 @@ def test_each_check_alone_contraindicates_its_claim_and_no_other(code: str) -> N
         for other, value in vector.items():
             here = (name, other) == (submodule, claim)
             assert (value >= TrustValue.CONTRAINDICATED) == here
-        assert submodule_tier(name, failed) == ("contraindicated" if name is submodule else "affirming")
+        assert submodule_tier(name, failed) == (
+            "contraindicated" if name is submodule else "affirming"
+        )
 
 
 def test_a_signature_that_does_not_hold_has_a_value_of_its_own() -> None:
-    failed = vectors(checks(quote_signature=CheckState.CONTRAINDICATED, report_data=CheckState.CONTRAINDICATED))
+    failed = vectors(
+        checks(quote_signature=CheckState.CONTRAINDICATED, report_data=CheckState.CONTRAINDICATED)
+    )
     assert failed[Submodule.TDX][TrustClaim.HARDWARE] == 99
     assert failed[Submodule.JOB][TrustClaim.INSTANCE_IDENTITY] == 99
     stale = vectors(checks(collateral_validity=CheckState.CONTRAINDICATED))
@@ -75,7 +79,11 @@ def test_what_was_not_reached_is_never_affirmed(code: str) -> None:
 
 
 def test_what_was_not_demanded_affirms_nothing_by_itself() -> None:
-    gpu = {code.replace("-", "_"): CheckState.NOT_DEMANDED for code in CODES if PLACES[code][0] is Submodule.GPU}
+    gpu = {
+        code.replace("-", "_"): CheckState.NOT_DEMANDED
+        for code in CODES
+        if PLACES[code][0] is Submodule.GPU
+    }
     assert set(vectors(checks(**gpu))[Submodule.GPU].values()) == {TrustValue.NONE}
     assert submodule_tier(Submodule.GPU, checks(**gpu)) == "none"
     some = vectors(checks(mr_seam=CheckState.NOT_DEMANDED))
@@ -83,13 +91,19 @@ def test_what_was_not_demanded_affirms_nothing_by_itself() -> None:
 
 
 def test_an_accepted_platform_that_is_not_up_to_date_is_a_warning() -> None:
-    tolerated = [replace(check, found="OutOfDate") if check.code == "tcb-status" else check for check in checks()]
+    tolerated = [
+        replace(check, found="OutOfDate") if check.code == "tcb-status" else check
+        for check in checks()
+    ]
     assert vectors(tolerated)[Submodule.TDX][TrustClaim.HARDWARE] == 32
     assert submodule_tier(Submodule.TDX, tolerated) == "warning"
 
 
 def test_an_accepted_root_that_is_not_intels_is_a_warning(world: World) -> None:
-    other = [replace(check, found="00" * 48) if check.code == "root-of-trust" else check for check in checks()]
+    other = [
+        replace(check, found="00" * 48) if check.code == "root-of-trust" else check
+        for check in checks()
+    ]
     assert vectors(other)[Submodule.TDX][TrustClaim.HARDWARE] == 32
     assert submodule_tier(Submodule.TDX, other) == "warning"
     assert submodule_tier(Submodule.TDX, world.appraise().checks) == "warning"
@@ -101,13 +115,24 @@ def test_the_document_of_an_honest_world(world: World) -> None:
     document: Any = result_document(result)
     assert json.loads(json.dumps(document)) == document
     claims = document["ear"]
-    assert set(claims) == {"eat_profile", "iat", "eat_nonce", "ear_verifier_id", "ear_status", "submods"}
+    assert set(claims) == {
+        "eat_profile",
+        "iat",
+        "eat_nonce",
+        "ear_verifier_id",
+        "ear_status",
+        "submods",
+    }
     assert claims["eat_profile"] == "tag:ietf.org,2026:rats/ear#03"
     assert claims["iat"] == world.now
     assert claims["ear_verifier_id"] == {"developer": "confidential-trainer", "build": ear.BUILD}
     assert set(claims["submods"]) == {"tdx", "os", "app", "job", "gpu"}
     for submodule in claims["submods"].values():
-        assert set(submodule) == {"ear_status", "ear_trustworthiness_vector", "ear_appraisal_policy_ids"}
+        assert set(submodule) == {
+            "ear_status",
+            "ear_trustworthiness_vector",
+            "ear_appraisal_policy_ids",
+        }
         assert submodule["ear_appraisal_policy_ids"] == [
             f"urn:confidential-trainer:policy:sha256:{world.policy.sha256()}"
         ]

@@ -15,8 +15,13 @@ def test_groups_hold_every_check_once_in_its_order(world: World) -> None:
     checks = world.appraise().checks
     groups = grouped(checks)
     assert [group.submodule for group in groups] == ["tdx", "os", "app", "job", "gpu"]
-    assert sorted(check.number for group in groups for check in group.checks) == list(range(1, len(checks) + 1))
-    assert all(list(group.checks) == sorted(group.checks, key=lambda check: check.number) for group in groups)
+    assert sorted(check.number for group in groups for check in group.checks) == list(
+        range(1, len(checks) + 1)
+    )
+    assert all(
+        list(group.checks) == sorted(group.checks, key=lambda check: check.number)
+        for group in groups
+    )
     assert set(presentation.TITLES) == set(Submodule)
 
 
@@ -38,7 +43,9 @@ def test_a_failure_is_explained_in_full() -> None:
     parts = dict(explanation(check))
     assert list(parts) == ["expected", "found", "because", "guards against", "hint"]
     assert parts["found"] == "02\\u001b[31m"
-    assert dict(explanation(Check(1, "receipt-files", "t", CheckState.CONTRAINDICATED, "a", "b"))) == {
+    assert dict(
+        explanation(Check(1, "receipt-files", "t", CheckState.CONTRAINDICATED, "a", "b"))
+    ) == {
         "expected": "a",
         "found": "b",
     }

@@ -31,7 +31,12 @@ def world(world: World) -> World:
 
 
 def record(world: World) -> Record:
-    return Record(world.appraise(), evidence=world.evidence(), collateral=world.collateral, policy=world.policy)
+    return Record(
+        world.appraise(),
+        evidence=world.evidence(),
+        collateral=world.collateral,
+        policy=world.policy,
+    )
 
 
 def edited(data: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
@@ -94,7 +99,9 @@ def test_a_hand_written_pass_is_not_loaded(world: World) -> None:
         lambda document: document["result"].update(recipient="age1" + "z" * 58),
     ],
 )
-def test_an_edited_record_is_not_loaded(world: World, edit: Callable[[dict[str, Any]], object]) -> None:
+def test_an_edited_record_is_not_loaded(
+    world: World, edit: Callable[[dict[str, Any]], object]
+) -> None:
     with pytest.raises(VerificationError) as refused:
         load_record(edited(save_record(record(world)), edit))
     assert refused.value.code is ErrorCode.VERIFICATION_FAILED
@@ -165,7 +172,9 @@ def test_an_earlier_build_cannot_have_come_to_another_verdict(
 def test_another_build_of_this_tool_that_comes_to_the_same_is_believed(world: World) -> None:
     data = edited(
         save_record(record(world)),
-        lambda document: document["result"]["ear"]["ear_verifier_id"].update(build="trainer 99.0.0"),
+        lambda document: document["result"]["ear"]["ear_verifier_id"].update(
+            build="trainer 99.0.0"
+        ),
     )
     assert load_record(data) == record(world)
 
@@ -173,7 +182,9 @@ def test_another_build_of_this_tool_that_comes_to_the_same_is_believed(world: Wo
 @pytest.mark.parametrize(
     ("unused", "state"), [(True, "affirmed"), (False, "contraindicated"), (None, "not-demanded")]
 )
-def test_what_was_known_of_the_nonce_stays_known(world: World, unused: bool | None, state: str) -> None:
+def test_what_was_known_of_the_nonce_stays_known(
+    world: World, unused: bool | None, state: str
+) -> None:
     after = load_record(save_record(record(world.change(nonce_unused=unused))))
     assert after.result.check("nonce-unused").state == state
 
@@ -193,12 +204,18 @@ def test_records_and_evidence_are_told_apart(world: World) -> None:
     assert is_record(save_record(record(world)))
     assert not is_record(world.evidence().canonical())
     assert not any(map(is_record, (b"[]", b"{}", b'"evidence"')))
-    for data in (b"", b"\xff", save_record(record(world)).replace(b'{"app', b'{"evidence":0,"app', 1)):
+    for data in (
+        b"",
+        b"\xff",
+        save_record(record(world)).replace(b'{"app', b'{"evidence":0,"app', 1),
+    ):
         with pytest.raises(VerificationError):
             is_record(data)
 
 
-def test_judged_again_with_its_nonce_at_the_recorded_time_it_passes_and_is_not_fresh(world: World) -> None:
+def test_judged_again_with_its_nonce_at_the_recorded_time_it_passes_and_is_not_fresh(
+    world: World,
+) -> None:
     before = load_record(save_record(record(world)))
     again = reappraise(before, now=world.now, nonce=world.nonce).result
     assert (again.status, again.fresh) == ("pass", False)
@@ -213,7 +230,9 @@ def test_the_nonce_of_a_record_is_not_believed(world: World) -> None:
 
 
 def test_only_an_authentic_record_is_fresh(world: World) -> None:
-    data = save_record(Record(world.appraise(fresh=True), world.evidence(), world.collateral, world.policy))
+    data = save_record(
+        Record(world.appraise(fresh=True), world.evidence(), world.collateral, world.policy)
+    )
     assert not load_record(data).result.fresh
     authentic = load_record(data, policy=world.policy, is_authentic=True)
     authentic.result.require_sealable(world.now)
@@ -242,7 +261,9 @@ def test_judged_by_another_policy(world: World) -> None:
 
 def test_a_policy_that_brings_collateral_is_judged_with_it(world: World) -> None:
     other = world.with_collateral(status="OutOfDate")
-    policy = world.policy.model_copy(update={"collateral": CollateralDocument(document=other.collateral.decode())})
+    policy = world.policy.model_copy(
+        update={"collateral": CollateralDocument(document=other.collateral.decode())}
+    )
     after = reappraise(record(world), now=world.now, policy=policy)
     assert after.collateral == other.collateral
     assert [check.code for check in after.result.failed] == ["tcb-status"]

@@ -26,7 +26,12 @@ def page(world: World) -> str:
 
 
 def record(world: World) -> Record:
-    return Record(world.appraise(), evidence=world.evidence(), collateral=world.collateral, policy=world.policy)
+    return Record(
+        world.appraise(),
+        evidence=world.evidence(),
+        collateral=world.collateral,
+        policy=world.policy,
+    )
 
 
 class Reader(HTMLParser):
@@ -65,9 +70,16 @@ def test_the_page_loads_nothing_from_anywhere(world: World) -> None:
     assert not {"script", "link", "img", "iframe", "object", "base", "form", "a"} & set(read.tags)
     assert not {"src", "href", "style", "onload", "onclick"} & {name for name, _ in read.attributes}
     assert not re.search(r"https?:|url\(|@import", text)
-    policy = next(value for name, value in read.attributes if name == "content" and "default-src" in str(value))
+    policy = next(
+        value
+        for name, value in read.attributes
+        if name == "content" and "default-src" in str(value)
+    )
     digest = base64.b64encode(hashlib.sha256(read.style.encode()).digest()).decode()
-    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert (
+        policy
+        == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def test_a_pass_at_one_glance(world: World) -> None:
@@ -93,7 +105,10 @@ def test_a_pass_under_a_development_root_is_never_green(world: World) -> None:
     text = page(world)
     read = Reader(text)
     assert ("class", "development") in read.attributes
-    assert ".development { --affirmed: var(--not-reached); --affirmed-back: var(--not-reached-back); }" in text
+    assert (
+        ".development { --affirmed: var(--not-reached); --affirmed-back: var(--not-reached-back); }"
+        in text
+    )
     assert "DEVELOPMENT ROOT" in read.text
     assert "Pass under a development root" in read.text
     assert "imitate a TEE" in read.text
@@ -106,7 +121,14 @@ def test_a_failure_is_told_with_what_was_expected_and_found(world: World) -> Non
     read = Reader(page(world.change(nonce="02" * 32)))
     assert "Fail" in read.text
     failed = read.text[read.text.index("What failed") :]
-    for words in ("✘ nonce: the claims carry", "02" * 32, world.nonce, "guards against", "replay", "hint"):
+    for words in (
+        "✘ nonce: the claims carry",
+        "02" * 32,
+        world.nonce,
+        "guards against",
+        "replay",
+        "hint",
+    ):
         assert words in failed
     assert "contraindicated" in failed
 

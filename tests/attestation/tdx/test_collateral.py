@@ -36,4 +36,6 @@ def test_a_root_that_cannot_be_read(world: World, old: bytes, new: bytes) -> Non
 
 
 def pem(der: bytes) -> bytes:
-    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+    return (
+        b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+    )

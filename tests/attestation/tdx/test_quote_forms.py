@@ -41,17 +41,27 @@ def formed(request: pytest.FixtureRequest, make_world: MakeWorld) -> World:
 
 def values(td: type[TdFields]) -> dict[str, bytes]:
     """Another value for each field."""
-    return {name: bytes([index]) * len(value) for index, (name, value) in enumerate(vars(td()).items())}
+    return {
+        name: bytes([index]) * len(value) for index, (name, value) in enumerate(vars(td()).items())
+    }
 
 
 @pytest.mark.parametrize(
-    ("version", "form", "kind"), [(4, TdFields, None), (5, TdFields, 2), (5, TdFields15, 3)], ids=NAMES
+    ("version", "form", "kind"),
+    [(4, TdFields, None), (5, TdFields, 2), (5, TdFields15, 3)],
+    ids=NAMES,
 )
-def test_every_field_is_read_from_its_place(version: int, form: type[TdFields], kind: int | None) -> None:
+def test_every_field_is_read_from_its_place(
+    version: int, form: type[TdFields], kind: int | None
+) -> None:
     wanted = values(form)
     quote = PKI.sign(PKI.parts(form(**wanted), version))
     report = parse_quote(quote).report
-    read = {name: getattr(report, name) for name in wanted if name not in ("tee_tcb_svn2", "mr_service_td")}
+    read = {
+        name: getattr(report, name)
+        for name in wanted
+        if name not in ("tee_tcb_svn2", "mr_service_td")
+    }
     assert read == {name: wanted[name] for name in read}
     assert report.mr_service_td == wanted.get("mr_service_td")
     assert quote[0] == version

@@ -35,7 +35,10 @@ def sgx_quote() -> bytes:
 
 
 def test_all_fields_are_read_from_their_places() -> None:
-    values = {name: bytes([index]) * len(value) for index, (name, value) in enumerate(vars(TdFields()).items())}
+    values = {
+        name: bytes([index]) * len(value)
+        for index, (name, value) in enumerate(vars(TdFields()).items())
+    }
     report = parse_quote(PKI.quote(TdFields(**values))).report
     assert {name: getattr(report, name) for name in values} == values
     assert report.mr_service_td is None
@@ -69,7 +72,9 @@ def test_bytes_that_belong_to_nothing_are_counted(quote: bytes, slack: int) -> N
     assert parse_quote(quote).slack == slack
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(st.integers(0, 8 * CHAIN_AT - 1))
 def test_no_bit_before_the_certificates_can_change(world: World, bit: int) -> None:
     quote = bytearray(bytes.fromhex(world.evidence().quote))
@@ -77,20 +82,30 @@ def test_no_bit_before_the_certificates_can_change(world: World, bit: int) -> No
     assert world.change(quote=bytes(quote)).appraise().status == "fail"
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    st.binary(min_size=1, max_size=700), st.binary(max_size=100), st.text(st.characters(exclude_categories=["Cs"]))
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
-def test_whatever_is_shown_there_is_a_verdict(world: World, quote: bytes, collateral: bytes, text: str) -> None:
+@given(
+    st.binary(min_size=1, max_size=700),
+    st.binary(max_size=100),
+    st.text(st.characters(exclude_categories=["Cs"])),
+)
+def test_whatever_is_shown_there_is_a_verdict(
+    world: World, quote: bytes, collateral: bytes, text: str
+) -> None:
     shown = world.change(quote=quote, collateral=collateral).showing(
         event_log=text, vm_config=text, app_compose=text
     )
     assert shown.appraise().status == "fail"
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(st.data())
-def test_a_quote_cut_or_stirred_anywhere_still_gets_a_verdict(world: World, data: st.DataObject) -> None:
+def test_a_quote_cut_or_stirred_anywhere_still_gets_a_verdict(
+    world: World, data: st.DataObject
+) -> None:
     quote = bytes.fromhex(world.evidence().quote)
     cut = data.draw(st.integers(1, len(quote) - 1))
     stirred = quote[:cut] + data.draw(st.binary(max_size=20)) + quote[cut + 1 :]
@@ -117,7 +132,9 @@ def test_a_chain_may_end_its_lines_either_way_and_the_last_one_not_at_all(line_e
 @pytest.mark.parametrize(
     "of", [DevelopmentPki(b"a machine of somebody else's"), None], ids=["another's", "its own"]
 )
-def test_certificates_in_the_collateral_do_not_count(world: World, of: DevelopmentPki | None) -> None:
+def test_certificates_in_the_collateral_do_not_count(
+    world: World, of: DevelopmentPki | None
+) -> None:
     foreign = (of or world.vm.pki).parts(TdFields(), 4).chain
     collateral = json.loads(world.collateral) | {"pck_certificate_chain": foreign}
     assert world.change(collateral=json.dumps(collateral).encode()).contraindicated() == []

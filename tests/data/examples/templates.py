@@ -116,7 +116,9 @@ class Family:
 FAMILIES = {
     "chatml": Family(CHATML, lambda said: f"{said}<|im_end|>"),
     "llama": Family(
-        LLAMA, lambda said: f"{said.strip()}<|eot_id|>", {"eos": "<|eot_id|>", "bos": "<s>", "add_bos": True}
+        LLAMA,
+        lambda said: f"{said.strip()}<|eot_id|>",
+        {"eos": "<|eot_id|>", "bos": "<s>", "add_bos": True},
     ),
     "gemma": Family(
         GEMMA,
@@ -128,7 +130,9 @@ FAMILIES = {
     ),
     "qwen": Family(QWEN, lambda said: f"<think>\n\n</think>\n\n{said}<|im_end|>", alone=True),
     "deepseek": Family(
-        DEEPSEEK, lambda said: f"{said.split('</think>')[-1]}</s>", {"eos": "</s>", "bos": "<s>", "add_bos": True}
+        DEEPSEEK,
+        lambda said: f"{said.split('</think>')[-1]}</s>",
+        {"eos": "</s>", "bos": "<s>", "add_bos": True},
     ),
     "marked": Family(MARKED, lambda said: f"{said}<|im_end|>"),
 }

@@ -57,7 +57,9 @@ def test_the_answer_without_its_thought(
 
 
 def test_a_thought_that_the_prompt_opens(make_tokens: Callable[..., ModelTokenizer]) -> None:
-    opened = DEEPSEEK.replace("{{ '<Assistant>' }}{% endif", "{{ '<Assistant><think>\\n' }}{% endif")
+    opened = DEEPSEEK.replace(
+        "{{ '<Assistant>' }}{% endif", "{{ '<Assistant><think>\\n' }}{% endif"
+    )
     markers = find_answer_markers(make_tokens(opened).template)
     prompt = "<User>really?<Assistant><think>\n"
     assert markers.cut("well\n</think>\n\nyes", prompt) == "yes"
@@ -67,4 +69,6 @@ def test_a_thought_that_the_prompt_opens(make_tokens: Callable[..., ModelTokeniz
 
 
 def test_a_template_that_refuses_the_probe(make_tokens: Callable[..., ModelTokenizer]) -> None:
-    assert find_answer_markers(make_tokens("{{ raise_exception('no') }}").template) == AnswerMarkers()
+    assert (
+        find_answer_markers(make_tokens("{{ raise_exception('no') }}").template) == AnswerMarkers()
+    )

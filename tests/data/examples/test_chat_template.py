@@ -70,7 +70,10 @@ def test_the_variables_that_a_template_reads(make_tokens: MakeTokens) -> None:
     [
         ("{% if a is not defined %}{% set a = 1 %}{% endif %}{{ a }}", {"a"}),
         ("{% set a = a | default(1) %}{% set b = b or 2 %}{{ a + b }}", {"a", "b"}),
-        ("{% for m in messages %}{% if m.name %}{% set said = m.name %}{% endif %}{{ said }}{% endfor %}", set()),
+        (
+            "{% for m in messages %}{% if m.name %}{% set said = m.name %}{% endif %}{{ said }}{% endfor %}",
+            set(),
+        ),
         (
             "{% for m in messages %}{% set text = m.content %}{% set text = text | trim %}{{ text }}{% endfor %}",
             set(),
@@ -84,17 +87,28 @@ def test_names_that_a_template_sets_itself_are_no_variables(
     assert make_tokens(text).template.variables == variables
 
 
-def test_arguments_of_the_job_reach_the_template_and_those_of_a_row_override_them(make_tokens: MakeTokens) -> None:
+def test_arguments_of_the_job_reach_the_template_and_those_of_a_row_override_them(
+    make_tokens: MakeTokens,
+) -> None:
     with pytest.raises(DataError, match="opens the turn for generation in another way") as caught:
         encode(chat("a", "b"), make_tokens(SWITCHED), DATA)
-    assert "data.chat_template_kwargs (the template reads date_string, effort, quick)" in str(caught.value.hint)
-    tokens = make_tokens(SWITCHED, arguments={"quick": True, "effort": "some", "date_string": "May"})
+    assert "data.chat_template_kwargs (the template reads date_string, effort, quick)" in str(
+        caught.value.hint
+    )
+    tokens = make_tokens(
+        SWITCHED, arguments={"quick": True, "effort": "some", "date_string": "May"}
+    )
     assert texts(chat("a", "b"), tokens) == [
-        ("effort some on May\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", "b<|im_end|>")
+        (
+            "effort some on May\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+            "b<|im_end|>",
+        )
     ]
     own = chat("a", "b", template_arguments={"effort": "all"})
     assert texts(own, tokens)[0][0].startswith("effort all on May\n")
-    pair = PreferenceRow("f", 0, replace(own, prompt_messages=1), replace(own, messages=chat("a", "c").messages))
+    pair = PreferenceRow(
+        "f", 0, replace(own, prompt_messages=1), replace(own, messages=chat("a", "c").messages)
+    )
     assert [before[:10] for before, _ in texts(pair, tokens)] == ["effort all"] * 2
 
 
@@ -102,14 +116,18 @@ def test_arguments_of_the_job_reach_the_template_and_those_of_a_row_override_the
 def test_an_argument_of_the_job_that_is_never_read_is_refused(
     template: str | None, make_tokens: MakeTokens
 ) -> None:
-    with pytest.raises(UsageError, match=r"data\.chat_template_kwargs: expected variables .* got quik") as caught:
+    with pytest.raises(
+        UsageError, match=r"data\.chat_template_kwargs: expected variables .* got quik"
+    ) as caught:
         make_tokens(template, arguments={"quik": True})
     assert caught.value.code is ErrorCode.SPEC_INVALID
     assert "quick" in str(caught.value) or template is None
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_an_argument_of_a_row_that_is_never_read_is_refused(paired: bool, make_tokens: MakeTokens) -> None:
+def test_an_argument_of_a_row_that_is_never_read_is_refused(
+    paired: bool, make_tokens: MakeTokens
+) -> None:
     tokens = make_tokens(SWITCHED)
     row: Row = chat("a", "b", template_arguments={"effort": "low", CANARY: True})
     if paired:
@@ -162,21 +180,37 @@ CALLS = (
         ("{{ f.arguments | tojson }}", '{"x": "å", "y": [1, true]}'),
         ("{{ f.arguments }}", '{"x": "å", "y": [1, true]}'),
         ("{{ '```' + f.arguments + '```' }}", '```{"x": "å", "y": [1, true]}```'),
-        ("{{ f.arguments if f.arguments is string else f.arguments | tojson }}", '{"x": "å", "y": [1, true]}'),
-        ("{% for k, v in f.arguments.items() %}<{{ k }}>{{ v | tojson }}{% endfor %}", '<x>"å"<y>[1, true]'),
-        ("{% for k in f.arguments %}{{ k }}={{ f.arguments[k] | tojson }};{% endfor %}", 'x="å";y=[1, true];'),
+        (
+            "{{ f.arguments if f.arguments is string else f.arguments | tojson }}",
+            '{"x": "å", "y": [1, true]}',
+        ),
+        (
+            "{% for k, v in f.arguments.items() %}<{{ k }}>{{ v | tojson }}{% endfor %}",
+            '<x>"å"<y>[1, true]',
+        ),
+        (
+            "{% for k in f.arguments %}{{ k }}={{ f.arguments[k] | tojson }};{% endfor %}",
+            'x="å";y=[1, true];',
+        ),
     ],
 )
-def test_arguments_of_calls_are_printed_as_json(body: str, printed: str, make_tokens: MakeTokens) -> None:
+def test_arguments_of_calls_are_printed_as_json(
+    body: str, printed: str, make_tokens: MakeTokens
+) -> None:
     call = ToolCall("f", {"x": "å", "y": [1, True]}, "123456789")
     turns = (Message("user", "a"), Message("assistant", "", tool_calls=(call,)))
     template = make_tokens(CALLS.replace("BODY", body)).template
     assert template.render(turns, prompt=False) == f"user:aassistant:(f {printed})"
 
 
-def test_the_form_of_calls_is_found_out_once(make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_of_calls_is_found_out_once(
+    make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template = make_tokens(CALLS.replace("BODY", "{{ f.arguments }}")).template
-    turns = (Message("user", "a"), Message("assistant", "", tool_calls=(ToolCall("f", {}, "123456789"),)))
+    turns = (
+        Message("user", "a"),
+        Message("assistant", "", tool_calls=(ToolCall("f", {}, "123456789"),)),
+    )
     first = template.render(turns, prompt=False)
     monkeypatch.setattr("trainer.data.examples.chat_template.prints_probe_call", None)
     assert template.render(turns, prompt=False) == first
@@ -199,7 +233,13 @@ def test_the_stop_token_that_follows_a_turn_is_trained_with_it(make_tokens: Make
     row = ChatRow(
         "f",
         0,
-        (*chat("a", "b").messages, Message("user", "c"), call, Message("tool", "1"), *chat("", "d").messages[1:]),
+        (
+            *chat("a", "b").messages,
+            Message("user", "c"),
+            call,
+            Message("tool", "1"),
+            *chat("", "d").messages[1:],
+        ),
     )
     (example,) = encode(row, tokens, DATA)
     assert example.stops
@@ -253,7 +293,10 @@ def test_a_system_text_is_trained_on_where_generation_is_given_it(
         replace(with_system("a", "b"), prompt_messages=2),
         replace(with_system("a", "c"), prompt_messages=2),
     )
-    assert texts(pair, tokens) == [("[INST] S.\n\na[/INST]", " b</s>"), ("[INST] S.\n\na[/INST]", " c</s>")]
+    assert texts(pair, tokens) == [
+        ("[INST] S.\n\na[/INST]", " b</s>"),
+        ("[INST] S.\n\na[/INST]", " c</s>"),
+    ]
 
 
 def test_each_turn_is_given_the_system_text_as_generation_will_be(make_tokens: MakeTokens) -> None:
@@ -276,7 +319,9 @@ def test_a_system_text_that_cannot_be_placed_exactly_is_refused(make_tokens: Mak
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_a_template_without_system_turns_is_named_as_such(role: str, make_tokens: MakeTokens) -> None:
+def test_a_template_without_system_turns_is_named_as_such(
+    role: str, make_tokens: MakeTokens
+) -> None:
     template = (
         "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception(m.content) }}"
         "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -289,29 +334,47 @@ def test_a_template_without_system_turns_is_named_as_such(role: str, make_tokens
     assert CANARY not in f"{caught.value} {caught.value.hint}"
     with pytest.raises(DataError, match="refuses these messages"):
         encode(
-            chat("a", "b", messages=(Message("tool", "a"), Message("assistant", "b"))), make_tokens(template), DATA
+            chat("a", "b", messages=(Message("tool", "a"), Message("assistant", "b"))),
+            make_tokens(template),
+            DATA,
         )
 
 
 # remarks
 
 
-def test_rows_without_the_template_and_keys_that_are_left_out_are_counted(make_tokens: MakeTokens) -> None:
+def test_rows_without_the_template_and_keys_that_are_left_out_are_counted(
+    make_tokens: MakeTokens,
+) -> None:
     plain = CompletionRow("f", 0, "q", " a")
-    rows: list[Row] = [plain, TextRow("f", 1, "some text"), replace(chat("a", "b"), ignored_keys=3), plain]
+    rows: list[Row] = [
+        plain,
+        TextRow("f", 1, "some text"),
+        replace(chat("a", "b"), ignored_keys=3),
+        plain,
+    ]
     data = DataSection(test_split_size=0)
     found = build_dataset(
         rows, make_tokens(SWITCHED, arguments={"quick": True}), data, split_key=seed_split_key(0)
     )
-    assert any("2 of 4 rows are trained on without the model's chat template" in text for text in found.warnings)
+    assert any(
+        "2 of 4 rows are trained on without the model's chat template" in text
+        for text in found.warnings
+    )
     assert "3 keys of messages were left out (data.ignore_message_keys)" in found.warnings
     quiet = build_dataset(rows[:2], make_tokens(None), data, split_key=seed_split_key(0))
     assert not any("template" in text for text in quiet.warnings)
     pairs: list[Row] = [PreferenceRow("f", 0, plain, replace(plain, completion=" b"))]
-    paired = build_dataset(pairs, make_tokens(SWITCHED), data, split_key=seed_split_key(0), method="dpo")
+    paired = build_dataset(
+        pairs, make_tokens(SWITCHED), data, split_key=seed_split_key(0), method="dpo"
+    )
     assert any("1 of 1 rows" in text for text in paired.warnings)
-    labelled: list[Row] = [UnpairedPreferenceRow("f", number, plain, bool(number)) for number in (0, 1)]
-    judged = build_dataset(labelled, make_tokens(SWITCHED), data, split_key=seed_split_key(0), method="kto")
+    labelled: list[Row] = [
+        UnpairedPreferenceRow("f", number, plain, bool(number)) for number in (0, 1)
+    ]
+    judged = build_dataset(
+        labelled, make_tokens(SWITCHED), data, split_key=seed_split_key(0), method="kto"
+    )
     assert any("2 of 2 rows" in text for text in judged.warnings)
 
 
@@ -327,11 +390,15 @@ OPENS_THOUGHT = (
 
 def thinking(row: ChatRow) -> ChatRow:
     """The same row with a thought in each of the assistant's turns."""
-    turns = (replace(m, reasoning_content="hm") if m.role == "assistant" else m for m in row.messages)
+    turns = (
+        replace(m, reasoning_content="hm") if m.role == "assistant" else m for m in row.messages
+    )
     return replace(row, messages=tuple(turns))
 
 
-@pytest.mark.parametrize("said", [chat("a", "<think>\nhm\n</think>\n\nb"), thinking(chat("a", "b"))])
+@pytest.mark.parametrize(
+    "said", [chat("a", "<think>\nhm\n</think>\n\nb"), thinking(chat("a", "b"))]
+)
 def test_a_thought_that_the_prompt_opens_is_trained_on_as_it_is_generated(
     said: ChatRow, make_tokens: MakeTokens
 ) -> None:
@@ -339,7 +406,9 @@ def test_a_thought_that_the_prompt_opens_is_trained_on_as_it_is_generated(
     assert texts(said, tokens) == [("<User>a<Assistant><think>\n", "hm\n</think>\n\nb</s>")]
 
 
-def test_each_turn_of_an_opened_thought_follows_what_generation_is_given(make_tokens: MakeTokens) -> None:
+def test_each_turn_of_an_opened_thought_follows_what_generation_is_given(
+    make_tokens: MakeTokens,
+) -> None:
     tokens = make_tokens(OPENS_THOUGHT, eos="</s>")
     row = thinking(chat("a", "b", "c", "d"))
     assert texts(row, tokens) == [
@@ -349,7 +418,9 @@ def test_each_turn_of_an_opened_thought_follows_what_generation_is_given(make_to
 
 
 @pytest.mark.parametrize("said", ["b", "<think>b", "hm</think>b", "<think>hm</think>b"])
-def test_a_turn_without_the_thought_that_the_prompt_opens_is_refused(said: str, make_tokens: MakeTokens) -> None:
+def test_a_turn_without_the_thought_that_the_prompt_opens_is_refused(
+    said: str, make_tokens: MakeTokens
+) -> None:
     with pytest.raises(DataError, match="opens the turn for generation in another way") as caught:
         encode(chat("a", said), make_tokens(OPENS_THOUGHT, eos="</s>"), DATA)
     assert "give the assistant's turns reasoning_content" in str(caught.value.hint)

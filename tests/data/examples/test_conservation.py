@@ -50,7 +50,11 @@ STOCK = {
         "parameters": {
             "type": "object",
             "properties": {
-                "sku": {"type": "string", "description": "Number of the article", "enum": ["a1", "b2"]}
+                "sku": {
+                    "type": "string",
+                    "description": "Number of the article",
+                    "enum": ["a1", "b2"],
+                }
             },
             "required": ["sku"],
         },
@@ -58,7 +62,9 @@ STOCK = {
 }
 ASKED = Message("user", "How many are left of it?")
 CALL = Message(
-    "assistant", "", tool_calls=(ToolCall("stock_of", {"sku": "Zeta-7", "exact": True, "least": 3}, "c1"),)
+    "assistant",
+    "",
+    tool_calls=(ToolCall("stock_of", {"sku": "Zeta-7", "exact": True, "least": 3}, "c1"),),
 )
 RESULT = Message("tool", '{"units": 5}', tool_call_id="c1", name="stock_of")
 ANSWER = Message("assistant", "Five of them remain.")
@@ -95,10 +101,17 @@ def test_what_is_not_printed_is_refused_or_allowed_by_name(
     with pytest.raises(DataError) as caught:
         encode(row, tokens, DataSection())
     error = caught.value
-    assert (error.code, error.file, error.row, error.field) == (ErrorCode.DATASET_UNRENDERED, "d.jsonl", 3, field)
+    assert (error.code, error.file, error.row, error.field) == (
+        ErrorCode.DATASET_UNRENDERED,
+        "d.jsonl",
+        3,
+        field,
+    )
     assert f"data.allow_unrendered: [{part}]" in str(error.hint)
     assert part in str(error.found)
-    (others,) = encode_rows([row], tokens, DataSection(allow_unrendered=tuple(set(RowPart) - {part})))
+    (others,) = encode_rows(
+        [row], tokens, DataSection(allow_unrendered=tuple(set(RowPart) - {part}))
+    )
     assert isinstance(others, UnrenderedError)
     if part is RowPart.TOOL_CALLS:  # the turn that calls says nothing else
         row = replace(row, messages=(ASKED, replace(CALL, train=False), RESULT, ANSWER))
@@ -113,7 +126,9 @@ def test_what_is_not_printed_is_refused_or_allowed_by_name(
 @pytest.mark.parametrize("role", ["system", "developer", "user", "tool"])
 def test_a_turn_that_is_not_printed(role: str, make_tokens: MakeTokens) -> None:
     skips = each_turn("{{ m.content if m.role != '" + role + "' }}")
-    row = chat(Message("user", "First of all."), Message(role, "An additional remark."), ASKED, ANSWER)
+    row = chat(
+        Message("user", "First of all."), Message(role, "An additional remark."), ASKED, ANSWER
+    )
     parts = {"developer": {"system": 1}, "user": {"content": 3}}
     assert lost_parts(skips, row, make_tokens) == parts.get(role, {role: 1})
 
@@ -129,28 +144,43 @@ def test_variables_that_the_template_reads_are_named(make_tokens: MakeTokens) ->
     thinks = each_turn("{{ m.reasoning_content if enable_thinking }}{{ m.content }}")
     (error,) = encode_rows([chat(ASKED, REASONED)], make_tokens(thinks), DataSection())
     assert isinstance(error, UnrenderedError)
-    assert "; or set data.chat_template_kwargs (the template reads enable_thinking)" in str(error.hint)
+    assert "; or set data.chat_template_kwargs (the template reads enable_thinking)" in str(
+        error.hint
+    )
 
 
 def test_nothing_is_found_by_accident(make_tokens: MakeTokens) -> None:
     """Each of these texts occurs in what the template prints by itself."""
-    row = chat(Message("system", "m"), Message("user", "a"), Message("assistant", "user"), tools=[{"name": "st"}])
+    row = chat(
+        Message("system", "m"),
+        Message("user", "a"),
+        Message("assistant", "user"),
+        tools=[{"name": "st"}],
+    )
     assert lost_parts(NOTHING, row, make_tokens) == {"tools": 1, "system": 1, "content": 2}
     assert lost_parts(EVERYTHING, row, make_tokens) == {}
 
 
 def test_each_text_needs_an_occurrence_of_its_own(make_tokens: MakeTokens) -> None:
-    last_only = "{% for m in messages %}{% if loop.index0 not in [0, 1] %}" + TURN % "{{ m.content }}"
+    last_only = (
+        "{% for m in messages %}{% if loop.index0 not in [0, 1] %}" + TURN % "{{ m.content }}"
+    )
     last_only += "{% endif %}{% endfor %}" + PROMPT
     again = "Please repeat all of what you said."
     row = chat(
-        Message("user", again), Message("assistant", again), Message("user", again), Message("assistant", again)
+        Message("user", again),
+        Message("assistant", again),
+        Message("user", again),
+        Message("assistant", again),
     )
     assert lost_parts(last_only, row, make_tokens, train_on=TrainOn.LAST_TURN) == {"content": 2}
     inside = chat(
-        Message("user", "All of it, please, and then some."), Message("assistant", "please, and then some")
+        Message("user", "All of it, please, and then some."),
+        Message("assistant", "please, and then some"),
     )
-    assert lost_parts(each_turn("{{ m.content if m.role == 'user' }}"), inside, make_tokens) == {"content": 1}
+    assert lost_parts(each_turn("{{ m.content if m.role == 'user' }}"), inside, make_tokens) == {
+        "content": 1
+    }
 
 
 def test_turns_are_looked_up_in_their_order(make_tokens: MakeTokens) -> None:
@@ -169,7 +199,9 @@ def test_system_turns_may_be_moved(make_tokens: MakeTokens) -> None:
         "{% if m.role == 'user' and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}"
         "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + PROMPT
     )
-    row = chat(Message("system", "Brief."), Message("user", "Which bay?"), Message("assistant", "Nine."))
+    row = chat(
+        Message("system", "Brief."), Message("user", "Which bay?"), Message("assistant", "Nine.")
+    )
     assert lost_parts(moved, row, make_tokens) == {}
 
 
@@ -192,7 +224,9 @@ CALL_FORMS = {
 
 @pytest.mark.parametrize("form", CALL_FORMS)
 def test_arguments_are_found_however_they_are_written(form: str, make_tokens: MakeTokens) -> None:
-    template = each_turn("{{ m.content }}{% for c in m.tool_calls or [] %}" + CALL_FORMS[form] + "{% endfor %}")
+    template = each_turn(
+        "{{ m.content }}{% for c in m.tool_calls or [] %}" + CALL_FORMS[form] + "{% endfor %}"
+    )
     values = {
         "path": 'C:\\new "file" for Ülé & <co> isn\'t it',
         "text": " a line\n\tand another one ",
@@ -213,7 +247,9 @@ def test_arguments_are_found_however_they_are_written(form: str, make_tokens: Ma
     [("v is string", 4), ("v is number", 2), ("v is boolean", 4)],
     ids=["texts", "numbers", "booleans"],
 )
-def test_a_single_argument_that_is_left_out(printed: str, count: int, make_tokens: MakeTokens) -> None:
+def test_a_single_argument_that_is_left_out(
+    printed: str, count: int, make_tokens: MakeTokens
+) -> None:
     template = each_turn(
         "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
         "{% for k, v in c.function.arguments.items() if "
@@ -228,7 +264,10 @@ def test_a_single_argument_that_is_left_out(printed: str, count: int, make_token
     [
         ("{{ t.function.name }}", 6),
         ("{{ t.function.name }}: {{ t.function.description }}", 4),
-        ("{{ t.function.name }}: {{ t.function.description | indent(8) }}{{ t.function.parameters | tojson }}", 0),
+        (
+            "{{ t.function.name }}: {{ t.function.description | indent(8) }}{{ t.function.parameters | tojson }}",
+            0,
+        ),
         (TRANSLATED_TOOL, 0),
     ],
     ids=["names", "without parameters", "all", "translated"],
@@ -242,7 +281,12 @@ def test_tools(printed: str, count: int, make_tokens: MakeTokens) -> None:
 
 
 def test_reasoning_of_earlier_turns_is_in_the_text_of_its_own_turn(make_tokens: MakeTokens) -> None:
-    row = chat(ASKED, REASONED, Message("user", "And of the other one?"), replace(REASONED, content="None."))
+    row = chat(
+        ASKED,
+        REASONED,
+        Message("user", "And of the other one?"),
+        replace(REASONED, content="None."),
+    )
     tokens = make_tokens(CUTS_EARLIER_REASONING)
     first, second = encode(row, tokens, DataSection())
     assert "Two shelves" in tokens.text(first.ids)
@@ -255,7 +299,9 @@ def test_reasoning_of_earlier_turns_is_in_the_text_of_its_own_turn(make_tokens: 
         assert lost_parts(CUTS_EARLIER_REASONING, untrained, make_tokens, **data) == reasoning
     with pytest.raises(DataError, match="renders a turn differently"):
         encode(row, tokens, DataSection(split_turns=SplitTurns.NEVER))
-    assert lost_parts(CUTS_EARLIER_REASONING, row, make_tokens, assistant_only_loss=False) == reasoning
+    assert (
+        lost_parts(CUTS_EARLIER_REASONING, row, make_tokens, assistant_only_loss=False) == reasoning
+    )
 
 
 def test_reasoning_in_tags_may_be_spaced_anew_but_not_cut(make_tokens: MakeTokens) -> None:
@@ -287,7 +333,9 @@ def test_a_text_of_which_a_template_demands_a_form_is_refused_and_the_others_are
     assert lost_parts(counted, row, make_tokens) == {"tool_calls": 3}
 
 
-def test_texts_that_a_template_demands_as_they_are_are_refused_if_short(make_tokens: MakeTokens) -> None:
+def test_texts_that_a_template_demands_as_they_are_are_refused_if_short(
+    make_tokens: MakeTokens,
+) -> None:
     """It takes each marker alone, and not two of them."""
     demanding = "{% if 'user' not in messages | map(attribute='content') | list and "
     demanding += "'m' not in messages | map(attribute='content') | list %}{{ raise_exception('x') }}{% endif %}"
@@ -298,7 +346,8 @@ def test_texts_that_a_template_demands_as_they_are_are_refused_if_short(make_tok
 
 def test_both_sides_of_a_pair_are_looked_up(make_tokens: MakeTokens) -> None:
     sides = [
-        replace(chat(ASKED, answer), prompt_messages=1) for answer in (ANSWER, replace(REASONED, content="No."))
+        replace(chat(ASKED, answer), prompt_messages=1)
+        for answer in (ANSWER, replace(REASONED, content="No."))
     ]
     pair = PreferenceRow("d.jsonl", 3, *sides)
     assert lost_parts(CONTENT_ONLY, pair, make_tokens) == {"reasoning_content": 1}
@@ -322,7 +371,9 @@ def test_the_error_quotes_nothing(make_tokens: MakeTokens) -> None:
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\n", "<|im_end|>", " <|im_end|>"])
 @pytest.mark.parametrize("template", [CONTENT_ONLY, EVERYTHING], ids=["content only", "everything"])
-def test_a_turn_that_says_nothing_is_not_trained_on(blank: str, template: str, make_tokens: MakeTokens) -> None:
+def test_a_turn_that_says_nothing_is_not_trained_on(
+    blank: str, template: str, make_tokens: MakeTokens
+) -> None:
     tokens = make_tokens(template)
     empty = Message("assistant", blank)
     for row, turn in (
@@ -332,16 +383,24 @@ def test_a_turn_that_says_nothing_is_not_trained_on(blank: str, template: str, m
     ):
         with pytest.raises(DataError, match="says nothing") as caught:
             encode(row, tokens, DataSection())
-        assert (caught.value.code, caught.value.field) == (ErrorCode.DATASET_NOT_TRAINABLE, f"messages[{turn}]")
+        assert (caught.value.code, caught.value.field) == (
+            ErrorCode.DATASET_NOT_TRAINABLE,
+            f"messages[{turn}]",
+        )
         assert "train: false" in str(caught.value.hint)
     context = chat(ASKED, replace(empty, train=False), ASKED, ANSWER)
     assert len(encode(context, tokens, DataSection())) == 1
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", "<|im_end|>", " \n<|im_end|>"])
-def test_a_text_or_completion_of_nothing_but_an_end_is_refused(blank: str, make_tokens: MakeTokens) -> None:
+def test_a_text_or_completion_of_nothing_but_an_end_is_refused(
+    blank: str, make_tokens: MakeTokens
+) -> None:
     tokens = make_tokens(CONTENT_ONLY)
-    good, bad = CompletionRow("d", 0, "a prompt", " an answer"), CompletionRow("d", 0, "a prompt", blank)
+    good, bad = (
+        CompletionRow("d", 0, "a prompt", " an answer"),
+        CompletionRow("d", 0, "a prompt", blank),
+    )
     for row, field in (
         (bad, "completion"),
         (TextRow("d", 0, blank), "text"),
@@ -354,7 +413,9 @@ def test_a_text_or_completion_of_nothing_but_an_end_is_refused(blank: str, make_
         assert error.found in ("an end of turn alone", "none")
 
 
-def test_a_turn_whose_parts_are_all_left_out_is_refused_although_they_are_allowed(make_tokens: MakeTokens) -> None:
+def test_a_turn_whose_parts_are_all_left_out_is_refused_although_they_are_allowed(
+    make_tokens: MakeTokens,
+) -> None:
     scaffold = CUTS_EARLIER_REASONING.replace("{{ m.reasoning_content or '' }}", "")
     allowed = DataSection(allow_unrendered=tuple(RowPart))
     for template in (CONTENT_ONLY, scaffold, NOTHING):

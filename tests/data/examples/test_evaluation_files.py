@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.data.examples.evaluation_files import check_evaluation_files, is_for_evaluation, split_file_warnings
+from trainer.data.examples.evaluation_files import (
+    check_evaluation_files,
+    is_for_evaluation,
+    split_file_warnings,
+)
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection
 
@@ -12,7 +16,9 @@ from trainer.spec import DataSection
 @pytest.mark.parametrize("pattern", ["./dev/*.jsonl", "valid/*", "TEST.jsonl"])
 def test_a_pattern_that_matches_no_file_is_refused(pattern: str) -> None:
     with pytest.raises(DataError, match="no file is for evaluation") as caught:
-        check_evaluation_files(["dev/x.jsonl", "test.jsonl", "train.jsonl"], DataSection(eval_files=pattern))
+        check_evaluation_files(
+            ["dev/x.jsonl", "test.jsonl", "train.jsonl"], DataSection(eval_files=pattern)
+        )
     assert caught.value.code is ErrorCode.DATASET_INVALID
     assert pattern in str(caught.value)
 
@@ -40,8 +46,12 @@ def test_a_pattern_that_matches_or_is_not_named_is_accepted() -> None:
         (["train.jsonl", "eval/test.jsonl"], None),
     ],
 )
-def test_names_of_evaluation_splits_among_files_that_are_trained_on(files: list[str], named: str | None) -> None:
+def test_names_of_evaluation_splits_among_files_that_are_trained_on(
+    files: list[str], named: str | None
+) -> None:
     warnings = list(split_file_warnings(files, DataSection()))
     assert len(warnings) == (named is not None)
     assert all(warning.startswith(named or "") for warning in warnings)
-    assert not list(split_file_warnings(files, DataSection(eval_files="x/*"))), "whoever names files has looked"
+    assert not list(split_file_warnings(files, DataSection(eval_files="x/*"))), (
+        "whoever names files has looked"
+    )

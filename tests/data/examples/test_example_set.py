@@ -26,11 +26,17 @@ def test_rows_are_counted(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(None)
     rows = [*texts(8), *texts(2, length=200)]
     kept = build_dataset(
-        rows, tokens, DataSection(max_length=64, on_overlong=OnOverlong.DROP), split_key=seed_split_key(0)
+        rows,
+        tokens,
+        DataSection(max_length=64, on_overlong=OnOverlong.DROP),
+        split_key=seed_split_key(0),
     )
     assert kept.rows.as_dict() == {"train": 7, "eval": 1, "dropped": 2, "truncated": 0}
     cut = build_dataset(
-        rows, tokens, DataSection(max_length=64, on_overlong=OnOverlong.TRUNCATE), split_key=seed_split_key(0)
+        rows,
+        tokens,
+        DataSection(max_length=64, on_overlong=OnOverlong.TRUNCATE),
+        split_key=seed_split_key(0),
     )
     assert cut.rows.as_dict() == {"train": 8, "eval": 2, "dropped": 0, "truncated": 2}
     assert any("2 of 10 rows were dropped" in warning for warning in kept.warnings)
@@ -54,7 +60,9 @@ def test_rows_are_encoded_while_they_are_read_and_none_is_kept(make_tokens: Make
             if number % CHUNK_ROWS == 0:
                 most = max(most, sum(one() is not None for one in made))
 
-    dataset = build_dataset(rows(), make_tokens(None), DataSection(test_split_size=0), split_key=seed_split_key(0))
+    dataset = build_dataset(
+        rows(), make_tokens(None), DataSection(test_split_size=0), split_key=seed_split_key(0)
+    )
     assert len(dataset.train) == 8 * CHUNK_ROWS
     assert most <= 5 * CHUNK_ROWS  # the chunks that are rendered, tokenised and masked
     assert sum(one() is not None for one in made) == 0
@@ -64,12 +72,18 @@ def test_the_first_row_in_order_that_cannot_be_used_is_named(make_tokens: MakeTo
     def refused(row: int) -> DataError:
         return DataError(ErrorCode.DATASET_ROW_INVALID, "not readable", file="f", row=row)
 
-    rows: list[Row | DataError] = [TextRow("f", 0, "a b"), TextRow("f", 1, "word " * 200), refused(2)]
+    rows: list[Row | DataError] = [
+        TextRow("f", 0, "a b"),
+        TextRow("f", 1, "word " * 200),
+        refused(2),
+    ]
     rows += [ChatRow("f", 3, (Message("user", "a"),)), refused(4)]
     data, found = DataSection(max_length=64), []
     for number in range(1, 5):
         with pytest.raises(DataError) as caught:
-            build_dataset([rows[0], *rows[number:]], make_tokens(None), data, split_key=seed_split_key(0))
+            build_dataset(
+                [rows[0], *rows[number:]], make_tokens(None), data, split_key=seed_split_key(0)
+            )
         found.append(caught.value.row)
     assert found == [1, 2, 3, 4]
 
@@ -93,7 +107,9 @@ def test_what_the_template_leaves_out_is_counted_row_by_row(make_tokens: MakeTok
         "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    allowing = DataSection(test_split_size=0, allow_unrendered=(RowPart.TOOLS, RowPart.REASONING_CONTENT))
+    allowing = DataSection(
+        test_split_size=0, allow_unrendered=(RowPart.TOOLS, RowPart.REASONING_CONTENT)
+    )
     data = build_dataset(rows, tokens, allowing, split_key=seed_split_key(0))
     assert data.rows.as_dict() == {
         "train": 3, "eval": 0, "dropped": 0, "truncated": 0,
@@ -111,7 +127,9 @@ def test_what_the_template_leaves_out_is_counted_row_by_row(make_tokens: MakeTok
 def test_a_model_without_a_chat_template_refuses_conversations(make_tokens: MakeTokens) -> None:
     row = ChatRow("f", 3, (Message("user", "a"), Message("assistant", "b")))
     with pytest.raises(DataError, match="no chat template") as caught:
-        build_dataset([*texts(2), row], make_tokens(None), DataSection(), split_key=seed_split_key(0))
+        build_dataset(
+            [*texts(2), row], make_tokens(None), DataSection(), split_key=seed_split_key(0)
+        )
     assert caught.value.row == 3
 
 
@@ -119,7 +137,9 @@ def test_an_end_that_is_never_learned_is_shouted(make_tokens: MakeTokens) -> Non
     data = DataSection(test_split_size=0)
     loud = build_dataset(texts(3), make_tokens(None, eos=None), data, split_key=seed_split_key(0))
     assert any(warning.startswith("NO END OF TURN") for warning in loud.warnings)
-    assert build_dataset(texts(3), make_tokens(None), data, split_key=seed_split_key(0)).warnings == ()
+    assert (
+        build_dataset(texts(3), make_tokens(None), data, split_key=seed_split_key(0)).warnings == ()
+    )
 
 
 def test_repeated_rows_across_the_split_are_pointed_out(make_tokens: MakeTokens) -> None:
@@ -134,5 +154,9 @@ def test_repeated_rows_across_the_split_are_pointed_out(make_tokens: MakeTokens)
 
 def test_special_tokens_written_out_in_rows_are_pointed_out(make_tokens: MakeTokens) -> None:
     rows: list[Row] = [*texts(2), TextRow("f", 2, "a <|im_end|> b")]
-    data = build_dataset(rows, make_tokens(None), DataSection(test_split_size=0), split_key=seed_split_key(0))
-    assert any("1 of 3 rows hold the text of a special token" in warning for warning in data.warnings)
+    data = build_dataset(
+        rows, make_tokens(None), DataSection(test_split_size=0), split_key=seed_split_key(0)
+    )
+    assert any(
+        "1 of 3 rows hold the text of a special token" in warning for warning in data.warnings
+    )

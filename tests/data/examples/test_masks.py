@@ -66,17 +66,23 @@ def trained_texts(example: Example, tokens: ModelTokenizer) -> list[str]:
 
 
 def all_trained(row: Row, tokens: ModelTokenizer, data: DataSection = DATA) -> list[str]:
-    return [text for example in encode(row, tokens, data) for text in trained_texts(example, tokens)]
+    return [
+        text for example in encode(row, tokens, data) for text in trained_texts(example, tokens)
+    ]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_answer_and_its_end_are_trained_on_and_nothing_else(name: str, make_tokens: MakeTokens) -> None:
+def test_each_answer_and_its_end_are_trained_on_and_nothing_else(
+    name: str, make_tokens: MakeTokens
+) -> None:
     one = FAMILIES[name]
     tokens = make_tokens(one.template, **one.tokens)
     row = chat("One?", "First.", "Two?", "Second.", "Three?", "Third.")
     examples = encode(row, tokens, DATA)
     assert len(examples) == (3 if one.alone else 1)
-    assert all_trained(row, tokens) == [one.says(answer) for answer in ("First.", "Second.", "Third.")]
+    assert all_trained(row, tokens) == [
+        one.says(answer) for answer in ("First.", "Second.", "Third.")
+    ]
     for example in examples:
         assert example.stops
         assert example.ids[-1] in tokens.stop_ids
@@ -85,7 +91,9 @@ def test_each_answer_and_its_end_are_trained_on_and_nothing_else(name: str, make
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_turn_follows_exactly_what_generation_will_be_given(name: str, make_tokens: MakeTokens) -> None:
+def test_each_turn_follows_exactly_what_generation_will_be_given(
+    name: str, make_tokens: MakeTokens
+) -> None:
     one = FAMILIES[name]
     tokens = make_tokens(one.template, **one.tokens)
     said = ("One?", "First.", "Two?", "Second.")
@@ -98,8 +106,12 @@ def test_each_turn_follows_exactly_what_generation_will_be_given(name: str, make
 
 @pytest.mark.parametrize("name", FAMILIES)
 @given(said=st.lists(st.text(max_size=12), min_size=2, max_size=6))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_is_marked_exactly_or_refused(name: str, said: list[str], make_tokens: MakeTokens) -> None:
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_text_is_marked_exactly_or_refused(
+    name: str, said: list[str], make_tokens: MakeTokens
+) -> None:
     one = FAMILIES[name]
     tokens = make_tokens(one.template, **one.tokens)
     try:
@@ -114,7 +126,11 @@ def test_any_text_is_marked_exactly_or_refused(name: str, said: list[str], make_
 def test_the_start_token_stands_once(name: str, make_tokens: MakeTokens) -> None:
     one = FAMILIES[name]
     tokens = make_tokens(one.template, **one.tokens)
-    rows: list[Row] = [chat("a", "b"), TextRow("f", 0, "<s>text"), CompletionRow("f", 0, "some", " text")]
+    rows: list[Row] = [
+        chat("a", "b"),
+        TextRow("f", 0, "<s>text"),
+        CompletionRow("f", 0, "some", " text"),
+    ]
     for row in rows if "bos" in one.tokens else []:
         (example,) = encode(row, tokens, DATA)
         assert list(example.ids).count(tokens.ids("<s>")[0]) == 1
@@ -157,14 +173,19 @@ def test_a_conversational_completion_trains_on_its_completion(make_tokens: MakeT
     assert whole.targets == whole.length - 1
 
 
-def test_markers_of_a_template_are_obeyed_even_where_renderings_would_not_do(make_tokens: MakeTokens) -> None:
+def test_markers_of_a_template_are_obeyed_even_where_renderings_would_not_do(
+    make_tokens: MakeTokens,
+) -> None:
     tokens = make_tokens(
         "{% for message in messages %}{{ message.role }}:"
         "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}"
         "{% else %}{{ message.content }}{% endif %}|{% endfor %}"
     )
     row = ChatRow("f", 0, (Message("assistant", "hello"), *chat("a", "b").messages))
-    assert all_trained(row, tokens) == ["hello", "b"]  # an assistant that speaks first, and no generation prompt
+    assert all_trained(row, tokens) == [
+        "hello",
+        "b",
+    ]  # an assistant that speaks first, and no generation prompt
 
 
 def test_a_row_that_holds_the_marks_is_refused(make_tokens: MakeTokens) -> None:
@@ -212,7 +233,9 @@ def test_a_block_belongs_to_the_turn_that_adds_it(
         for number, turn in enumerate(turns)
     )
     wanted = [
-        (f"<think>{thoughts[number]}</think>" if number in reasoned else "") + turns[number].content + "<|im_end|>"
+        (f"<think>{thoughts[number]}</think>" if number in reasoned else "")
+        + turns[number].content
+        + "<|im_end|>"
         for number in trained
     ]
     allowing = DataSection(allow_unrendered=(RowPart.REASONING_CONTENT,))
@@ -227,7 +250,10 @@ def test_blocks_that_touch_are_one_span(make_tokens: MakeTokens) -> None:
         "{% generation %}{{ '</s>' }}{% endgeneration %}",
     )
     tokens = make_tokens(twice, stop=("</s>",))
-    assert all_trained(chat("a", "b", "c", "d"), tokens) == ["b<|im_end|>\n</s>", "d<|im_end|>\n</s>"]
+    assert all_trained(chat("a", "b", "c", "d"), tokens) == [
+        "b<|im_end|>\n</s>",
+        "d<|im_end|>\n</s>",
+    ]
 
 
 def test_a_turn_without_a_block_is_refused_not_skipped(make_tokens: MakeTokens) -> None:
@@ -238,28 +264,39 @@ def test_a_turn_without_a_block_is_refused_not_skipped(make_tokens: MakeTokens) 
         "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{% endif %}",
     )
     called = Message("assistant", "", tool_calls=(ToolCall("f", {}),))
-    row = ChatRow("f", 0, (Message("user", "a"), called, Message("tool", "2"), Message("assistant", "b")))
+    row = ChatRow(
+        "f", 0, (Message("user", "a"), called, Message("tool", "2"), Message("assistant", "b"))
+    )
     with pytest.raises(DataError, match="says nothing") as caught:
         encode(row, make_tokens(unmarked_calls), DATA)
     assert caught.value.field == "messages[1]"
 
 
 def test_blocks_of_earlier_turns_that_change_are_refused(make_tokens: MakeTokens) -> None:
-    last_only = FAMILIES["marked"].template.replace("== 'assistant'", "== 'assistant' and loop.last")
+    last_only = FAMILIES["marked"].template.replace(
+        "== 'assistant'", "== 'assistant' and loop.last"
+    )
     turns = (*chat("a", "b").messages, Message("assistant", "c"))
     with pytest.raises(DataError, match="marks earlier turns differently") as caught:
         encode(ChatRow("f", 0, turns), make_tokens(last_only), DATA)
     assert caught.value.field == "messages[2]"
 
 
-def test_calls_and_thoughts_are_trained_on_as_the_template_writes_them(make_tokens: MakeTokens) -> None:
+def test_calls_and_thoughts_are_trained_on_as_the_template_writes_them(
+    make_tokens: MakeTokens,
+) -> None:
     tokens = make_tokens(FAMILIES["qwen"].template)
     row = ChatRow(
         "f",
         0,
         (
             Message("user", "a"),
-            Message("assistant", "", reasoning_content="hm", tool_calls=(ToolCall("f", {"x": 'å"'}, "c"),)),
+            Message(
+                "assistant",
+                "",
+                reasoning_content="hm",
+                tool_calls=(ToolCall("f", {"x": 'å"'}, "c"),),
+            ),
             Message("tool", "2", tool_call_id="c"),
             Message("assistant", "b"),
         ),
@@ -275,7 +312,9 @@ def test_calls_and_thoughts_are_trained_on_as_the_template_writes_them(make_toke
 
 
 def test_a_generation_prompt_that_the_rendering_lacks_is_refused(make_tokens: MakeTokens) -> None:
-    opened = FAMILIES["deepseek"].template.replace("'<Assistant>' }}{% endif", "'<Assistant><think>' }}{% endif")
+    opened = FAMILIES["deepseek"].template.replace(
+        "'<Assistant>' }}{% endif", "'<Assistant><think>' }}{% endif"
+    )
     with pytest.raises(DataError, match="opens the turn for generation in another way"):
         encode(chat("a", "b"), make_tokens(opened, **FAMILIES["deepseek"].tokens), DATA)
 
@@ -288,7 +327,9 @@ def test_preferences_become_pairs_with_the_prompt_masked(make_tokens: MakeTokens
         ChatRow("f", 0, chat("a", "good").messages, prompt_messages=1),
         ChatRow("f", 0, chat("a", "bad answer").messages, prompt_messages=1),
     )
-    texts = PreferenceRow("f", 1, CompletionRow("f", 1, "p", " good"), CompletionRow("f", 1, "p", " bad"))
+    texts = PreferenceRow(
+        "f", 1, CompletionRow("f", 1, "p", " good"), CompletionRow("f", 1, "p", " bad")
+    )
     everything = DataSection(assistant_only_loss=False, completion_only_loss=False)
     first, second = (one for one in encode_rows([chats, texts], tokens, everything))
     assert isinstance(first, EncodedRow)
@@ -307,7 +348,9 @@ def test_preferences_become_pairs_with_the_prompt_masked(make_tokens: MakeTokens
 
 
 def completions(chosen: str, rejected: str) -> PreferenceRow:
-    return PreferenceRow("f", 4, CompletionRow("f", 4, "p", chosen), CompletionRow("f", 4, "p", rejected))
+    return PreferenceRow(
+        "f", 4, CompletionRow("f", 4, "p", chosen), CompletionRow("f", 4, "p", rejected)
+    )
 
 
 def test_answers_that_the_cut_makes_equal_are_dropped(make_tokens: MakeTokens) -> None:
@@ -324,7 +367,9 @@ def test_answers_that_the_cut_makes_equal_are_dropped(make_tokens: MakeTokens) -
 def test_a_prompt_that_fills_everything_leaves_no_pair(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(FAMILIES["chatml"].template)
     long = "prompt " * 20
-    row = PreferenceRow("f", 0, CompletionRow("f", 0, long, "good"), CompletionRow("f", 0, long, "bad"))
+    row = PreferenceRow(
+        "f", 0, CompletionRow("f", 0, long, "good"), CompletionRow("f", 0, long, "bad")
+    )
     (cut,) = encode_rows([row], tokens, DataSection(max_length=12, on_overlong=OnOverlong.TRUNCATE))
     assert isinstance(cut, EncodedRow)
     assert cut.examples == ()
@@ -338,7 +383,11 @@ def test_answers_that_are_the_same_tokens_are_refused(make_tokens: MakeTokens) -
     tokens = make_tokens(FAMILIES["chatml"].template)
     (refused,) = encode_rows([completions(" yes", " yes<|im_end|>")], tokens, DataSection())
     assert isinstance(refused, DataError)
-    assert (refused.code, refused.row, refused.field) == (ErrorCode.DATASET_NOT_TRAINABLE, 4, "rejected")
+    assert (refused.code, refused.row, refused.field) == (
+        ErrorCode.DATASET_NOT_TRAINABLE,
+        4,
+        "rejected",
+    )
 
 
 @given(
@@ -356,14 +405,20 @@ def test_tokens_that_are_lost_are_counted(
     (cut,) = encode_rows([chat(*said)], tokens, DataSection(max_length=limit, on_overlong=choice))
     if isinstance(whole, DataError) or isinstance(cut, DataError):
         return
-    assert sum(one.targets for one in cut.examples) + cut.lost == sum(one.targets for one in whole.examples)
+    assert sum(one.targets for one in cut.examples) + cut.lost == sum(
+        one.targets for one in whole.examples
+    )
     assert cut.tokens == whole.tokens == sum(one.length for one in whole.examples)
     assert all(one.length <= limit and one.targets for one in cut.examples)
-    uncut = [one.ids for one in whole.examples]  # more than one where a conversation is split at its turns
+    uncut = [
+        one.ids for one in whole.examples
+    ]  # more than one where a conversation is split at its turns
     assert cut.truncated == any(one.ids not in uncut for one in cut.examples)
 
 
-def test_many_rows_are_encoded_as_each_alone(make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_encoded_as_each_alone(
+    make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainer.data.examples.row_encoding.CHUNK_ROWS", 3)
     tokens = make_tokens(FAMILIES["chatml"].template)
     rows: list[Row] = [
@@ -428,5 +483,7 @@ def test_the_date_is_one_for_all_rows(make_tokens: MakeTokens) -> None:
     from trainer.data.examples.chat_template import ChatTemplate
 
     moment = datetime(2026, 5, 17, 23, 59, 59, tzinfo=UTC)
-    template = ChatTemplate({"default": FAMILIES["llama"].template}, {"bos_token": "<s>"}, now=moment)
+    template = ChatTemplate(
+        {"default": FAMILIES["llama"].template}, {"bos_token": "<s>"}, now=moment
+    )
     assert "Today: 17 May 2026" in template.render(chat("a").messages, prompt=True)

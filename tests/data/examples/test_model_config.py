@@ -46,11 +46,19 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embedding
         ({"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": 2}}, 4096),
         ({"max_position_embeddings": 32768, "rope_scaling": YARN}, 131072),
         ({"max_position_embeddings": 131072, "rope_parameters": LLAMA3}, 131072),
-        ({"max_position_embeddings": 32768, "rope_parameters": {"full_attention": YARN, "sliding": {}}}, 131072),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_parameters": {"full_attention": YARN, "sliding": {}},
+            },
+            131072,
+        ),
         ({"max_position_embeddings": 8, "rope_scaling": {"factor": float("inf")}}, 8),
     ],
 )
-def test_the_context_is_what_positions_were_made_for(config: dict[str, Any], length: int | None) -> None:
+def test_the_context_is_what_positions_were_made_for(
+    config: dict[str, Any], length: int | None
+) -> None:
     assert context_length(config) == length
 
 
@@ -61,7 +69,9 @@ def spec(attention: str | None, engine: str = "transformers") -> JobSpec:
     }
     if attention is not None:
         model["attn_implementation"] = attention
-    return JobSpec.model_validate_json(json.dumps({"version": 1, "model": model, "train": {"engine": engine}}))
+    return JobSpec.model_validate_json(
+        json.dumps({"version": 1, "model": model, "train": {"engine": engine}})
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,9 @@ def spec(attention: str | None, engine: str = "transformers") -> JobSpec:
         (["x"], "sdpa", False),
     ],
 )
-def test_an_attention_that_the_architecture_lacks(architecture: object, attention: str, lacks: bool) -> None:
+def test_an_attention_that_the_architecture_lacks(
+    architecture: object, attention: str, lacks: bool
+) -> None:
     config = {"model_type": architecture}
     if not lacks:
         check_architecture(config, spec(attention))
@@ -109,7 +121,10 @@ def test_a_base_model_that_unsloth_was_tested_with(config: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        *(({"model_type": name}, "model_type") for name in ("gpt_oss", "gemma3_text", "phi3", None, ["llama"])),
+        *(
+            ({"model_type": name}, "model_type")
+            for name in ("gpt_oss", "gemma3_text", "phi3", None, ["llama"])
+        ),
         ({"model_type": "llama", "max_position_embeddings": None}, "max_position_embeddings"),
         ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act"),
         ({"model_type": "llama", "attention_dropout": 0.1}, "attention_dropout"),
@@ -118,7 +133,10 @@ def test_a_base_model_that_unsloth_was_tested_with(config: dict[str, Any]) -> No
         ({"model_type": "llama", "rope_parameters": {"full_attention": YARN}}, "rope_type"),
         ({"model_type": "qwen2", "rope_parameters": LLAMA3}, "rope_type"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
-        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types",
+        ),
     ],
 )
 def test_a_base_model_that_unsloth_was_not_tested_with(config: dict[str, Any], key: str) -> None:
@@ -135,7 +153,9 @@ def test_the_list_is_that_of_transformers() -> None:
     assert found.origin is not None
     models = Path(found.origin).parent / "models"
     mapping = (models / "auto" / "modeling_auto.py").read_text()
-    listed = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?^\)", mapping, re.DOTALL | re.MULTILINE)
+    listed = re.search(
+        r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?^\)", mapping, re.DOTALL | re.MULTILINE
+    )
     assert listed is not None
     architectures = dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', listed[0]))
     without: dict[str, set[str]] = {"sdpa": set(), "flash_attention": set()}

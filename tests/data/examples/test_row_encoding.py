@@ -60,14 +60,20 @@ WAYS: dict[str, tuple[str, dict[str, Any], Callable[[str], str]]] = {
         {"eos": "<|eot_id|>", "bos": "<s>", "add_bos": True},
         lambda said: f"{said.strip()}<|eot_id|>",
     ),
-    "mistral": (MISTRAL, {"eos": "</s>", "bos": "<s>", "add_bos": True}, lambda said: f" {said.strip()} </s>"),
+    "mistral": (
+        MISTRAL,
+        {"eos": "</s>", "bos": "<s>", "add_bos": True},
+        lambda said: f" {said.strip()} </s>",
+    ),
 }
 
 
 def chat(*said: str) -> ChatRow:
     """Turns of user and assistant, by turns."""
     roles = ("user", "assistant")
-    return ChatRow("f.jsonl", 4, tuple(Message(roles[number % 2], text) for number, text in enumerate(said)))
+    return ChatRow(
+        "f.jsonl", 4, tuple(Message(roles[number % 2], text) for number, text in enumerate(said))
+    )
 
 
 def encoded(row: Row, tokens: ModelTokenizer, data: DataSection = DATA) -> Example:
@@ -87,7 +93,9 @@ def trained_texts(example: Example, tokens: ModelTokenizer) -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_assistants_words_and_the_end_of_the_turn_are_trained_on(way: str, make_tokens: MakeTokens) -> None:
+def test_the_assistants_words_and_the_end_of_the_turn_are_trained_on(
+    way: str, make_tokens: MakeTokens
+) -> None:
     template, options, expected = WAYS[way]
     tokens = make_tokens(template, **options)
     example = encoded(chat(" One? ", " First answer.\n", "Two?", "Second."), tokens)
@@ -97,7 +105,9 @@ def test_the_assistants_words_and_the_end_of_the_turn_are_trained_on(way: str, m
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_comes_before_is_what_generation_will_be_given(way: str, make_tokens: MakeTokens) -> None:
+def test_what_comes_before_is_what_generation_will_be_given(
+    way: str, make_tokens: MakeTokens
+) -> None:
     template, options, _ = WAYS[way]
     tokens = make_tokens(template, **options)
     row = chat("Ask", "Say")
@@ -109,8 +119,12 @@ def test_what_comes_before_is_what_generation_will_be_given(way: str, make_token
 
 @pytest.mark.parametrize("way", WAYS)
 @given(said=st.lists(st.text(max_size=12), min_size=2, max_size=6))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_is_marked_exactly_or_refused(way: str, said: list[str], make_tokens: MakeTokens) -> None:
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_text_is_marked_exactly_or_refused(
+    way: str, said: list[str], make_tokens: MakeTokens
+) -> None:
     template, options, expected = WAYS[way]
     tokens = make_tokens(template, **options)
     try:
@@ -126,7 +140,11 @@ def test_any_text_is_marked_exactly_or_refused(way: str, said: list[str], make_t
 def test_the_start_token_stands_once(way: str, make_tokens: MakeTokens) -> None:
     template, options, _ = WAYS[way]
     tokens = make_tokens(template, **options)
-    rows: list[Row] = [chat("a", "b"), TextRow("f", 0, "some text"), CompletionRow("f", 0, "some", " text")]
+    rows: list[Row] = [
+        chat("a", "b"),
+        TextRow("f", 0, "some text"),
+        CompletionRow("f", 0, "some", " text"),
+    ]
     if options.get("bos"):
         rows.append(TextRow("f", 0, options["bos"] + "some text"))
         bos = tokens.ids(options["bos"])
@@ -150,12 +168,18 @@ def test_the_turns_of_a_system_and_a_tool_are_not_trained_on(make_tokens: MakeTo
     )
     example = encoded(ChatRow("f", 0, messages), tokens)
     assert trained_texts(example, tokens) == ["A<|im_end|>", "B<|im_end|>"]
-    assert tokens.text(example.ids).endswith("B<|im_end|>")  # what follows the last trained token is left out
+    assert tokens.text(example.ids).endswith(
+        "B<|im_end|>"
+    )  # what follows the last trained token is left out
 
 
-def test_turns_that_are_rewritten_later_become_examples_of_their_own(make_tokens: MakeTokens) -> None:
+def test_turns_that_are_rewritten_later_become_examples_of_their_own(
+    make_tokens: MakeTokens,
+) -> None:
     tokens = make_tokens(REWRITES_EARLIER_TURNS)
-    assert trained_texts(encoded(chat("a", "b"), tokens), tokens) == ["<think>\n\n</think>\n\nb<|im_end|>"]
+    assert trained_texts(encoded(chat("a", "b"), tokens), tokens) == [
+        "<think>\n\n</think>\n\nb<|im_end|>"
+    ]
     first, second = encode(chat("a", "b", "c", "d"), tokens, DATA)
     assert first == encoded(chat("a", "b"), tokens)
     assert trained_texts(second, tokens) == ["<think>\n\n</think>\n\nd<|im_end|>"]
@@ -203,9 +227,14 @@ def test_a_tokenizer_that_writes_beginnings_differently_is_not_trusted_with_it()
         encode(chat("u", "a"), tokens, DATA)
 
 
-def test_an_assistant_that_speaks_first_is_refused_unless_that_turn_is_context(make_tokens: MakeTokens) -> None:
+def test_an_assistant_that_speaks_first_is_refused_unless_that_turn_is_context(
+    make_tokens: MakeTokens,
+) -> None:
     tokens, turns = make_tokens(CHATML), chat("Which bay?", "Nine.").messages
-    for row in (ChatRow("f", 0, (Message("assistant", "Welcome."), *turns)), ChatRow("f", 0, turns[1:])):
+    for row in (
+        ChatRow("f", 0, (Message("assistant", "Welcome."), *turns)),
+        ChatRow("f", 0, turns[1:]),
+    ):
         with pytest.raises(DataError, match="speaks first") as caught:
             encode(row, tokens, DATA)
         assert "train: false" in str(caught.value.hint)
@@ -230,7 +259,10 @@ def test_an_exception_of_the_template_quotes_no_row(make_tokens: MakeTokens) -> 
     with pytest.raises(DataError) as caught:
         encode(chat("canary-1", "canary-2"), make_tokens(RAISES), DATA)
     assert caught.value.code is ErrorCode.DATASET_ROW_INVALID
-    assert "canary" not in f"{caught.value!r} {caught.value} {caught.value.__cause__} {caught.value.found}"
+    assert (
+        "canary"
+        not in f"{caught.value!r} {caught.value} {caught.value.__cause__} {caught.value.found}"
+    )
 
 
 def test_without_an_assistant_nothing_would_be_trained_on(make_tokens: MakeTokens) -> None:
@@ -247,7 +279,9 @@ def test_a_completion_is_trained_on_with_the_end_of_the_sequence(make_tokens: Ma
     example = encoded(CompletionRow("f", 0, "Q: the\nA:", " the answer"), tokens)
     assert trained_texts(example, tokens) == [" the answer</s>"]
     assert tokens.text(example.ids) == "<s>Q: the\nA: the answer</s>"
-    whole = encoded(CompletionRow("f", 0, "Q", "A"), tokens, DataSection(completion_only_loss=False))
+    whole = encoded(
+        CompletionRow("f", 0, "Q", "A"), tokens, DataSection(completion_only_loss=False)
+    )
     assert list(whole.trained) == [0] + [1] * (whole.length - 1)
 
 
@@ -273,10 +307,14 @@ def test_text_is_trained_on_whole_and_ended_once(make_tokens: MakeTokens) -> Non
 def test_padding_is_never_a_stop_token(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(None, eos="<|im_end|>", pad="<|im_end|>")
     assert tokens.pad_id not in tokens.stop_ids
-    assert make_tokens(None, eos="</s>", pad="<|endoftext|>").pad_id == tokens.ids("<|endoftext|>")[0]
+    assert (
+        make_tokens(None, eos="</s>", pad="<|endoftext|>").pad_id == tokens.ids("<|endoftext|>")[0]
+    )
 
 
-def with_limit(row: Row, tokens: ModelTokenizer, limit: int, choice: OnOverlong) -> tuple[Example, ...]:
+def with_limit(
+    row: Row, tokens: ModelTokenizer, limit: int, choice: OnOverlong
+) -> tuple[Example, ...]:
     return encode(row, tokens, DataSection(max_length=limit, on_overlong=choice))
 
 

@@ -42,7 +42,10 @@ def spec(metrics: tuple[str, ...] = ("exact_match",), **sections: dict[str, Any]
 
 
 def tasks_of(
-    rows: Sequence[Row], tokens: ModelTokenizer, job: JobSpec | None = None, context: int | None = None
+    rows: Sequence[Row],
+    tokens: ModelTokenizer,
+    job: JobSpec | None = None,
+    context: int | None = None,
 ) -> TaskRows:
     job = job or spec()
     draw = TaskDraw(job.evaluation.max_rows, seed=job.train.seed)
@@ -61,7 +64,9 @@ def one(row: Row, tokens: ModelTokenizer, job: JobSpec | None = None) -> Task:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_prompt_is_what_training_conditions_the_last_answer_on(name: str, make_tokens: MakeTokens) -> None:
+def test_the_prompt_is_what_training_conditions_the_last_answer_on(
+    name: str, make_tokens: MakeTokens
+) -> None:
     family = FAMILIES[name]
     tokens = make_tokens(family.template, **family.tokens)
     row = chat(ASKED, SAID, Message("user", "Sure?"), Message("assistant", "no"))
@@ -79,7 +84,9 @@ def test_the_prompt_is_what_training_conditions_the_last_answer_on(name: str, ma
 
 
 def test_system_tools_and_arguments_are_in_the_prompt(make_tokens: MakeTokens) -> None:
-    template = QWEN.replace("{%- if add_generation_prompt", "{{ tone }}{%- if add_generation_prompt")
+    template = QWEN.replace(
+        "{%- if add_generation_prompt", "{{ tone }}{%- if add_generation_prompt"
+    )
     row = chat(
         Message("system", "Be brief."),
         ASKED,
@@ -108,7 +115,10 @@ def test_a_completion_is_asked_for_by_its_prompt(make_tokens: MakeTokens) -> Non
 
 def test_of_a_pair_the_chosen_answer_is_expected(make_tokens: MakeTokens) -> None:
     row = PreferenceRow(
-        "f", 0, chat(ASKED, SAID, prompt_messages=1), chat(ASKED, Message("assistant", "no"), prompt_messages=1)
+        "f",
+        0,
+        chat(ASKED, SAID, prompt_messages=1),
+        chat(ASKED, Message("assistant", "no"), prompt_messages=1),
     )
     assert one(row, make_tokens(CHATML), spec(train={"method": "dpo"})).expected == "yes"
 
@@ -120,7 +130,9 @@ def test_a_thought_is_no_part_of_what_is_expected(make_tokens: MakeTokens) -> No
     for row in (inline, beside):
         assert one(row, tokens).expected == "yes"
         with pytest.raises(DataError, match="follow the prompt directly"):
-            tasks_of([row, chat(ASKED, Message("assistant", "no"))], tokens, spec(("choice_accuracy",)))
+            tasks_of(
+                [row, chat(ASKED, Message("assistant", "no"))], tokens, spec(("choice_accuracy",))
+            )
 
 
 def test_every_row_that_is_not_judged_is_counted(make_tokens: MakeTokens) -> None:
@@ -168,7 +180,9 @@ def test_raw_text_alone_is_refused(make_tokens: MakeTokens) -> None:
 
 def test_choices_are_the_distinct_answers(make_tokens: MakeTokens) -> None:
     def rows(count: int) -> list[Row]:
-        return [chat(ASKED, Message("assistant", f"class {number % count}")) for number in range(130)]
+        return [
+            chat(ASKED, Message("assistant", f"class {number % count}")) for number in range(130)
+        ]
 
     job = spec(("choice_accuracy",))
     tokens = make_tokens(LLAMA, eos="<|eot_id|>")

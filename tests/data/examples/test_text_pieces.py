@@ -8,13 +8,29 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from trainer.data.examples import text_pieces
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.examples.text_pieces import INDEPENDENT_PATTERNS, TextTokenizer, cut_text, has_independent_words
+from trainer.data.examples.text_pieces import (
+    INDEPENDENT_PATTERNS,
+    TextTokenizer,
+    cut_text,
+    has_independent_words,
+)
 
-CORPUS = ["It's the patient's 3rd visit in 2024, isn't it?\n\n  Yes:  ja, für  Übermut “weiß” 한국 사람 中文 . . "]
+CORPUS = [
+    "It's the patient's 3rd visit in 2024, isn't it?\n\n  Yes:  ja, für  Übermut “weiß” 한국 사람 中文 . . "
+]
 TEXTS = st.lists(
     st.one_of(
         st.sampled_from(
@@ -35,14 +51,18 @@ def make_backend(split: Any, normalizer: Any = None) -> Tokenizer:
     backend.pre_tokenizer = split
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet))
+    backend.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet)
+    )
     backend.add_special_tokens(["<|end|>"])
     return backend
 
 
 def by_pattern(pattern: str) -> Any:
     split = pre_tokenizers.Split(Regex(pattern), "isolated", invert=False)
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def gpt2() -> Any:
@@ -52,13 +72,18 @@ def gpt2() -> Any:
 SPLITS = {
     "gpt2": gpt2(),
     "digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2()]),
-    **{f"pattern {number}": by_pattern(pattern) for number, pattern in enumerate(sorted(INDEPENDENT_PATTERNS))},
+    **{
+        f"pattern {number}": by_pattern(pattern)
+        for number, pattern in enumerate(sorted(INDEPENDENT_PATTERNS))
+    },
 }
 
 
 @pytest.fixture(scope="module", params=SPLITS)
 def backend(request: pytest.FixtureRequest) -> Tokenizer:
-    return make_backend(SPLITS[request.param], normalizers.NFC() if request.param != "gpt2" else None)
+    return make_backend(
+        SPLITS[request.param], normalizers.NFC() if request.param != "gpt2" else None
+    )
 
 
 @given(texts=st.lists(TEXTS, max_size=3))
@@ -82,7 +107,11 @@ def test_pieces_are_the_text(text: str) -> None:
 
 
 def test_words_are_pieces() -> None:
-    assert cut_text("<|end|>user\nfür  den Tag.\n\nNein !") == ["<|end|>user\nfür  den", " Tag.\n\nNein", " !"]
+    assert cut_text("<|end|>user\nfür  den Tag.\n\nNein !") == [
+        "<|end|>user\nfür  den",
+        " Tag.\n\nNein",
+        " !",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +134,9 @@ def test_a_tokenizer_that_is_not_known_sees_the_text_whole(change: dict[str, Any
         setattr(backend, name, value)
     assert not has_independent_words(backend)
     texts = ["a b 1", "isn't  it"]
-    assert TextTokenizer(backend).ids_of(texts) == [encoding.ids for encoding in backend.encode_batch(texts)]
+    assert TextTokenizer(backend).ids_of(texts) == [
+        encoding.ids for encoding in backend.encode_batch(texts)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +170,9 @@ def test_the_cache_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pieces.cached_characters == cached
 
 
-def test_the_model_s_tokenizer_cuts_texts(backend: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_s_tokenizer_cuts_texts(
+    backend: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = ModelTokenizer(Tokenizer.from_str(backend.to_str()), {"eos_token": "<|end|>"}, {})
     cut: list[str] = []
 

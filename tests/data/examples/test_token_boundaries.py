@@ -16,36 +16,53 @@ MakeTokens = Callable[..., ModelTokenizer]
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
 PIECES = st.one_of(
-    st.sampled_from([*SPECIAL, "<|im", "_end|>", "\n", " ", "  ", "assistant\n"]), st.text(max_size=6)
+    st.sampled_from([*SPECIAL, "<|im", "_end|>", "\n", " ", "  ", "assistant\n"]),
+    st.text(max_size=6),
 )
 TEXTS = st.lists(PIECES, max_size=12).map("".join)
 
 
 def odd_backend(kind: str) -> Tokenizer:
     """Tokenizers with what could break the rule: other added tokens, longer ones, white space swallowed."""
-    vocabulary = {chr(code): code - 32 for code in range(32, 127)} | {"▁": 95, "<unk>": 96, "▁a": 97}
+    vocabulary = {chr(code): code - 32 for code in range(32, 127)} | {
+        "▁": 95,
+        "<unk>": 96,
+        "▁a": 97,
+    }
     backend = Tokenizer(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", fuse_unk=True))
     if kind == "prepends":
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.decoder = decoders.Metaspace()
     strips = kind == "strips"
     backend.add_special_tokens([AddedToken(text, lstrip=strips, rstrip=strips) for text in SPECIAL])
     if kind == "longer":
-        backend.add_tokens([AddedToken("<|im_end|>\n"), AddedToken("assistant"), AddedToken("<|im", special=True)])
+        backend.add_tokens(
+            [AddedToken("<|im_end|>\n"), AddedToken("assistant"), AddedToken("<|im", special=True)]
+        )
     return backend
 
 
 @pytest.fixture(scope="module", params=["bytes", "prepends", "first", "strips", "longer"])
 def tokens(request: pytest.FixtureRequest, backend: Tokenizer) -> ModelTokenizer:
-    chosen = Tokenizer.from_str(backend.to_str()) if request.param == "bytes" else odd_backend(request.param)
+    chosen = (
+        Tokenizer.from_str(backend.to_str())
+        if request.param == "bytes"
+        else odd_backend(request.param)
+    )
     return ModelTokenizer(chosen, {"eos_token": "</s>"}, {})
 
 
 @given(text=TEXTS, share=st.floats(0, 1))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_beginnings_have_the_ids_that_they_have_alone(tokens: ModelTokenizer, text: str, share: float) -> None:
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_beginnings_have_the_ids_that_they_have_alone(
+    tokens: ModelTokenizer, text: str, share: float
+) -> None:
     position, whole = round(share * len(text)), tokens.ids(text)
     (beginning,) = text_prefixes(text, tokens.special_token_finder.align(text, whole), [position])
     ids_of = tokens.lookup([beginning.rest])
@@ -73,7 +90,9 @@ def test_text_and_ids_that_do_not_agree_give_no_match(make_tokens: MakeTokens) -
 
 def test_tokens_that_swallow_white_space_are_no_matches() -> None:
     assert ModelTokenizer(odd_backend("strips"), {}, {}).special_token_finder.ids == {}
-    assert set(ModelTokenizer(odd_backend("first"), {}, {}).special_token_finder.ids) == set(SPECIAL)
+    assert set(ModelTokenizer(odd_backend("first"), {}, {}).special_token_finder.ids) == set(
+        SPECIAL
+    )
 
 
 def test_ids_of_short_texts_are_kept_and_right(make_tokens: MakeTokens) -> None:

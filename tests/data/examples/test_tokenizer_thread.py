@@ -29,13 +29,17 @@ def test_the_next_item_is_made_while_the_thread_works() -> None:
         yield 2
 
     with closing(TokenizerThread()) as thread:
-        waited = [result for _, result in thread.each(items(), lambda _: second_is_made.wait(timeout=5))]
+        waited = [
+            result for _, result in thread.each(items(), lambda _: second_is_made.wait(timeout=5))
+        ]
     assert waited == [True, True]
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
     with closing(TokenizerThread()) as thread:
-        doubled = thread.each(thread.each(iter(range(9)), lambda item: 2 * item), lambda pair: pair[1] + 1)
+        doubled = thread.each(
+            thread.each(iter(range(9)), lambda item: 2 * item), lambda pair: pair[1] + 1
+        )
         assert list(doubled) == [((item, 2 * item), 2 * item + 1) for item in range(9)]
 
 
@@ -68,9 +72,15 @@ def test_rows_are_rendered_while_others_are_tokenised(
     assert len(list(encode_rows(rows(), tokens, DataSection()))) == CHUNK_ROWS + 1
 
 
-def test_the_number_of_threads_changes_no_byte(make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_changes_no_byte(
+    make_tokens: MakeTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
-        ChatRow("f", number, (Message("user", f"{number} asks"), Message("assistant", "says " * (number % 7 + 1))))
+        ChatRow(
+            "f",
+            number,
+            (Message("user", f"{number} asks"), Message("assistant", "says " * (number % 7 + 1))),
+        )
         for number in range(2 * CHUNK_ROWS + 3)
     ]
     encoded = []

@@ -37,10 +37,17 @@ from trainer.errors import DataError, ErrorCode, UsageError
 CANARY = "canary-7f3a9c"
 
 CHATS: list[dict[str, object]] = [
-    {"messages": [{"role": "user", "content": f"Fråga {number}?"}, {"role": "assistant", "content": "Svar\n2"}]}
+    {
+        "messages": [
+            {"role": "user", "content": f"Fråga {number}?"},
+            {"role": "assistant", "content": "Svar\n2"},
+        ]
+    }
     for number in range(3)
 ]
-PAIRS: list[dict[str, object]] = [{"prompt": f'a, "{number}"', "completion": "b\nc"} for number in range(3)]
+PAIRS: list[dict[str, object]] = [
+    {"prompt": f'a, "{number}"', "completion": "b\nc"} for number in range(3)
+]
 
 Content = list[dict[str, object]]
 
@@ -58,7 +65,8 @@ def separated(rows: Content, delimiter: str) -> bytes:
     writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
     writer.writeheader()
     cells = [
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()} for row in rows
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+        for row in rows
     ]
     writer.writerows(cells)
     return out.getvalue().encode()
@@ -124,7 +132,10 @@ def read_rows_of(content: bytes, name: str, folder: Path | None = None) -> list[
     from trainer.data.rows import parse_row
 
     if folder is None:
-        return [parse_row(line, file=name, index=index) for index, line in enumerate(content.splitlines())]
+        return [
+            parse_row(line, file=name, index=index)
+            for index, line in enumerate(content.splitlines())
+        ]
     (folder / name).write_bytes(content)
     return list(read_rows(folder / name, name=name))
 
@@ -137,7 +148,9 @@ def test_every_format_holds_the_same_rows(tmp_path: Path, name: str, rows: Conte
 
 @pytest.mark.parametrize("name", FORMATS | ONE_DOCUMENT)
 def test_every_format_holds_the_same_text(tmp_path: Path, name: str) -> None:
-    assert read_rows_of((FORMATS | ONE_DOCUMENT)[name](TEXTS), name, tmp_path) == expected(TEXTS, name)
+    assert read_rows_of((FORMATS | ONE_DOCUMENT)[name](TEXTS), name, tmp_path) == expected(
+        TEXTS, name
+    )
 
 
 def test_keys_that_a_table_fills_with_null_are_none(tmp_path: Path) -> None:
@@ -235,15 +248,25 @@ def test_reading_goes_on_behind_a_bad_row_and_ends_at_a_broken_file(tmp_path: Pa
         ("a.csv.bz2", bz2.compress(lines(CHATS)), "bzip2"),
         ("a.xlsx", b"PK\x03\x04" + b"x" * 30, "zip"),
         ("a.json", gzip.compress(lines(CHATS)), "gzip"),
-        ("a.jsonl.gz", gzip.compress(pa.compress(lines(CHATS), codec="zstd", asbytes=True)), "zstd"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(pa.compress(lines(CHATS), codec="zstd", asbytes=True)),
+            "zstd",
+        ),
     ],
 )
-def test_other_compressions_are_refused_by_their_name(tmp_path: Path, name: str, data: bytes, found: str) -> None:
+def test_other_compressions_are_refused_by_their_name(
+    tmp_path: Path, name: str, data: bytes, found: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     (error,) = scan_rows(path, name=name)
     assert isinstance(error, DataError)
-    assert (error.code, error.row, str(error.found)) == (ErrorCode.DATASET_INVALID, None, f"{found} data")
+    assert (error.code, error.row, str(error.found)) == (
+        ErrorCode.DATASET_INVALID,
+        None,
+        f"{found} data",
+    )
     assert "decompress it" in str(error.hint)
 
 
@@ -268,13 +291,17 @@ def test_a_long_document_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.M
 def test_a_document_is_text_whatever_the_job_calls_its_columns(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Once")
     schema = RowSchema(columns={"text": "story"}, ignored=frozenset({"id"}))
-    assert list(read_rows(tmp_path / "a.txt", name="a.txt", schema=schema)) == [TextRow("a.txt", 0, "Once")]
+    assert list(read_rows(tmp_path / "a.txt", name="a.txt", schema=schema)) == [
+        TextRow("a.txt", 0, "Once")
+    ]
     with pytest.raises(DataError, match="got text") as caught:
         list(read_rows(tmp_path / "a.txt", name="a.txt", schema=RowSchema(format="messages")))
     assert (caught.value.file, caught.value.row) == ("a.txt", 0)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz"]
+)
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     noise = random.Random(3)  # rows that do not compress to nothing
     rows: Content = [{"text": f"{noise.random()} " * 200} for _ in range(4000)]
@@ -293,7 +320,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     assert peak < 8 << 20  # the rows' text is 15 MB
 
 
-def test_a_long_row_in_a_list_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_row_in_a_list_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainer.data.rows.data_file.MAX_ROW_BYTES", 1000)
     monkeypatch.setattr("trainer.data.rows.formats.json_format._BLOCK_BYTES", 100)
     path = tmp_path / "a.json"
@@ -311,20 +340,27 @@ def test_a_long_row_in_a_list_is_not_read_whole(tmp_path: Path, monkeypatch: pyt
     indent=st.none() | st.integers(0, 2),
 )
 def test_a_list_reads_the_same_whatever_the_blocks(
-    rows: list[dict[str, str]], block: int, indent: int | None, tmp_path_factory: pytest.TempPathFactory
+    rows: list[dict[str, str]],
+    block: int,
+    indent: int | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("list")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.data.rows.formats.json_format._BLOCK_BYTES", block)
         found = read_rows_of(
-            json.dumps(rows, indent=indent, ensure_ascii=False).encode(errors="replace"), "a.json", folder
+            json.dumps(rows, indent=indent, ensure_ascii=False).encode(errors="replace"),
+            "a.json",
+            folder,
         )
     assert [row.text for row in found if isinstance(row, TextRow)] == [
         row["text"].encode(errors="replace").decode() for row in rows
     ]
 
 
-def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match="pyarrow") as caught:
@@ -335,8 +371,12 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
 def test_columns_are_renamed_and_left_out_as_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("question,answer,id\nq,a,1\n")
-    schema = RowSchema(columns={"prompt": "question", "completion": "answer"}, ignored=frozenset({"id"}))
-    assert list(read_rows(path, name="a.csv", schema=schema)) == [CompletionRow("a.csv", 0, "q", "a")]
+    schema = RowSchema(
+        columns={"prompt": "question", "completion": "answer"}, ignored=frozenset({"id"})
+    )
+    assert list(read_rows(path, name="a.csv", schema=schema)) == [
+        CompletionRow("a.csv", 0, "q", "a")
+    ]
     with pytest.raises(DataError, match="1 other keys") as caught:
         list(read_rows(path, name="a.csv", schema=RowSchema(columns=schema.columns)))
     assert "data.ignore_columns" in (caught.value.hint or "")
@@ -352,8 +392,12 @@ def test_a_named_format_admits_no_other(tmp_path: Path) -> None:
 
 
 def test_a_chat_in_a_csv_cell_is_json(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('messages,tools\n"[{""role"": ""user"", ""content"": ""a""}]",\n')
-    assert read_files({"a.csv": tmp_path / "a.csv"}, max_rows=1) == [ChatRow("a.csv", 0, (Message("user", "a"),))]
+    (tmp_path / "a.csv").write_text(
+        'messages,tools\n"[{""role"": ""user"", ""content"": ""a""}]",\n'
+    )
+    assert read_files({"a.csv": tmp_path / "a.csv"}, max_rows=1) == [
+        ChatRow("a.csv", 0, (Message("user", "a"),))
+    ]
     (tmp_path / "b.csv").write_text(f"messages\n{CANARY}\n")
     with pytest.raises(DataError, match="JSON text") as caught:
         read_files({"b.csv": tmp_path / "b.csv"}, max_rows=1)

@@ -12,7 +12,10 @@ from trainer.data.rows.row_files import find_splits
 
 REPOSITORIES: dict[str, tuple[object, tuple[str, ...]]] = {
     "patterns": (
-        [{"split": "train", "path": "data/train-*"}, {"split": "test", "path": ["held/**/*.csv", "x?.[jc]s*"]}],
+        [
+            {"split": "train", "path": "data/train-*"},
+            {"split": "test", "path": ["held/**/*.csv", "x?.[jc]s*"]},
+        ],
         ("data/train-00000-of-00001.parquet", "held/a.csv", "held/deep/b.csv", "xy.jsonl"),
     ),
     "folders below": ([{"split": "train", "path": "**/*.csv"}], ("a.csv", "b/c.csv", "b/d/e.csv")),
@@ -53,5 +56,11 @@ def test_files_belong_to_the_splits_that_datasets_gives_them(tmp_path: Path, tit
 
 def _kind(split: str | None) -> str:
     """One name for each kind of split: `datasets` reads `dev` in a name of a file as validation."""
-    words = {"dev": "validation", "valid": "validation", "val": "validation", "testing": "test", "eval": "test"}
+    words = {
+        "dev": "validation",
+        "valid": "validation",
+        "val": "validation",
+        "testing": "test",
+        "eval": "test",
+    }
     return words.get(split or "train", split or "train")

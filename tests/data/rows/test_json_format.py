@@ -82,7 +82,11 @@ def test_other_documents_are_refused_once_and_for_their_form(tmp_path: Path, tit
 
 def test_rows_that_hold_lists_are_rows(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    for content in (document(chat), document(chat) + b"\n" + document(chat) + b"\n", document([chat])):
+    for content in (
+        document(chat),
+        document(chat) + b"\n" + document(chat) + b"\n",
+        document([chat]),
+    ):
         assert rows_of(tmp_path, "a.json", content)
 
 
@@ -90,5 +94,8 @@ def test_a_list_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         rows_of(tmp_path, "a.json", b'[{"text": "' + CANARY.encode() + b'"}, {"text": "Caf\xe9"}]')
     error = caught.value
-    assert (error.reason, error.found) == ("the file is not UTF-8", "something else in this row or a later one")
+    assert (error.reason, error.found) == (
+        "the file is not UTF-8",
+        "something else in this row or a later one",
+    )
     assert (error.__cause__, error.__context__) == (None, None)

@@ -19,10 +19,19 @@ CANARY = "canary-51c0"
 QUESTION = {"role": "user", "content": "Which gate's open?"}
 YES = {"role": "assistant", "content": 'The "north" one,\nsince 8.'}
 NO = {"role": "assistant", "content": "None."}
-TOOLS = [{"type": "function", "function": {"name": "gate", "parameters": {"required": ["id"], "strict": True}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "gate", "parameters": {"required": ["id"], "strict": True}},
+    }
+]
 
 SHAPES: list[dict[str, object]] = [
-    {"messages": [QUESTION, YES], "tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False}},
+    {
+        "messages": [QUESTION, YES],
+        "tools": TOOLS,
+        "chat_template_kwargs": {"enable_thinking": False},
+    },
     {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
     {"prompt": [QUESTION], "completion": [YES]},
     {"prompt": [QUESTION], "chosen": [YES], "rejected": [NO]},
@@ -44,7 +53,10 @@ def test_every_column_that_may_hold_messages_is_read(
     shape: dict[str, object], write: object, suffix: str, tmp_path: Path
 ) -> None:
     assert callable(write)
-    cells = {name: value if isinstance(value, str) else str(write(value)) for name, value in shape.items()}
+    cells = {
+        name: value if isinstance(value, str) else str(write(value))
+        for name, value in shape.items()
+    }
     path = tmp_path / f"f.{suffix}"
     with path.open("w", newline="") as file:
         if suffix == "jsonl":
@@ -61,7 +73,10 @@ def test_every_column_that_may_hold_messages_is_read(
 @pytest.mark.parametrize(
     ("column", "cell"),
     [
-        ("chosen", f"[{{'role': 'user', 'content': '{CANARY}'}}\n {{'role': 'assistant', 'content': 'b'}}]"),
+        (
+            "chosen",
+            f"[{{'role': 'user', 'content': '{CANARY}'}}\n {{'role': 'assistant', 'content': 'b'}}]",
+        ),
         ("prompt", f'[{{"role": "user", "content": "{CANARY}"'),
         ("prompt", f"[{{'role': 'user', 'content': {CANARY!r}, 'content': 'again'}}]"),
         ("prompt", f"[{{'from': 'human', 'value': open({CANARY!r})}}]"),
@@ -99,8 +114,23 @@ def test_an_empty_cell_is_none() -> None:
 
 
 def test_literals_are_values_of_json_and_nothing_else() -> None:
-    assert parse_literal(" {'a': [None, True, -1, 2.5, 'x' 'y']}\n") == {"a": [None, True, -1, 2.5, "xy"]}
-    for text in ("(1, 2)", "{1}", "b'a'", "{1: 2}", "{**{}}", "1 + 1", "...", "1j", "a", "", "[" * 5000, "\0"):
+    assert parse_literal(" {'a': [None, True, -1, 2.5, 'x' 'y']}\n") == {
+        "a": [None, True, -1, 2.5, "xy"]
+    }
+    for text in (
+        "(1, 2)",
+        "{1}",
+        "b'a'",
+        "{1: 2}",
+        "{**{}}",
+        "1 + 1",
+        "...",
+        "1j",
+        "a",
+        "",
+        "[" * 5000,
+        "\0",
+    ):
         with pytest.raises(ValueError, match="not a Python literal"):
             parse_literal(text)
     with pytest.raises(ValueError, match="too long"):
@@ -115,8 +145,14 @@ def test_an_escape_that_python_warns_of_is_read_without_a_warning() -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+        ),
         max_leaves=6,
     )
 )

@@ -25,7 +25,9 @@ def write(folder: Path, contents: Mapping[str, object]) -> dict[str, Path]:
     return files
 
 
-def roles(folder: Path, contents: Mapping[str, object], eval_files: str = "eval/*") -> dict[str, bool]:
+def roles(
+    folder: Path, contents: Mapping[str, object], eval_files: str = "eval/*"
+) -> dict[str, bool]:
     """Each file with rows, and whether it is for evaluation."""
     found = list_row_files(write(folder, contents), eval_files=eval_files)
     assert [file.path for file in found] == [folder / file.name for file in found]
@@ -36,7 +38,10 @@ def saved(folder: str, shards: int = 1, split: str | None = None) -> dict[str, o
     """What `save_to_disk` writes for one split, with rows in a format that this test can write."""
     names = [f"data-{number:05}-of-{shards:05}.jsonl" for number in range(shards)]
     return {
-        f"{folder}state.json": {"_data_files": [{"filename": name} for name in names], "_split": split},
+        f"{folder}state.json": {
+            "_data_files": [{"filename": name} for name in names],
+            "_split": split,
+        },
         f"{folder}dataset_info.json": {"features": {}},
         **{f"{folder}{name}": ROW for name in names},
     }
@@ -113,7 +118,9 @@ def test_the_rows_say_what_their_split_is_for(tmp_path: Path) -> None:
         ("train/data-00000-of-00001.jsonl", 0, False),
     ]
     by_name = read_files(
-        write(tmp_path, saved_dict("train", "test")), max_rows=2, schema=RowSchema(eval_files="train/*")
+        write(tmp_path, saved_dict("train", "test")),
+        max_rows=2,
+        schema=RowSchema(eval_files="train/*"),
     )
     assert not any(row.for_evaluation for row in by_name), "the pattern decides alone"
 
@@ -122,7 +129,9 @@ CARD = "---\nlicense: mit\nlanguage: [no, en]\nconfigs:\n- config_name: default\
 
 
 def test_the_card_of_a_repository_maps_splits_to_files(tmp_path: Path) -> None:
-    splits = "  - split: train\n    path: data/train-*\n  - split: test\n    path: ['held/**/*.csv']\n"
+    splits = (
+        "  - split: train\n    path: data/train-*\n  - split: test\n    path: ['held/**/*.csv']\n"
+    )
     card = f"{CARD}{splits}---\n# Data\n"
     contents = {
         "README.md": card,
@@ -140,7 +149,8 @@ def test_the_card_of_a_repository_maps_splits_to_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data_files", ["data_files: '*.jsonl'", "data_files: ['*.jsonl']", "data_files: {train: '*.jsonl'}"]
+    "data_files",
+    ["data_files: '*.jsonl'", "data_files: ['*.jsonl']", "data_files: {train: '*.jsonl'}"],
 )
 def test_other_forms_of_data_files(tmp_path: Path, data_files: str) -> None:
     card = f"---\nconfigs:\n- {data_files}\n  data_dir: rows\n---\n"
@@ -159,13 +169,17 @@ def test_other_forms_of_data_files(tmp_path: Path, data_files: str) -> None:
         (("a.csv", "b.csv"), None),
     ],
 )
-def test_without_patterns_names_name_the_splits(tmp_path: Path, names: tuple[str, ...], held: str | None) -> None:
+def test_without_patterns_names_name_the_splits(
+    tmp_path: Path, names: tuple[str, ...], held: str | None
+) -> None:
     contents = {"README.md": "---\nlicense: mit\n---\n", **dict.fromkeys(names, "x")}
     assert roles(tmp_path, contents) == {name: name == held for name in sorted(names)}
 
 
 def test_names_of_shards_name_splits_without_a_card(tmp_path: Path) -> None:
-    contents = dict.fromkeys(("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"), "x")
+    contents = dict.fromkeys(
+        ("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"), "x"
+    )
     assert roles(tmp_path, contents) == {
         "train-00000-of-00001.parquet": False,
         "validation-00000-of-00001.parquet": True,
@@ -174,7 +188,11 @@ def test_names_of_shards_name_splits_without_a_card(tmp_path: Path) -> None:
 
 CONTRADICTIONS: dict[str, tuple[dict[str, object], str, str]] = {
     "a shard is missing": (
-        {key: content for key, content in saved("", shards=2).items() if key != "data-00001-of-00002.jsonl"},
+        {
+            key: content
+            for key, content in saved("", shards=2).items()
+            if key != "data-00001-of-00002.jsonl"
+        },
         "data-00001-of-00002.jsonl",
         "one that is missing",
     ),
@@ -217,7 +235,11 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str, str]] = {
         "test_sft, train_sft",
     ),
     "a file of no split": (
-        {"README.md": f"{CARD}  - split: train\n    path: a*\n---\n", "a.jsonl": ROW, "b/a.jsonl": ROW},
+        {
+            "README.md": f"{CARD}  - split: train\n    path: a*\n---\n",
+            "a.jsonl": ROW,
+            "b/a.jsonl": ROW,
+        },
         "b/a.jsonl",
         "0",
     ),
@@ -241,8 +263,16 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str, str]] = {
         "README.md",
         "something else",
     ),
-    "a card that does not end": ({"README.md": "---\na: b\n", "a": ROW}, "README.md", "something else"),
-    "a card that is no YAML": ({"README.md": "---\na: b: c\n---\n", "a": ROW}, "README.md", "something else"),
+    "a card that does not end": (
+        {"README.md": "---\na: b\n", "a": ROW},
+        "README.md",
+        "something else",
+    ),
+    "a card that is no YAML": (
+        {"README.md": "---\na: b: c\n---\n", "a": ROW},
+        "README.md",
+        "something else",
+    ),
 }
 
 
@@ -265,18 +295,24 @@ def test_a_side_file_is_not_read_without_bound(tmp_path: Path) -> None:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["filename", "split", "x"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["filename", "split", "x"]), inner)
     ),
     max_leaves=5,
 )
 side_contents = st.binary(max_size=20) | st.dictionaries(
-    st.sampled_from(["splits", "_data_files", "_split", "_indices_data_files", "configs", "data_files"]),
+    st.sampled_from(
+        ["splits", "_data_files", "_split", "_indices_data_files", "configs", "data_files"]
+    ),
     json_values,
 ).map(lambda document: json.dumps(document).encode())
 
 
 @settings(max_examples=40)
-@given(content=side_contents, name=st.sampled_from(["dataset_dict.json", "train/state.json", "README.md"]))
+@given(
+    content=side_contents,
+    name=st.sampled_from(["dataset_dict.json", "train/state.json", "README.md"]),
+)
 def test_any_side_file_is_taken_or_refused(
     content: bytes, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

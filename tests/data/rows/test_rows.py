@@ -86,9 +86,18 @@ BAD_ROWS = {
         "messages[0]",
         "an object of 2 keys without content",
     ),
-    f'{{"messages": [{{"role": "user", "content": "x", "{CANARY}": 1}}]}}': ("messages[0]", "1 other keys"),
-    f'{{"messages": [{{"role": "{CANARY}", "content": "x"}}]}}': ("messages[0].role", "text of 13 characters"),
-    f'{{"messages": [{{"role": ["{CANARY}"], "content": "x"}}]}}': ("messages[0].role", "a list of 1"),
+    f'{{"messages": [{{"role": "user", "content": "x", "{CANARY}": 1}}]}}': (
+        "messages[0]",
+        "1 other keys",
+    ),
+    f'{{"messages": [{{"role": "{CANARY}", "content": "x"}}]}}': (
+        "messages[0].role",
+        "text of 13 characters",
+    ),
+    f'{{"messages": [{{"role": ["{CANARY}"], "content": "x"}}]}}': (
+        "messages[0].role",
+        "a list of 1",
+    ),
     '{"messages": [{"role": "user", "content": null}]}': ("messages[0].content", "null"),
     '{"messages": [{"role": "user", "content": true}]}': ("messages[0].content", "true or false"),
     f'{{"messages": [{{"role": "user", "content": {{"{CANARY}": 1}}}}]}}': (
@@ -165,7 +174,11 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError) as caught:
         read_files(files, max_rows=3)
-    assert (caught.value.code, caught.value.file, caught.value.row) == (ErrorCode.DATASET_TOO_LARGE, "2", 1)
+    assert (caught.value.code, caught.value.file, caught.value.row) == (
+        ErrorCode.DATASET_TOO_LARGE,
+        "2",
+        1,
+    )
 
 
 json_values = st.recursive(
@@ -173,11 +186,15 @@ json_values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 messages = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "x"]) | json_values, "content": json_values}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "x"]) | json_values, "content": json_values}
+    ),
     max_size=3,
 )
 documents = (
-    json_values | st.fixed_dictionaries({"messages": messages}) | st.fixed_dictionaries({"text": json_values})
+    json_values
+    | st.fixed_dictionaries({"messages": messages})
+    | st.fixed_dictionaries({"text": json_values})
 )
 
 

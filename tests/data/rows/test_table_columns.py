@@ -24,7 +24,9 @@ TURNS = [{"role": "user", "content": "Which bay?"}, {"role": "assistant", "conte
 
 def described(table: pa.Table, features: object) -> pa.Table:
     """The table with a description of its columns as `datasets` writes it."""
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    return table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
 
 
 def parquet(folder: Path, table: pa.Table) -> Path:
@@ -33,7 +35,10 @@ def parquet(folder: Path, table: pa.Table) -> Path:
 
 
 def arrow(folder: Path, table: pa.Table) -> Path:
-    with pa.OSFile(str(folder / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+    with (
+        pa.OSFile(str(folder / "a.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
     return folder / "a.arrow"
 
@@ -47,7 +52,9 @@ def test_a_label_is_its_name(tmp_path: Path, write: Any) -> None:
     features = datasets.Features(
         {"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["ham", "spam"])}
     )
-    table = pa.table({"prompt": ["a", "b", "c"], "label": [1, 0, None]}, schema=features.arrow_schema)
+    table = pa.table(
+        {"prompt": ["a", "b", "c"], "label": [1, 0, None]}, schema=features.arrow_schema
+    )
     *rows, missing = rows_of(write(tmp_path, table), columns={"completion": "label"})
     assert [row.completion for row in rows if isinstance(row, CompletionRow)] == ["spam", "ham"]
     assert isinstance(missing, DataError)
@@ -55,9 +62,15 @@ def test_a_label_is_its_name(tmp_path: Path, write: Any) -> None:
 
 
 def test_a_number_that_is_no_label_is_refused_where_it_is_used(tmp_path: Path) -> None:
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["ham"])})
-    path = parquet(tmp_path, pa.table({"text": ["a", "b"], "label": [0, -1]}, schema=features.arrow_schema))
-    assert not any(isinstance(row, DataError) for row in rows_of(path, ignored=frozenset({"label"})))
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["ham"])}
+    )
+    path = parquet(
+        tmp_path, pa.table({"text": ["a", "b"], "label": [0, -1]}, schema=features.arrow_schema)
+    )
+    assert not any(
+        isinstance(row, DataError) for row in rows_of(path, ignored=frozenset({"label"}))
+    )
     first, second = rows_of(path, columns={"text": "label"}, ignored=frozenset({"text"}))
     assert not isinstance(first, DataError)
     assert isinstance(second, DataError)
@@ -66,7 +79,10 @@ def test_a_number_that_is_no_label_is_refused_where_it_is_used(tmp_path: Path) -
 
 @pytest.mark.parametrize("item", ["Sequence", "List", "LargeList"])
 def test_lists_of_objects_are_messages(tmp_path: Path, item: str) -> None:
-    turn = {"role": {"dtype": "string", "_type": "Value"}, "content": {"dtype": "string", "_type": "Value"}}
+    turn = {
+        "role": {"dtype": "string", "_type": "Value"},
+        "content": {"dtype": "string", "_type": "Value"},
+    }
     fields = pa.struct([("role", pa.string()), ("content", pa.string())])
     columns = pa.struct([("role", pa.list_(pa.string())), ("content", pa.list_(pa.string()))])
     stored: dict[str, tuple[Any, Any]] = {
@@ -82,15 +98,22 @@ def test_lists_of_objects_are_messages(tmp_path: Path, item: str) -> None:
 
 
 def test_lists_of_different_lengths_are_no_objects(tmp_path: Path) -> None:
-    turn = {"role": {"dtype": "string", "_type": "Value"}, "content": {"dtype": "string", "_type": "Value"}}
+    turn = {
+        "role": {"dtype": "string", "_type": "Value"},
+        "content": {"dtype": "string", "_type": "Value"},
+    }
     table = pa.table({"messages": [{"role": ["user"], "content": ["a", CANARY]}]})
-    (error,) = rows_of(arrow(tmp_path, described(table, {"messages": {"feature": turn, "_type": "Sequence"}})))
+    (error,) = rows_of(
+        arrow(tmp_path, described(table, {"messages": {"feature": turn, "_type": "Sequence"}}))
+    )
     assert isinstance(error, DataError)
     assert (error.field, error.found) == ("messages", "a value that cannot be read")
 
 
 def test_json_columns_hold_what_their_text_says(tmp_path: Path) -> None:
-    features = datasets.Features({"messages": datasets.List(datasets.Json()), "tools": datasets.Json()})
+    features = datasets.Features(
+        {"messages": datasets.List(datasets.Json()), "tools": datasets.Json()}
+    )
     tools = [{"type": "function", "function": {"name": "bay", "parameters": {"a": 1, "b": "c"}}}]
     saved = datasets.Dataset.from_dict({"messages": [TURNS], "tools": [tools]}, features=features)
     saved.to_parquet(tmp_path / "a.parquet")
@@ -114,10 +137,13 @@ def test_what_arrow_alone_stores(tmp_path: Path) -> None:
     for write in (parquet, arrow):
         path = write(tmp_path, table)
         assert rows_of(path, ignored=ignored) == [
-            CompletionRow(f"a{path.suffix}", number, prompt, "c") for number, prompt in enumerate("ab")
+            CompletionRow(f"a{path.suffix}", number, prompt, "c")
+            for number, prompt in enumerate("ab")
         ]
     rows = rows_of(
-        tmp_path / "a.arrow", columns={"text": "when"}, ignored=frozenset(table.column_names) - {"when"}
+        tmp_path / "a.arrow",
+        columns={"text": "when"},
+        ignored=frozenset(table.column_names) - {"when"},
     )
     assert all(isinstance(row, DataError) and row.field == "text" for row in rows)
 
@@ -127,7 +153,10 @@ def test_the_index_of_a_data_frame_is_named_and_can_be_left_out(tmp_path: Path) 
     (error,) = rows_of(path)
     assert isinstance(error, DataError)
     assert error.found == 'text, the column "__index_level_0__"'
-    assert error.hint == 'leave out the index of a data frame with data.ignore_columns: ["__index_level_0__"]'
+    assert (
+        error.hint
+        == 'leave out the index of a data frame with data.ignore_columns: ["__index_level_0__"]'
+    )
     (row,) = rows_of(path, ignored=frozenset({"__index_level_0__"}))
     assert not isinstance(row, DataError)
 
@@ -137,7 +166,10 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     for write in (parquet, arrow):
         (error,) = rows_of(write(tmp_path, table))
         assert isinstance(error, DataError)
-        assert (error.reason, error.found) == ("two columns have the same name", "1 names for 2 columns")
+        assert (error.reason, error.found) == (
+            "two columns have the same name",
+            "1 names for 2 columns",
+        )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +182,9 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
         '{"info":' * 9999,
     ],
 )
-def test_a_description_that_datasets_did_not_write_is_refused_unquoted(tmp_path: Path, metadata: str) -> None:
+def test_a_description_that_datasets_did_not_write_is_refused_unquoted(
+    tmp_path: Path, metadata: str
+) -> None:
     table = pa.table({"text": ["a"]}).replace_schema_metadata({"huggingface": metadata})
     (error,) = rows_of(parquet(tmp_path, table))
     assert isinstance(error, DataError)
@@ -159,7 +193,9 @@ def test_a_description_that_datasets_did_not_write_is_refused_unquoted(tmp_path:
     assert (error.__cause__, error.__context__) == (None, None)
 
 
-def test_without_datasets_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_datasets_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     path = parquet(tmp_path, described(pa.Table.from_pylist(PAIRS), {}))
     with pytest.raises(UsageError, match="datasets") as caught:
@@ -203,10 +239,15 @@ def test_splits_of_a_saved_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[
     rows = datasets.Dataset.from_list(PAIRS)
     selected = rows.select([2, 0]).with_format("numpy", columns=["prompt"])
     datasets.DatasetDict(train=rows, validation=selected).save_to_disk(str(tmp_path / "saved"))
-    files = {path.relative_to(tmp_path / "saved").as_posix(): path for path in (tmp_path / "saved").rglob("*.*")}
+    files = {
+        path.relative_to(tmp_path / "saved").as_posix(): path
+        for path in (tmp_path / "saved").rglob("*.*")
+    }
     found = read_files(files, max_rows=5)
     capfd.readouterr()
-    assert [(row.file.split("/")[0], row.index, row.texts[0][-2], row.for_evaluation) for row in found] == [
+    assert [
+        (row.file.split("/")[0], row.index, row.texts[0][-2], row.for_evaluation) for row in found
+    ] == [
         ("train", 0, "0", False),
         ("train", 1, "1", False),
         ("train", 2, "2", False),

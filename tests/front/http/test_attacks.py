@@ -43,7 +43,8 @@ def get(target: str, *lines: str, version: str = "HTTP/1.1", method: str = "GET"
 SMUGGLING = {
     "two lengths": get("/ack", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST")
     + b"0\r\n\r\nGET /",
-    "two different lengths": get("/ack", "Content-Length: 5", "Content-Length: 6", method="POST") + b"hello!",
+    "two different lengths": get("/ack", "Content-Length: 5", "Content-Length: 6", method="POST")
+    + b"hello!",
     "negative length": get("/ack", "Content-Length: -1", method="POST"),
     "length with a sign": get("/ack", "Content-Length: +1", method="POST") + b"x",
     "length beyond 20 digits": get("/ack", "Content-Length: " + "9" * 40, method="POST"),
@@ -91,13 +92,16 @@ def test_methods(shared_front: Any, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [("Connection: Upgrade", "Upgrade: websocket"), ("Connection: Upgrade", "Upgrade: h2c")]
+    "lines",
+    [("Connection: Upgrade", "Upgrade: websocket"), ("Connection: Upgrade", "Upgrade: h2c")],
 )
 def test_upgrades_are_ignored(shared_front: Any, lines: tuple[str, ...]) -> None:
     assert answer_to(shared_front, get("/status", *lines)).startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"GET /status HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"GET /status HTTP/1.1\r\n\r\n"]
+)
 def test_half_a_handshake_is_cut_off(shared_front: Any, hello: bytes) -> None:
     with socket.create_connection(("127.0.0.1", shared_front.ready.port), timeout=10) as raw:
         raw.sendall(hello)
@@ -130,11 +134,18 @@ def test_uploads_at_other_offsets_and_after_the_end(front: Any) -> None:
             answer = http.patch(where, headers={**PIECE, "Upload-Offset": offset}, content=b"")
             assert answer.status_code in {409, 413}
         assert http.patch(where, headers=PIECE, content=b"abc").status_code == 204
-        assert http.patch(where, headers=PIECE, content=b"abc").json() == {"error": "upload-conflict"}
+        assert http.patch(where, headers=PIECE, content=b"abc").json() == {
+            "error": "upload-conflict"
+        }
         rest = {**PIECE, "Upload-Offset": "3"}
         assert http.patch(where, headers=rest, content=b"def").status_code == 204
-        assert http.patch(where, headers=rest, content=b"xyz").json() == {"error": "upload-conflict"}
-        assert http.post("/dataset", headers={**TUS, "Upload-Length": "1"}).json()["error"] == "wrong-phase"
+        assert http.patch(where, headers=rest, content=b"xyz").json() == {
+            "error": "upload-conflict"
+        }
+        assert (
+            http.post("/dataset", headers={**TUS, "Upload-Length": "1"}).json()["error"]
+            == "wrong-phase"
+        )
     assert (front.spool / "dataset.age").read_bytes() == b"abcdef"
 
 

@@ -42,7 +42,9 @@ def send_slowly(connection: socket.socket, pieces: Iterable[bytes], seconds: flo
 def test_head_drop_by_drop_is_cut_off(front: Any) -> None:
     slow = front.connect()
     head = b"GET /status HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 400
-    with pytest.raises((ConnectionError, ssl.SSLError)):  # head_seconds is 1, and all of it would take 20
+    with pytest.raises(
+        (ConnectionError, ssl.SSLError)
+    ):  # head_seconds is 1, and all of it would take 20
         send_slowly(slow, (bytes([byte]) for byte in head), 0.05)
     assert read_to_end(slow) == b""
     slow.close()
@@ -76,7 +78,9 @@ def test_idle_connection_is_closed(front: Any) -> None:
 def test_body_that_nobody_wants_is_cut_off(front: Any) -> None:
     endless = front.connect()
     endless.sendall(b"POST /ack HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
-    with pytest.raises((ConnectionError, ssl.SSLError)):  # linger_seconds is 0.5, and all of it would take 20
+    with pytest.raises(
+        (ConnectionError, ssl.SSLError)
+    ):  # linger_seconds is 0.5, and all of it would take 20
         send_slowly(endless, itertools.repeat(bytes(1000), 2000), 0.01)
     endless.close()
 
@@ -95,7 +99,9 @@ def test_answer_that_nobody_reads_is_cut_off(front: Any) -> None:
 def test_heads_that_are_too_large(front: Any) -> None:
     for head in [b"X: " + b"y" * 40_000, b"\r\n".join(b"X%d: y" % number for number in range(60))]:
         connection = front.connect()
-        connection.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + head + b"\r\n\r\n")
+        connection.sendall(
+            b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + head + b"\r\n\r\n"
+        )
         answer = read_to_end(connection)
         assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
         assert answer.endswith(b'{"error":"request-invalid"}')
@@ -107,7 +113,9 @@ def test_a_head_that_arrives_at_once_is_no_larger_than_others(front: Any) -> Non
     large = [b"X%d: " % number + b"y" * 8000 for number in range(4)]
     with front.connect() as connection:
         connection.sendall(
-            b"\r\n".join([b"GET /status HTTP/1.1", b"Host: x", b"Connection: close", *large, b"", b""])
+            b"\r\n".join(
+                [b"GET /status HTTP/1.1", b"Host: x", b"Connection: close", *large, b"", b""]
+            )
         )
         answer = read_to_end(connection)
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
@@ -127,7 +135,9 @@ def test_what_is_no_http(front: Any) -> None:
 
 def test_garbage_inside_a_body_closes_the_connection(front: Any) -> None:
     connection = front.connect()
-    connection.sendall(b"POST /ack HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnot a chunk\r\n")
+    connection.sendall(
+        b"POST /ack HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnot a chunk\r\n"
+    )
     answer = read_to_end(connection)
     assert b"Invalid HTTP" not in answer
     connection.close()
@@ -139,7 +149,11 @@ def test_plain_http_and_old_tls_get_nothing(front: Any) -> None:
     assert b"HTTP" not in read_to_end(plain)
     plain.close()
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    old.check_hostname, old.verify_mode, old.maximum_version = False, ssl.CERT_NONE, ssl.TLSVersion.TLSv1_2
+    old.check_hostname, old.verify_mode, old.maximum_version = (
+        False,
+        ssl.CERT_NONE,
+        ssl.TLSVersion.TLSv1_2,
+    )
     raw = socket.create_connection(("127.0.0.1", front.ready.port), timeout=10)
     with pytest.raises((ssl.SSLError, ConnectionError)):
         old.wrap_socket(raw)
@@ -165,7 +179,9 @@ def test_concurrent_requests(front: Any) -> None:
             return [http.get("/status").status_code for _ in range(5)]
 
     with ThreadPoolExecutor(16) as pool:
-        assert [status for statuses in pool.map(ask, range(32)) for status in statuses] == [200] * 160
+        assert [status for statuses in pool.map(ask, range(32)) for status in statuses] == [
+            200
+        ] * 160
 
 
 def test_ends_with_its_supervisor(start_front: Any) -> None:
@@ -203,7 +219,9 @@ def test_address_in_use_is_told() -> None:
         ".",
     ]
     process = subprocess.Popen(
-        [*command, "--settings-json", settings], pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL
+        [*command, "--settings-json", settings],
+        pass_fds=[theirs.fileno()],
+        stderr=subprocess.DEVNULL,
     )
     theirs.close()
     channel = supervisor_channel(ours)

@@ -12,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.front.conftest import QUICK
-from trainer.exchange.upload_authorization import UploadAuthorization, UploadScope, sign_authorization
+from trainer.exchange.upload_authorization import (
+    UploadAuthorization,
+    UploadScope,
+    sign_authorization,
+)
 from trainer.front.http.answers import RequestRefused
 from trainer.front.http.result_routes import parse_range
 from trainer.ipc.front_messages import OpenUpload, StatusUpdate, UploadReady
@@ -30,7 +34,9 @@ def create(http: httpx.Client, length: int) -> str:
 
 
 def patch(http: httpx.Client, where: str, offset: int, body: Any, **headers: str) -> httpx.Response:
-    return http.patch(where, headers={**PATCH, "Upload-Offset": str(offset), **headers}, content=body)
+    return http.patch(
+        where, headers={**PATCH, "Upload-Offset": str(offset), **headers}, content=body
+    )
 
 
 def refused(answer: httpx.Response) -> tuple[int, str]:
@@ -64,7 +70,10 @@ def test_upload_in_pieces(front: Any) -> None:
         assert [path.name for path in front.spool.iterdir()] == ["dataset.age"]
         assert (front.spool / "dataset.age").read_bytes() == content
         assert (front.spool / "dataset.age").stat().st_mode & 0o777 == 0o600
-        assert refused(http.post("/dataset", headers={**TUS, "Upload-Length": "1"})) == (409, "wrong-phase")
+        assert refused(http.post("/dataset", headers={**TUS, "Upload-Length": "1"})) == (
+            409,
+            "wrong-phase",
+        )
         assert refused(patch(http, where, len(content), b"")) == (409, "upload-conflict")
         assert refused(http.delete(where, headers=TUS)) == (409, "wrong-phase")
 
@@ -81,7 +90,10 @@ def test_not_there_under_its_name_before_it_is_whole(front: Any) -> None:
 def test_protocol_errors(front: Any) -> None:
     with front.http() as http:
         answer = http.post("/dataset", headers={"Upload-Length": "10"})
-        assert (refused(answer), answer.headers["tus-version"]) == ((412, "request-invalid"), "1.0.0")
+        assert (refused(answer), answer.headers["tus-version"]) == (
+            (412, "request-invalid"),
+            "1.0.0",
+        )
         for length in ["-1", "1e3", "", "0", "9" * 17, "1_0", "0x10"]:
             answer = http.post("/dataset", headers={**TUS, "Upload-Length": length})
             assert refused(answer) == (400, "request-invalid"), length
@@ -93,9 +105,15 @@ def test_protocol_errors(front: Any) -> None:
             (400, "request-invalid"),
         }
         assert refused(patch(http, where, 1, b"x")) == (409, "upload-conflict")
-        assert refused(patch(http, where, 0, b"x", **{"Content-Type": "text/plain"})) == (415, "request-invalid")
+        assert refused(patch(http, where, 0, b"x", **{"Content-Type": "text/plain"})) == (
+            415,
+            "request-invalid",
+        )
         assert refused(patch(http, where, 0, b"x" * 11)) == (413, "dataset-too-large")
-        assert refused(patch(http, where, 0, iter([b"x" * 6, b"y" * 6]))) == (413, "dataset-too-large")
+        assert refused(patch(http, where, 0, iter([b"x" * 6, b"y" * 6]))) == (
+            413,
+            "dataset-too-large",
+        )
         assert http.head("/dataset/" + "0" * 32, headers=TUS).status_code == 404
         assert http.head(where, headers=TUS).headers["upload-offset"] == "0"
 
@@ -111,7 +129,11 @@ def test_why_an_earlier_upload_was_refused_is_no_answer_to_this_one(front: Any) 
         assert http.get("/status").json()["error"] == "sealed-header-invalid"
         assert patch(http, where, 0, b"abcdef").status_code == 204
         status = http.get("/status").json()
-        assert (status["phase"], status["error"], status["result_bytes"]) == ("awaiting-dataset", None, None)
+        assert (status["phase"], status["error"], status["result_bytes"]) == (
+            "awaiting-dataset",
+            None,
+            None,
+        )
 
 
 def test_chunked_body_counts_too(front: Any) -> None:
@@ -126,7 +148,10 @@ def test_too_large(start_front: Any) -> None:
     front.enter(Phase.AWAITING_DATASET, accept=True)
     with front.http() as http:
         answer = http.post("/dataset", headers={**TUS, "Upload-Length": "2049"})
-        assert (refused(answer), answer.headers["tus-max-size"]) == ((413, "dataset-too-large"), "2048")
+        assert (refused(answer), answer.headers["tus-max-size"]) == (
+            (413, "dataset-too-large"),
+            "2048",
+        )
         create(http, 2048)
 
 
@@ -142,7 +167,10 @@ def test_one_upload_at_a_time_until_it_is_idle(front: Any) -> None:
     with front.http() as http:
         first = create(http, 10)
         patch(http, first, 0, b"12345")
-        assert refused(http.post("/dataset", headers={**TUS, "Upload-Length": "3"})) == (409, "job-busy")
+        assert refused(http.post("/dataset", headers={**TUS, "Upload-Length": "3"})) == (
+            409,
+            "job-busy",
+        )
         time.sleep(1.1)  # upload_idle_seconds
         second = create(http, 3)
         assert http.head(first, headers=TUS).status_code == 404
@@ -171,7 +199,9 @@ def test_a_job_that_lists_providers_stores_no_byte_of_a_stranger(start_front: An
     front.send(OpenUpload(accept=True, scope=SCOPE))
     front.enter(Phase.AWAITING_DATASET)
 
-    def authorization(key: ProviderKey, size: int, tls: str | None = front.ready.tls_spki_sha256) -> str:
+    def authorization(
+        key: ProviderKey, size: int, tls: str | None = front.ready.tls_spki_sha256
+    ) -> str:
         document = UploadAuthorization(
             version=1, expires_at=int(time.time()) + 60, job_spec_sha256=SCOPE.job_spec_sha256,
             recipient_sha256=SCOPE.recipient_sha256[0], size=size, tls_spki_sha256=tls,
@@ -181,7 +211,11 @@ def test_a_job_that_lists_providers_stores_no_byte_of_a_stranger(start_front: An
     with front.http() as http:
 
         def ask(shown: str | None, length: int = 6) -> httpx.Response:
-            headers = {**TUS, "Upload-Length": str(length), **({} if shown is None else {"Authorization": shown})}
+            headers = {
+                **TUS,
+                "Upload-Length": str(length),
+                **({} if shown is None else {"Authorization": shown}),
+            }
             answer: httpx.Response = http.post("/dataset", headers=headers)
             return answer
 
@@ -261,7 +295,9 @@ def test_newest_request_wins_over_a_dead_connection(start_front: Any) -> None:
         head += "Content-Type: application/offset+octet-stream\r\nContent-Length: 10\r\n\r\n"
         hanging.sendall(head.encode() + b"1234")
         time.sleep(0.3)
-        assert http.head(where, headers=TUS).headers["upload-offset"] == "4"  # long before block_seconds
+        assert (
+            http.head(where, headers=TUS).headers["upload-offset"] == "4"
+        )  # long before block_seconds
         assert b"409" in hanging.recv(1000)
         assert patch(http, where, 4, b"567890").status_code == 204
         hanging.close()

@@ -38,20 +38,26 @@ def cases(fuzz: Any) -> Any:
     return fuzz.Cases(asyncio.run(fuzz.document()), 1)
 
 
-def fire(fuzz: Any, cases: Any, stage: str, requests: int, *, tls: bool = False, seed: int = 3) -> Any:
+def fire(
+    fuzz: Any, cases: Any, stage: str, requests: int, *, tls: bool = False, seed: int = 3
+) -> Any:
     (chosen,) = (each for each in fuzz.STAGES if each.name == stage)
     work = fuzz.fuzz_stage(chosen, requests, cases, seed, tls=tls, tell=lambda _: None)
     return asyncio.run(work)
 
 
 def test_no_answer_but_documented_ones_in_any_phase(fuzz: Any, cases: Any) -> None:
-    outcomes = [fire(fuzz, cases, stage.name, -(-REQUESTS // len(fuzz.STAGES))) for stage in fuzz.STAGES]
+    outcomes = [
+        fire(fuzz, cases, stage.name, -(-REQUESTS // len(fuzz.STAGES))) for stage in fuzz.STAGES
+    ]
     assert {outcome.stage: outcome.findings for outcome in outcomes if outcome.findings} == {}
     assert sum(outcome.requests for outcome in outcomes) >= REQUESTS
     assert sum(outcome.mutated for outcome in outcomes) > REQUESTS / 10
     statuses = fuzz.summary(outcomes)["statuses"]
     assert {"200", "201", "204", "400", "404", "405", "409", "412", "415", "503"} <= set(statuses)
-    assert {stage.phase for stage in fuzz.STAGES} == set(importlib.import_module("trainer.models").Phase)
+    assert {stage.phase for stage in fuzz.STAGES} == set(
+        importlib.import_module("trainer.models").Phase
+    )
 
 
 def test_over_tls(fuzz: Any, cases: Any) -> None:
@@ -97,13 +103,17 @@ def test_a_server_that_breaks_its_word_is_found(
     assert any(words in finding for finding in findings), findings
 
 
-def test_a_reflected_header_is_found(fuzz: Any, cases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reflected_header_is_found(
+    fuzz: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     verdict = importlib.import_module("http_verdict")
     judge = verdict.Judge({"paths": {}}, ("spool-1",))
     headers = {"cache-control": ["no-store"], "x-content-type-options": ["nosniff"]}
 
     def words(body: bytes, *, token: bool = False) -> list[str]:
-        found: list[str] = judge.by_words("GET", "/", verdict.Answer(200, headers, body), token=token)
+        found: list[str] = judge.by_words(
+            "GET", "/", verdict.Answer(200, headers, body), token=token
+        )
         return found
 
     assert words(b"fine") == []
@@ -121,13 +131,18 @@ def test_a_reflected_header_is_found(fuzz: Any, cases: Any, monkeypatch: pytest.
     assert words(verdict.PRIVATE.encode(), token=True) == []
 
 
-def test_accepting_what_is_malformed_is_found(fuzz: Any, cases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepting_what_is_malformed_is_found(
+    fuzz: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def offset(self: Any, upload_id: str) -> Response:
         return Response(status_code=200, headers={"Upload-Offset": "0", "Upload-Length": "1"})
 
     monkeypatch.setattr(DatasetRoutes, "offset", offset)
     findings = fire(fuzz, cases, "training", 170).findings
-    assert any(finding.startswith("HEAD /dataset/{upload_id}: AcceptedNegativeData") for finding in findings)
+    assert any(
+        finding.startswith("HEAD /dataset/{upload_id}: AcceptedNegativeData")
+        for finding in findings
+    )
 
 
 def test_a_private_event_without_the_token_is_found(

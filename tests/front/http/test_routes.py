@@ -68,7 +68,9 @@ def test_evidence_code_of_the_supervisor(start_front: Any) -> None:
     def fail() -> None:
         asked = front.expect(EvidenceRequest)
         front.send(EvidenceReply(id=asked.id + 7, evidence="for someone else", error=None))
-        front.send(EvidenceReply(id=asked.id, evidence=None, error=ErrorCode.GUEST_AGENT_UNAVAILABLE))
+        front.send(
+            EvidenceReply(id=asked.id, evidence=None, error=ErrorCode.GUEST_AGENT_UNAVAILABLE)
+        )
 
     supervisor = threading.Thread(target=fail)
     supervisor.start()
@@ -88,9 +90,13 @@ def test_evidence_is_rate_limited(start_front: Any) -> None:
 
 
 def test_status(front: Any) -> None:
-    front.send(StatusUpdate(status=Status(phase=Phase.TRAINING, step=3, total_steps=9, eta_seconds=60)))
+    front.send(
+        StatusUpdate(status=Status(phase=Phase.TRAINING, step=3, total_steps=9, eta_seconds=60))
+    )
     front.enter(Phase.FAILED)
-    front.send(StatusUpdate(status=Status(phase=Phase.FAILED, error="out-of-memory", result_bytes=7)))
+    front.send(
+        StatusUpdate(status=Status(phase=Phase.FAILED, error="out-of-memory", result_bytes=7))
+    )
     with front.http() as http:
         for _ in range(100):
             body = http.get("/status").json()
@@ -113,13 +119,19 @@ def test_unknown_paths_and_methods(front: Any) -> None:
         connection.request(method, path)
         answer = connection.getresponse()
         body = json.loads(answer.read())
-        assert (answer.status, body) == (status, {"error": "not-found" if status == 404 else "request-invalid"})
+        assert (answer.status, body) == (
+            status,
+            {"error": "not-found" if status == 404 else "request-invalid"},
+        )
         connection.close()
 
 
 def test_each_phase_offers_only_its_routes(start_front: Any) -> None:
     front = start_front(evidence_burst=100)
-    for phase in [*(phase for phase in Phase if phase is not Phase.AWAITING_PULL), Phase.AWAITING_PULL]:
+    for phase in [
+        *(phase for phase in Phase if phase is not Phase.AWAITING_PULL),
+        Phase.AWAITING_PULL,
+    ]:
         open_now = phase in {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
         if phase is Phase.AWAITING_PULL:
             front.publish_result(b"sealed")
@@ -155,7 +167,10 @@ def test_acknowledged_once(front: Any) -> None:
 
 def test_after_a_refused_dataset_nothing_of_its_grant_holds_for_the_next(front: Any) -> None:
     """Its report is still served, and acknowledged at once: a job that goes on signs no deletion statement."""
-    front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)), PrivateEvent(sealed="c2VhbGVk"))
+    front.send(
+        TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)),
+        PrivateEvent(sealed="c2VhbGVk"),
+    )
     front.publish_result(b"a report", final=False)
     front.enter(Phase.AWAITING_DATASET, accept=True)
     with front.http() as http:
@@ -165,7 +180,10 @@ def test_after_a_refused_dataset_nothing_of_its_grant_holds_for_the_next(front: 
         events = http.stream("GET", "/events", headers={"Authorization": f"Bearer {'00' * 32}"})
         with events as others:  # not yet known, so neither right nor wrong
             assert others.status_code == 200
-            assert next(line for line in others.iter_lines() if line.startswith("event")) == "event: status"
+            assert (
+                next(line for line in others.iter_lines() if line.startswith("event"))
+                == "event: status"
+            )
         front.publish_result(b"the result")
         front.enter(Phase.AWAITING_PULL)
         assert http.post("/ack", headers=ACKNOWLEDGES).status_code == 204
@@ -200,9 +218,9 @@ def test_the_deletion_statement_is_served_as_long_as_the_result(front: Any) -> N
         assert http.get("/deletion").text == '{"acknowledged":false}'
         front.send(DeletionReady(statement='{"acknowledged":true}', acknowledged=True))
         front.enter(Phase.AWAITING_PULL)
-        assert http.post("/ack", headers={**accept, **ACKNOWLEDGES}).text == '{"acknowledged":true}', (
-            "the one signed after it"
-        )
+        assert (
+            http.post("/ack", headers={**accept, **ACKNOWLEDGES}).text == '{"acknowledged":true}'
+        ), "the one signed after it"
         assert http.get("/deletion").text == '{"acknowledged":true}'
 
 
@@ -229,7 +247,14 @@ def test_result_ranges_out_of_the_ordinary(front: Any) -> None:
             answer = http.get("/result", headers={"Range": asked})
             assert (answer.status_code, answer.json()) == (416, {"error": "request-invalid"}), asked
             assert answer.headers["content-range"] == "bytes */1024"
-        for asked in ["bytes=0-1,3-4", "bytes=-", "bytes=9-3", "rows=1-2", "bytes=a-b", "bytes= 1-2"]:
+        for asked in [
+            "bytes=0-1,3-4",
+            "bytes=-",
+            "bytes=9-3",
+            "rows=1-2",
+            "bytes=a-b",
+            "bytes= 1-2",
+        ]:
             answer = http.get("/result", headers={"Range": asked})
             assert (answer.status_code, len(answer.content)) == (200, 1024), asked
 
@@ -237,7 +262,9 @@ def test_result_ranges_out_of_the_ordinary(front: Any) -> None:
 def test_result_if_range_of_another_file(front: Any) -> None:
     front.publish_result(bytes(1024))
     with front.http() as http:
-        answer = http.get("/result", headers={"Range": "bytes=5-9", "If-Range": '"' + "0" * 64 + '"'})
+        answer = http.get(
+            "/result", headers={"Range": "bytes=5-9", "If-Range": '"' + "0" * 64 + '"'}
+        )
     assert (answer.status_code, len(answer.content)) == (200, 1024)
 
 
@@ -268,8 +295,13 @@ def test_events_are_private_to_the_token_holder(front: Any) -> None:
             assert (event["event"], json.loads(event["data"])["phase"]) == ("status", "training")
         with http.stream("GET", "/events", headers=bearer) as answer:
             events = read_events(answer, 3)
-        assert [(e["event"], e["data"]) for e in events[:2]] == [("private", "QUFB"), ("private", "QkJC")]
-        with http.stream("GET", "/events", headers={**bearer, "Last-Event-ID": events[0]["id"]}) as answer:
+        assert [(e["event"], e["data"]) for e in events[:2]] == [
+            ("private", "QUFB"),
+            ("private", "QkJC"),
+        ]
+        with http.stream(
+            "GET", "/events", headers={**bearer, "Last-Event-ID": events[0]["id"]}
+        ) as answer:
             assert [e["data"] for e in read_events(answer, 2)][:1] == ["QkJC"]
         with http.stream("GET", "/events", headers={**bearer, "Last-Event-ID": "999999"}) as answer:
             assert [e["data"] for e in read_events(answer, 2)] == ["QUFB", "QkJC"]
@@ -279,16 +311,28 @@ def test_events_with_a_wrong_token(front: Any) -> None:
     front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)))
     front.enter(Phase.TRAINING)
     with front.http() as http:
-        for authorization in ["Bearer " + "5d" * 32, TOKEN, "Basic " + TOKEN, "Bearer", "Bearer \xe9"]:
+        for authorization in [
+            "Bearer " + "5d" * 32,
+            TOKEN,
+            "Basic " + TOKEN,
+            "Bearer",
+            "Bearer \xe9",
+        ]:
             answer = http.get("/events", headers={"Authorization": authorization.encode("latin1")})
             assert (answer.status_code, answer.json()) == (401, {"error": "unauthorized"})
 
 
 def test_events_token_that_turns_out_wrong_ends_the_stream(front: Any) -> None:
-    with front.http() as http, http.stream("GET", "/events", headers={"Authorization": "Bearer x"}) as answer:
+    with (
+        front.http() as http,
+        http.stream("GET", "/events", headers={"Authorization": "Bearer x"}) as answer,
+    ):
         lines = answer.iter_lines()
         assert next(lines).startswith("id: ")
-        front.send(TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)), PrivateEvent(sealed="QUFB"))
+        front.send(
+            TokenHashes(sha256=(hashlib.sha256(TOKEN.encode()).hexdigest(),)),
+            PrivateEvent(sealed="QUFB"),
+        )
         assert not any("QUFB" in line for line in lines)
 
 
@@ -337,7 +381,18 @@ def test_openapi_documents_the_answers(front: Any) -> None:
         "OPTIONS /dataset": ["204", "400", "431"],
         "POST /dataset": ["201", "400", "401", "409", "412", "413", "431", "507"],
         "HEAD /dataset/{upload_id}": ["200", "400", "404", "412", "431"],
-        "PATCH /dataset/{upload_id}": ["204", "400", "404", "408", "409", "412", "413", "415", "431", "507"],
+        "PATCH /dataset/{upload_id}": [
+            "204",
+            "400",
+            "404",
+            "408",
+            "409",
+            "412",
+            "413",
+            "415",
+            "431",
+            "507",
+        ],
         "DELETE /dataset/{upload_id}": ["204", "400", "404", "409", "412", "431"],
         "GET /result": ["200", "206", "304", "400", "409", "416", "431"],
     }
@@ -366,7 +421,12 @@ def test_a_refused_method_is_told_all_that_the_path_knows(front: Any) -> None:
 
 def test_every_answer_forbids_caching_and_guessing(front: Any) -> None:
     with front.http() as http:
-        for answer in [http.get("/openapi.json"), http.get("/nowhere"), http.put("/ack"), http.get("/status")]:
+        for answer in [
+            http.get("/openapi.json"),
+            http.get("/nowhere"),
+            http.put("/ack"),
+            http.get("/status"),
+        ]:
             assert answer.headers["cache-control"] == "no-store"
             assert answer.headers["x-content-type-options"] == "nosniff"
         assert http.patch("/dataset/x").headers["tus-resumable"] == "1.0.0"

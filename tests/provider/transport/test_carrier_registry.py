@@ -34,4 +34,6 @@ def test_other_locations_are_refused_with_all_that_are_served(location: str) -> 
 
 
 def test_the_command_line_names_every_carrier() -> None:
-    assert all(kind.location.removeprefix("an ").removeprefix("a ") in JOB_LOCATION for kind in CARRIERS)
+    assert all(
+        kind.location.removeprefix("an ").removeprefix("a ") in JOB_LOCATION for kind in CARRIERS
+    )

@@ -56,13 +56,17 @@ class Service:
         if "/rootcacrl" in path:
             return known["root_ca_crl"].encode(), {}
         if "/pckcrl?ca=platform" in path:
-            return bytes.fromhex(known["pck_crl"]), {"SGX-PCK-CRL-Issuer-Chain": known["pck_crl_issuer_chain"]}
+            return bytes.fromhex(known["pck_crl"]), {
+                "SGX-PCK-CRL-Issuer-Chain": known["pck_crl_issuer_chain"]
+            }
         if "/tdx/certification/v4/tcb?fmspc=" in path:
             body = f'{{"tcbInfo":{known["tcb_info"]},"signature":"{known["tcb_info_signature"]}"}}'
             return body.encode(), {"TCB-Info-Issuer-Chain": known["tcb_info_issuer_chain"]}
         if "/tdx/certification/v4/qe/identity" in path:
             body = f'{{"enclaveIdentity":{known["qe_identity"]},"signature":"{known["qe_identity_signature"]}"}}'
-            return body.encode(), {"SGX-Enclave-Identity-Issuer-Chain": known["qe_identity_issuer_chain"]}
+            return body.encode(), {
+                "SGX-Enclave-Identity-Issuer-Chain": known["qe_identity_issuer_chain"]
+            }
         return b"", {}
 
     def close(self) -> None:
@@ -111,7 +115,9 @@ def test_development_quote_verifies_with_what_was_fetched(
     assert dcap_qvl.verify_with_root_ca(quote, collateral, root, NOW).status == "UpToDate"
 
 
-def test_cache_until_the_first_part_ends(development: tuple[bytes, Service], tmp_path: Path) -> None:
+def test_cache_until_the_first_part_ends(
+    development: tuple[bytes, Service], tmp_path: Path
+) -> None:
     quote, service = development
 
     def fetch(now: int) -> int:
@@ -143,7 +149,9 @@ def test_cache_that_cannot_be_written(development: tuple[bytes, Service], tmp_pa
 
 
 @pytest.mark.parametrize("part", ["rootcacrl", "pckcrl", "tcb?", "qe/identity"])
-def test_service_that_answers_nonsense(development: tuple[bytes, Service], tmp_path: Path, part: str) -> None:
+def test_service_that_answers_nonsense(
+    development: tuple[bytes, Service], tmp_path: Path, part: str
+) -> None:
     quote, service = development
     service.broken = part
     with pytest.raises(UnavailableError) as caught:

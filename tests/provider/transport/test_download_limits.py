@@ -35,7 +35,9 @@ class Server:
         self.requests = 0
 
     @contextlib.contextmanager
-    def open(self, method: str, path: str, *, headers: Any = None, accept: Any = None) -> Iterator[httpx.Response]:
+    def open(
+        self, method: str, path: str, *, headers: Any = None, accept: Any = None
+    ) -> Iterator[httpx.Response]:
         del method, path, accept
         self.requests += 1
         assert self.requests < 5000, "it asks without end"
@@ -157,7 +159,9 @@ def test_the_state_of_an_upload_is_not_written_through_a_link(tmp_path: Path) ->
     for name in ("state", "state.partial"):
         (tmp_path / name).symlink_to(mine)
     location = f"/dataset/{'0' * 32}"
-    saved = UploadState(url="https://h", peer_spki_sha256=DIGEST, location=location, size=1, ends_sha256=DIGEST)
+    saved = UploadState(
+        url="https://h", peer_spki_sha256=DIGEST, location=location, size=1, ends_sha256=DIGEST
+    )
     saved.write(state)
     assert mine.read_bytes() == b"mine"
     assert UploadState.read(state) == saved
@@ -189,11 +193,17 @@ def test_a_spooled_result_arrives(tmp_path: Path) -> None:
 
 SPOOLED: dict[str, tuple[ErrorCode, Callable[[Path, Path], object]]] = {
     "a link": (ErrorCode.JOB_UNREACHABLE, lambda file, mine: file.symlink_to(mine)),
-    "a link that leads nowhere": (ErrorCode.JOB_UNREACHABLE, lambda file, mine: file.symlink_to(mine / "x")),
+    "a link that leads nowhere": (
+        ErrorCode.JOB_UNREACHABLE,
+        lambda file, mine: file.symlink_to(mine / "x"),
+    ),
     "a pipe": (ErrorCode.JOB_UNREACHABLE, lambda file, _: os.mkfifo(file)),
     "a directory": (ErrorCode.JOB_UNREACHABLE, lambda file, _: file.mkdir()),
     "nothing": (ErrorCode.JOB_UNREACHABLE, lambda _file, _mine: None),
-    "more": (ErrorCode.RESULT_DIGEST_MISMATCH, lambda file, _: file.write_bytes(b"result and more")),
+    "more": (
+        ErrorCode.RESULT_DIGEST_MISMATCH,
+        lambda file, _: file.write_bytes(b"result and more"),
+    ),
     "less": (ErrorCode.RESULT_DIGEST_MISMATCH, lambda file, _: file.write_bytes(b"res")),
     "no end": (ErrorCode.RESULT_DIGEST_MISMATCH, lambda file, _: endless(file)),
 }
@@ -220,7 +230,9 @@ def test_a_spooled_result_above_the_limit_is_not_copied(tmp_path: Path) -> None:
     assert caught.value.code is ErrorCode.RESULT_TOO_LARGE
 
 
-@pytest.mark.parametrize("name", ["status.json", "evidence.json", "events.jsonl", "deletion.json", "result.json"])
+@pytest.mark.parametrize(
+    "name", ["status.json", "evidence.json", "events.jsonl", "deletion.json", "result.json"]
+)
 def test_no_other_file_of_a_spool_is_a_link_or_without_a_bound(name: str, tmp_path: Path) -> None:
     client = spooled(tmp_path / "spool", b"result")
     (tmp_path / "mine").write_bytes(b"{}")

@@ -21,7 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from trainer.attestation.evidence import FreshGpuEvidence
-from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWER_BYTES, MAX_MANIFEST_BYTES, NO_ENDORSEMENTS
+from trainer.attestation.nvidia.gpu_endorsements import (
+    MAX_ANSWER_BYTES,
+    MAX_MANIFEST_BYTES,
+    NO_ENDORSEMENTS,
+)
 from trainer.attestation.policy import GpuSection, ReferenceManifests, RevocationAnswers, ServiceUrl
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.provider.transport.endorsement_download import fetch_gpu_endorsements
@@ -41,9 +45,12 @@ def report(**changes: bytes) -> str:
     """A report in hex, with a signature of zeros."""
     fields = {3: b"550.90.07\0", 6: bytes.fromhex("009f009601000000"), 20: bytes(48), **BOARD}
     opaque = b"".join(
-        field_bytes(*each) for each in (fields | {int(k[1:]): v for k, v in changes.items()}).items()
+        field_bytes(*each)
+        for each in (fields | {int(k[1:]): v for k, v in changes.items()}).items()
     )
-    answer = b"\x11\x60\0\0\0\0\0\0" + bytes(32) + len(opaque).to_bytes(2, "little") + opaque + bytes(96)
+    answer = (
+        b"\x11\x60\0\0\0\0\0\0" + bytes(32) + len(opaque).to_bytes(2, "little") + opaque + bytes(96)
+    )
     return (b"\x11\xe0\x01\xff" + bytes(33) + answer).hex()
 
 
@@ -91,7 +98,9 @@ def rim(text: str = "<a/>", **changes: Any) -> bytes:
 class Service:
     """Answers of both services; what it was asked is kept."""
 
-    files: dict[str, bytes] = field(default_factory=lambda: {DRIVER: rim("<driver/>"), VBIOS: rim("<vbios/>")})
+    files: dict[str, bytes] = field(
+        default_factory=lambda: {DRIVER: rim("<driver/>"), VBIOS: rim("<vbios/>")}
+    )
     answer: bytes = UNAUTHORIZED
     status: int = 200
     location: str = ""
@@ -160,7 +169,9 @@ def at(url: str) -> ServiceUrl:
 
 
 def test_manifests_are_fetched_by_the_names_that_reports_give(service: Service) -> None:
-    found = fetch_gpu_endorsements([shown(), shown(serial=2)], demand(reference_values=at(service.url + "/")))
+    found = fetch_gpu_endorsements(
+        [shown(), shown(serial=2)], demand(reference_values=at(service.url + "/"))
+    )
     assert found.reference_values == ("<driver/>", "<vbios/>")
     assert found.revocation == ()
     assert [path for path, _, _ in service.asked] == [DRIVER, VBIOS]
@@ -174,7 +185,14 @@ def test_a_manifest_that_does_not_exist_is_for_the_appraisal_to_miss(service: Se
 
 def test_a_manifest_without_a_digest_is_taken(service: Service) -> None:
     service.files[DRIVER] = rim("<driver/>", sha256=None)
-    assert len(fetch_gpu_endorsements([shown()], demand(reference_values=at(service.url))).reference_values) == 2
+    assert (
+        len(
+            fetch_gpu_endorsements(
+                [shown()], demand(reference_values=at(service.url))
+            ).reference_values
+        )
+        == 2
+    )
 
 
 def test_the_responder_is_asked_about_every_certificate_once(service: Service) -> None:
@@ -187,7 +205,9 @@ def test_the_responder_is_asked_about_every_certificate_once(service: Service) -
 
 
 def test_both_are_fetched_where_both_are_demanded(service: Service) -> None:
-    found = fetch_gpu_endorsements([shown()], demand(reference_values=at(service.url), revocation=at(service.url)))
+    found = fetch_gpu_endorsements(
+        [shown()], demand(reference_values=at(service.url), revocation=at(service.url))
+    )
     assert (len(found.reference_values), len(found.revocation)) == (2, 3)
 
 
@@ -212,8 +232,12 @@ def test_nothing_is_fetched_that_no_service_is_named_for(changes: Any) -> None:
     ],
     ids=["nothing", "a path for a name", "spaces in a name"],
 )
-def test_what_names_nothing_is_not_asked_for(service: Service, item: FreshGpuEvidence, paths: list[str]) -> None:
-    fetch_gpu_endorsements([item], demand(reference_values=at(service.url), revocation=at(service.url)))
+def test_what_names_nothing_is_not_asked_for(
+    service: Service, item: FreshGpuEvidence, paths: list[str]
+) -> None:
+    fetch_gpu_endorsements(
+        [item], demand(reference_values=at(service.url), revocation=at(service.url))
+    )
     assert [path for path, _, _ in service.asked] == paths
 
 
@@ -226,18 +250,33 @@ def test_nobody_is_asked_where_no_report_was_shown(service: Service) -> None:
 UNUSABLE: dict[str, tuple[str, Callable[[Service], object]]] = {
     "no JSON": ("the response is not a manifest", lambda s: s.files.update({DRIVER: b"<html>"})),
     "no manifest": ("the response is not a manifest", lambda s: s.files.update({DRIVER: b"{}"})),
-    "no base64": ("the response is not a manifest", lambda s: s.files.update({DRIVER: rim(rim="!")})),
-    "no text": ("the response is not a manifest", lambda s: s.files.update({DRIVER: rim(rim="/w==")})),
+    "no base64": (
+        "the response is not a manifest",
+        lambda s: s.files.update({DRIVER: rim(rim="!")}),
+    ),
+    "no text": (
+        "the response is not a manifest",
+        lambda s: s.files.update({DRIVER: rim(rim="/w==")}),
+    ),
     "no ASCII": ("the response is not a manifest", lambda s: s.files.update({DRIVER: rim("é")})),
-    "another digest": ("does not have the digest", lambda s: s.files.update({DRIVER: rim(sha256="00" * 32)})),
+    "another digest": (
+        "does not have the digest",
+        lambda s: s.files.update({DRIVER: rim(sha256="00" * 32)}),
+    ),
     "a manifest without end": (
         "more than",
         lambda s: s.files.update({DRIVER: rim("x" * 2 * MAX_MANIFEST_BYTES)}),
     ),
     "an error": ("status 500", lambda s: setattr(s, "status", 500)),
-    "a redirect": ("status 302", lambda s: vars(s).update(status=302, location="file:///etc/passwd")),
+    "a redirect": (
+        "status 302",
+        lambda s: vars(s).update(status=302, location="file:///etc/passwd"),
+    ),
     "no OCSP": ("the response is not an OCSP", lambda s: setattr(s, "answer", b"<html>")),
-    "an answer without end": ("more than", lambda s: setattr(s, "answer", bytes(MAX_ANSWER_BYTES + 1))),
+    "an answer without end": (
+        "more than",
+        lambda s: setattr(s, "answer", bytes(MAX_ANSWER_BYTES + 1)),
+    ),
     "no responder": ("status 404", lambda s: setattr(s, "answer", None)),
     "a busy responder": (
         "try_later",
@@ -251,7 +290,9 @@ def test_a_service_that_answers_otherwise_is_named(service: Service, name: str) 
     words, change = UNUSABLE[name]
     change(service)
     with pytest.raises(UnavailableError, match=words) as refused:
-        fetch_gpu_endorsements([shown()], demand(reference_values=at(service.url), revocation=at(service.url)))
+        fetch_gpu_endorsements(
+            [shown()], demand(reference_values=at(service.url), revocation=at(service.url))
+        )
     assert refused.value.code is ErrorCode.COLLATERAL_UNAVAILABLE
     assert service.url in str(refused.value)
 
@@ -261,7 +302,9 @@ def test_nobody_serves() -> None:
         fetch_gpu_endorsements([shown()], demand(revocation=at("http://127.0.0.1:1")))
 
 
-@pytest.mark.parametrize("ticks", [[0, 61], [0, 1, 61]], ids=["before a request", "while a body comes"])
+@pytest.mark.parametrize(
+    "ticks", [[0, 61], [0, 1, 61]], ids=["before a request", "while a body comes"]
+)
 def test_all_requests_share_one_time(service: Service, ticks: list[float]) -> None:
     rest = count(100)
 

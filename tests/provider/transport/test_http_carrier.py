@@ -22,7 +22,13 @@ from trainer.errors import (
     VerificationError,
 )
 from trainer.exchange.tls import make_server_context
-from trainer.ipc.front_messages import Acknowledged, DeletionReady, PrivateEvent, StatusUpdate, TokenHashes
+from trainer.ipc.front_messages import (
+    Acknowledged,
+    DeletionReady,
+    PrivateEvent,
+    StatusUpdate,
+    TokenHashes,
+)
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import SealedEvent
 from trainer.provider.transport.http_carrier import JobClient
@@ -41,7 +47,9 @@ def test_first_connection_records_the_key(client_of: Any, front: Any) -> None:
         assert client.status() == Status(phase=Phase.AWAITING_DATASET)
 
 
-def test_nothing_goes_to_a_key_that_nobody_looked_at(client_of: Any, front: Any, tmp_path: Path) -> None:
+def test_nothing_goes_to_a_key_that_nobody_looked_at(
+    client_of: Any, front: Any, tmp_path: Path
+) -> None:
     (tmp_path / "sealed").write_bytes(b"sealed")
     with client_of(front, pinned_spki_sha256=None) as client:
         with pytest.raises(UsageError, match="not known yet"):
@@ -72,7 +80,10 @@ class Impostor:
             except OSError:
                 return
             raw.settimeout(5)
-            with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as connection:
+            with (
+                contextlib.suppress(OSError),
+                self._context.wrap_socket(raw, server_side=True) as connection,
+            ):
                 self.handshakes += 1
                 while block := connection.recv(4096):
                     self.received += block
@@ -91,7 +102,9 @@ def impostor() -> Iterator[Impostor]:
     impostor.close()
 
 
-def test_an_impostor_gets_no_byte(impostor: Impostor, client_of: Any, front: Any, tmp_path: Path) -> None:
+def test_an_impostor_gets_no_byte(
+    impostor: Impostor, client_of: Any, front: Any, tmp_path: Path
+) -> None:
     sealed = tmp_path / "sealed"
     sealed.write_bytes(b"sealed")
     calls: list[Callable[[JobClient], object]] = [
@@ -175,7 +188,8 @@ def test_events_with_a_wrong_token(client_of: Any, front: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h:1", "h:1", "https://", "https://h/x", "https://u@h", "https://h/?q", "ftp://h"]
+    "url",
+    ["http://h:1", "h:1", "https://", "https://h/x", "https://u@h", "https://h/?q", "ftp://h"],
 )
 def test_what_is_no_job_url(url: str) -> None:
     with pytest.raises(UsageError):
@@ -185,7 +199,10 @@ def test_what_is_no_job_url(url: str) -> None:
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with JobClient(f"https://127.0.0.1:{port}") as client, pytest.raises(UnavailableError) as caught:
+    with (
+        JobClient(f"https://127.0.0.1:{port}") as client,
+        pytest.raises(UnavailableError) as caught,
+    ):
         client.status()
     assert caught.value.code is ErrorCode.JOB_UNREACHABLE
 
@@ -203,7 +220,10 @@ class Stranger:
 
     def _serve(self) -> None:
         raw, _ = self._listener.accept()
-        with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as connection:
+        with (
+            contextlib.suppress(OSError),
+            self._context.wrap_socket(raw, server_side=True) as connection,
+        ):
             connection.recv(65536)
             connection.sendall(self._answer)
 
@@ -243,7 +263,11 @@ def test_strange_answers_are_errors_of_ours(answer: bytes) -> None:
             ('"awaiting-dataset"', "a provider's turn"),
             ('"failed"', "has ended"),
         ),
-        *(('"made-up"', "refused: wrong-phase"), ("7", "refused: wrong-phase"), ("[]", "refused: wrong-phase")),
+        *(
+            ('"made-up"', "refused: wrong-phase"),
+            ("7", "refused: wrong-phase"),
+            ("[]", "refused: wrong-phase"),
+        ),
     ],
 )
 def test_a_request_in_the_wrong_phase_is_told_whose_turn_it_is(phase: str, said: str) -> None:

@@ -20,7 +20,11 @@ from tests.front.conftest import ACKNOWLEDGEMENT, ACKNOWLEDGEMENT_SHA256
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError, UsageError
 from trainer.exchange.spool import SpoolDirectory
-from trainer.exchange.upload_authorization import UploadAuthorization, UploadScope, sign_authorization
+from trainer.exchange.upload_authorization import (
+    UploadAuthorization,
+    UploadScope,
+    sign_authorization,
+)
 from trainer.ipc.front_messages import (
     Acknowledged,
     DeletionReady,
@@ -89,7 +93,9 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
 
     (front.spool / "result.tar.age").write_bytes(b"sealed result")
     digest = hashlib.sha256(b"sealed result").hexdigest()
-    front.send(ResultReady(size=13, sha256=digest, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,)))
+    front.send(
+        ResultReady(size=13, sha256=digest, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,))
+    )
     assert client.download_result(tmp_path / "result", limit=LIMIT) == digest
     assert (tmp_path / "result").read_bytes() == b"sealed result"
     front.send(DeletionReady(statement='{"signed":0}', acknowledged=False))
@@ -108,7 +114,9 @@ def test_the_whole_story(front: Any, tmp_path: Path) -> None:
     assert list(events)[-1] == Status(phase=Phase.DONE)
 
 
-def test_the_report_on_a_refused_dataset_is_acknowledged_without_a_wait(front: Any, tmp_path: Path) -> None:
+def test_the_report_on_a_refused_dataset_is_acknowledged_without_a_wait(
+    front: Any, tmp_path: Path
+) -> None:
     """A job that goes on signs no deletion statement. What is left of the refusal is not in the next one's way."""
     client = client_of(front)
     sealed = tmp_path / "sealed"
@@ -118,9 +126,13 @@ def test_the_report_on_a_refused_dataset_is_acknowledged_without_a_wait(front: A
     front.expect(UploadReady)
     (front.spool / "result.tar.age").write_bytes(b"a report")
     digest = hashlib.sha256(b"a report").hexdigest()
-    report = ResultReady(size=8, sha256=digest, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,), final=False)
+    report = ResultReady(
+        size=8, sha256=digest, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,), final=False
+    )
     refusal = Status(phase=Phase.AWAITING_DATASET, error="dataset-invalid", result_bytes=8)
-    front.send(PrivateEvent(sealed="QUFB"), report, StatusUpdate(status=refusal), OpenUpload(accept=True))
+    front.send(
+        PrivateEvent(sealed="QUFB"), report, StatusUpdate(status=refusal), OpenUpload(accept=True)
+    )
     wait_until(lambda: not (front.spool / "dataset.age").exists() and client.status() == refusal)
     assert client.download_result(tmp_path / "report", limit=LIMIT) == digest
     assert client.acknowledge(ACKNOWLEDGEMENT) is None
@@ -146,7 +158,9 @@ def test_dataset_that_lies_there_before(front: Any, tmp_path: Path) -> None:
     front.expect(UploadReady, count=2)
 
 
-def test_why_an_earlier_dataset_was_refused_is_no_answer_to_this_one(front: Any, tmp_path: Path) -> None:
+def test_why_an_earlier_dataset_was_refused_is_no_answer_to_this_one(
+    front: Any, tmp_path: Path
+) -> None:
     client = client_of(front)
     refused = Status(phase=Phase.AWAITING_DATASET, error="sealed-header-invalid")
     front.send(StatusUpdate(status=refused))
@@ -211,7 +225,9 @@ def test_earlier_result_is_kept(start_front: Any, tmp_path: Path) -> None:
     (tmp_path / "spool0" / "ack").write_bytes(b"")
     front = start_front("--files")
     assert front.ready.port == 0
-    assert (front.spool / "result.tar.age").read_bytes() == b"not pulled yet", "this start may offer it itself"
+    assert (front.spool / "result.tar.age").read_bytes() == b"not pulled yet", (
+        "this start may offer it itself"
+    )
     front.send(OpenUpload(accept=True), StatusUpdate(status=Status(phase=Phase.AWAITING_DATASET)))
     client = SpoolClient(SpoolDirectory(front.spool))
     while client.status().phase is not Phase.AWAITING_DATASET:
@@ -238,9 +254,13 @@ def test_a_directory_in_the_place_of_what_the_provider_writes(tmp_path: Path, na
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("content", [b"", b"yes", b"0" * 64, ACKNOWLEDGEMENT_SHA256.encode(), b"x" * 1000])
+@pytest.mark.parametrize(
+    "content", [b"", b"yes", b"0" * 64, ACKNOWLEDGEMENT_SHA256.encode(), b"x" * 1000]
+)
 def test_a_writer_of_the_directory_cannot_acknowledge(front: Any, content: bytes) -> None:
-    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,)))
+    front.send(
+        ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,))
+    )
     (front.spool / "ack").write_bytes(content)
     wait_until(lambda: not (front.spool / "ack").exists())
     (front.spool / "ack").write_text(f"{ACKNOWLEDGEMENT}\n")
@@ -264,15 +284,32 @@ def test_directories_in_the_place_of_files_end_no_front(start_front: Any, tmp_pa
         with contextlib.suppress(FileExistsError, NotADirectoryError):
             (front.spool / name / "inside").mkdir(parents=True)
     front.send(OpenUpload(accept=True), PrivateEvent(sealed="QUFB"), DeletionReady(statement="{}"))
-    front.send(EvidenceReply(id=1, evidence="{}", error=None), StatusUpdate(status=Status(phase=Phase.TRAINING)))
-    front.send(ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,)))
-    wait_until(lambda: (front.spool / "result.json").is_file() and not (front.spool / "dataset.age").exists())
+    front.send(
+        EvidenceReply(id=1, evidence="{}", error=None),
+        StatusUpdate(status=Status(phase=Phase.TRAINING)),
+    )
+    front.send(
+        ResultReady(size=1, sha256="0" * 64, acknowledgement_sha256=(ACKNOWLEDGEMENT_SHA256,))
+    )
+    wait_until(
+        lambda: (
+            (front.spool / "result.json").is_file() and not (front.spool / "dataset.age").exists()
+        )
+    )
     assert front.process.poll() is None
-    files = ("deletion.json", "evidence.json", "events.jsonl", "status.json", "earlier-result.tar.age")
+    files = (
+        "deletion.json",
+        "evidence.json",
+        "events.jsonl",
+        "status.json",
+        "earlier-result.tar.age",
+    )
     assert [name for name in files if not (front.spool / name).is_file()] == []
 
 
-@pytest.mark.parametrize("place", [os.mkfifo, lambda path: path.symlink_to("elsewhere")], ids=["FIFO", "link"])
+@pytest.mark.parametrize(
+    "place", [os.mkfifo, lambda path: path.symlink_to("elsewhere")], ids=["FIFO", "link"]
+)
 def test_what_lies_in_the_place_of_the_events_ends_no_front(front: Any, place: Any) -> None:
     place(front.spool / "events.jsonl")
     front.send(PrivateEvent(sealed="QUFB"), StatusUpdate(status=Status(phase=Phase.TRAINING)))
@@ -289,7 +326,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_job_that_lists_providers_takes_no_dataset_of_a_stranger(start_front: Any, tmp_path: Path) -> None:
+def test_a_job_that_lists_providers_takes_no_dataset_of_a_stranger(
+    start_front: Any, tmp_path: Path
+) -> None:
     provider = ProviderKey(b"p" * 32)
     front = start_front("--files", exchange={"providers": [provider.public]})
     front.silent = True
@@ -302,10 +341,17 @@ def test_a_job_that_lists_providers_takes_no_dataset_of_a_stranger(start_front: 
     with pytest.raises(UsageError) as caught:
         client.upload(sealed)
     assert caught.value.code is ErrorCode.UNAUTHORIZED
-    for token in (None, b"x.y", sign(ProviderKey(bytes(32)))(6, None).encode(), sign(provider)(7, None).encode()):
+    for token in (
+        None,
+        b"x.y",
+        sign(ProviderKey(bytes(32)))(6, None).encode(),
+        sign(provider)(7, None).encode(),
+    ):
         if token is not None:
             (front.spool / "dataset.auth").write_bytes(token)
-        (front.spool / "dataset.age").write_bytes(b"sealed")  # by whoever can write to the directory
+        (front.spool / "dataset.age").write_bytes(
+            b"sealed"
+        )  # by whoever can write to the directory
         wait_until(lambda: not (front.spool / "dataset.age").exists())
         wait_until(lambda: not (front.spool / "dataset.auth").exists())
     assert front.received(UploadReady) == []
@@ -316,9 +362,13 @@ def test_a_job_that_lists_providers_takes_no_dataset_of_a_stranger(start_front: 
 def test_who_waits_for_a_refused_dataset_is_told(start_front: Any, tmp_path: Path) -> None:
     """It is gone from the directory: without a word, whoever sent it would wait as long as the job does."""
     provider = ProviderKey(b"p" * 32)
-    front = start_front("--files", exchange={"providers": [provider.public], "max_upload_bytes": 2048})
+    front = start_front(
+        "--files", exchange={"providers": [provider.public], "max_upload_bytes": 2048}
+    )
     front.silent = True
-    scope = UploadScope(job_spec_sha256="4d" * 32, recipient_sha256=(sha256_hex(b"age1 of a later start"),))
+    scope = UploadScope(
+        job_spec_sha256="4d" * 32, recipient_sha256=(sha256_hex(b"age1 of a later start"),)
+    )
     waiting = Status(phase=Phase.AWAITING_DATASET)
     front.send(StatusUpdate(status=waiting), OpenUpload(accept=True, scope=scope))
     client = client_of(front)
@@ -329,7 +379,9 @@ def test_who_waits_for_a_refused_dataset_is_told(start_front: Any, tmp_path: Pat
     (tmp_path / "sealed").rename(front.spool / "dataset.age")
     wait_until(lambda: client.status().error == ErrorCode.DATASET_TOO_LARGE)
     front.send(
-        OpenUpload(accept=True, scope=scope.model_copy(update={"recipient_sha256": (sha256_hex(b"age1"),)}))
+        OpenUpload(
+            accept=True, scope=scope.model_copy(update={"recipient_sha256": (sha256_hex(b"age1"),)})
+        )
     )
     (tmp_path / "sealed").write_bytes(b"sealed")
     client.upload(tmp_path / "sealed", authorize=sign(provider))
@@ -349,7 +401,9 @@ def test_providers_of_a_joint_job_do_not_replace_what_another_has_written(
 ) -> None:
     """Both write before the job takes anything: each is taken, one after the other, and each acknowledged."""
     keys = [ProviderKey(letter * 32) for letter in (b"p", b"q")]
-    front = start_front("--files", exchange={"providers": [key.public for key in keys], "joint": True})
+    front = start_front(
+        "--files", exchange={"providers": [key.public for key in keys], "joint": True}
+    )
     assert front.ready.port == 0
     scope = UploadScope(job_spec_sha256="4d" * 32, recipient_sha256=(sha256_hex(b"age1"),))
     taken = []

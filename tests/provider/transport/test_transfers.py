@@ -25,7 +25,9 @@ LIMIT = 16 << 20
 TOKEN = "5c" * 32
 
 
-def test_upload_over_connections_that_break(client_of: Any, front: Any, relay: Any, tmp_path: Path) -> None:
+def test_upload_over_connections_that_break(
+    client_of: Any, front: Any, relay: Any, tmp_path: Path
+) -> None:
     sealed = tmp_path / "sealed"
     sealed.write_bytes(os.urandom(6 << 20))
     relay.cut_up = [900_000, 3000, 2_500_000, 1]
@@ -38,18 +40,25 @@ def test_upload_over_connections_that_break(client_of: Any, front: Any, relay: A
     assert seen[-1] == 6 << 20
 
 
-def test_upload_gives_up_when_nothing_moves(client_of: Any, front: Any, relay: Any, tmp_path: Path) -> None:
+def test_upload_gives_up_when_nothing_moves(
+    client_of: Any, front: Any, relay: Any, tmp_path: Path
+) -> None:
     sealed = tmp_path / "sealed"
     sealed.write_bytes(b"x" * 1000)
     relay.cut_up = [1] * 100
     pauses: list[float] = []
-    with client_of(front, relay.url, retries=4, sleep=pauses.append) as client, pytest.raises(UnavailableError):
+    with (
+        client_of(front, relay.url, retries=4, sleep=pauses.append) as client,
+        pytest.raises(UnavailableError),
+    ):
         client.upload(sealed)
     assert pauses == [0.5, 1, 2, 4]
     assert relay.connections == 5
 
 
-def test_upload_goes_on_in_another_client(client_of: Any, front: Any, relay: Any, tmp_path: Path) -> None:
+def test_upload_goes_on_in_another_client(
+    client_of: Any, front: Any, relay: Any, tmp_path: Path
+) -> None:
     sealed, state = tmp_path / "sealed", tmp_path / "state"
     sealed.write_bytes(os.urandom(3 << 20))
     relay.cut_up = [1_000_000]
@@ -90,7 +99,9 @@ def test_upload_of_another_file_is_not_spliced(
     assert not (front.spool / "dataset.age").exists()
 
 
-def test_upload_that_the_job_forgot_begins_anew(client_of: Any, front: Any, relay: Any, tmp_path: Path) -> None:
+def test_upload_that_the_job_forgot_begins_anew(
+    client_of: Any, front: Any, relay: Any, tmp_path: Path
+) -> None:
     sealed, state = tmp_path / "sealed", tmp_path / "state"
     sealed.write_bytes(os.urandom(2 << 20))
     relay.cut_up = [1_000_000]
@@ -125,20 +136,27 @@ def test_upload_refusals(client_of: Any, start_front: Any, tmp_path: Path) -> No
     assert attempt().code is ErrorCode.FILE_NOT_FOUND
 
 
-def test_download_over_connections_that_break(client_of: Any, front: Any, relay: Any, tmp_path: Path) -> None:
+def test_download_over_connections_that_break(
+    client_of: Any, front: Any, relay: Any, tmp_path: Path
+) -> None:
     content = os.urandom(6 << 20)
     digest = front.publish_result(content)
     relay.cut_down = [1_500_000, 2000, 2_000_000]
     seen: list[int] = []
     with client_of(front, relay.url) as client:
-        assert client.download_result(tmp_path / "result.tar.age", limit=LIMIT, progress=seen.append) == digest
+        assert (
+            client.download_result(tmp_path / "result.tar.age", limit=LIMIT, progress=seen.append)
+            == digest
+        )
     assert (tmp_path / "result.tar.age").read_bytes() == content
     assert seen == sorted(seen)
     assert relay.connections >= 3
     assert [path.name for path in tmp_path.iterdir() if "result" in path.name] == ["result.tar.age"]
 
 
-def test_download_goes_on_in_another_client(client_of: Any, front: Any, relay: Any, tmp_path: Path) -> None:
+def test_download_goes_on_in_another_client(
+    client_of: Any, front: Any, relay: Any, tmp_path: Path
+) -> None:
     content = os.urandom(4 << 20)
     front.publish_result(content)
     relay.cut_down = [2_000_000]
@@ -169,7 +187,9 @@ def test_a_link_that_breaks_every_100_kb_carries_everything_once(
         else:
             front.publish_result(content)
             client.download_result(target, limit=LIMIT)
-    assert (front.spool / "dataset.age" if direction == "cut_up" else target).read_bytes() == content
+    assert (
+        front.spool / "dataset.age" if direction == "cut_up" else target
+    ).read_bytes() == content
     # Each connection spends some of its bytes on the handshake and on what TLS did not finish.
     assert relay.connections <= 1.4 * len(content) / 100_000
     assert sum(pauses) <= 0.1 * len(pauses)
@@ -184,10 +204,14 @@ def test_download_of_another_result_begins_anew(client_of: Any, front: Any, tmp_
     assert not list(tmp_path.glob(".result.*"))
 
 
-def test_download_whose_beginning_was_changed_is_refused(client_of: Any, front: Any, tmp_path: Path) -> None:
+def test_download_whose_beginning_was_changed_is_refused(
+    client_of: Any, front: Any, tmp_path: Path
+) -> None:
     content = os.urandom(100_000)
     digest = front.publish_result(content)
-    (tmp_path / f".result.{digest}.partial").write_bytes(bytes([content[0] ^ 1]) + content[1:50_000])
+    (tmp_path / f".result.{digest}.partial").write_bytes(
+        bytes([content[0] ^ 1]) + content[1:50_000]
+    )
     with client_of(front) as client:
         with pytest.raises(SealingError) as caught:
             client.download_result(tmp_path / "result", limit=LIMIT)

@@ -36,7 +36,13 @@ class Job:
 
     @contextlib.contextmanager
     def open(
-        self, _method: str, _path: str, *, headers: Mapping[str, str], content: Iterator[bytes], accept: object
+        self,
+        _method: str,
+        _path: str,
+        *,
+        headers: Mapping[str, str],
+        content: Iterator[bytes],
+        accept: object,
     ) -> Iterator[Any]:
         assert int(headers["Upload-Offset"]) == len(self.stored)
         assert accept

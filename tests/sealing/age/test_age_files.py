@@ -42,7 +42,9 @@ def test_modes(tmp_path: Path, plain: Path, x25519: Identity) -> None:
     assert stat.S_IMODE((tmp_path / "opened").stat().st_mode) == 0o600
 
 
-def test_a_failed_opening_keeps_the_old_target(tmp_path: Path, plain: Path, x25519: Identity) -> None:
+def test_a_failed_opening_keeps_the_old_target(
+    tmp_path: Path, plain: Path, x25519: Identity
+) -> None:
     sealed, target = tmp_path / "sealed", tmp_path / "target"
     encrypt_file(plain, sealed, [x25519.recipient()])
     target.write_bytes(b"old")
@@ -53,7 +55,9 @@ def test_a_failed_opening_keeps_the_old_target(tmp_path: Path, plain: Path, x255
     assert _names(tmp_path) == {"plain", "sealed", "target"}
 
 
-def test_an_existing_target_is_replaced_at_once(tmp_path: Path, plain: Path, x25519: Identity) -> None:
+def test_an_existing_target_is_replaced_at_once(
+    tmp_path: Path, plain: Path, x25519: Identity
+) -> None:
     target = tmp_path / "sealed"
     target.write_bytes(b"old")
     with target.open("rb") as old:
@@ -63,7 +67,9 @@ def test_an_existing_target_is_replaced_at_once(tmp_path: Path, plain: Path, x25
     assert (tmp_path / "opened").read_bytes() == plain.read_bytes()
 
 
-def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path, plain: Path, x25519: Identity) -> None:
+def test_a_link_at_the_target_is_replaced_not_followed(
+    tmp_path: Path, plain: Path, x25519: Identity
+) -> None:
     (tmp_path / "elsewhere").write_bytes(b"untouched")
     (tmp_path / "sealed").symlink_to("elsewhere")
     encrypt_file(plain, tmp_path / "sealed", [x25519.recipient()])
@@ -71,7 +77,9 @@ def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path, plain: Pa
     assert not (tmp_path / "sealed").is_symlink()
 
 
-def test_a_full_disk(tmp_path: Path, plain: Path, x25519: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(
+    tmp_path: Path, plain: Path, x25519: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = os.pwrite
 
     def fill_up(descriptor: int, data: bytes, offset: int) -> int:
@@ -91,7 +99,9 @@ def test_short_reads_and_writes_are_continued(
 ) -> None:
     written, read = os.pwrite, os.preadv
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: written(fd, data[:99_999], offset))
-    monkeypatch.setattr(os, "preadv", lambda fd, rooms, offset: read(fd, [rooms[0][:77_777]], offset))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, rooms, offset: read(fd, [rooms[0][:77_777]], offset)
+    )
     encrypt_file(plain, tmp_path / "sealed", [x25519.recipient()])
     decrypt_file(tmp_path / "sealed", tmp_path / "opened", [x25519])
     assert (tmp_path / "opened").read_bytes() == plain.read_bytes()
@@ -208,4 +218,6 @@ def test_memory_is_flat(tmp_path: Path, pytestconfig: pytest.Config) -> None:
         return int(done.stdout)
 
     small, large = peak_kib(1 << 20), peak_kib(96 << 20)
-    assert large - small < 32 << 10  # buffers of all threads, and none of the 95 MiB between the two
+    assert (
+        large - small < 32 << 10
+    )  # buffers of all threads, and none of the 95 MiB between the two

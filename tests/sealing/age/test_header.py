@@ -62,7 +62,10 @@ def test_passphrases() -> None:
     decrypt(io.BytesIO(sealed), opened, [ScryptIdentity(b"correct horse")])
     assert opened.getvalue() == b"data"
     assert _code(sealed, ScryptIdentity(b"wrong")) is ErrorCode.NO_IDENTITY_MATCH
-    assert _code(sealed, ScryptIdentity(b"correct horse", max_work_factor=1)) is ErrorCode.HEADER_INVALID
+    assert (
+        _code(sealed, ScryptIdentity(b"correct horse", max_work_factor=1))
+        is ErrorCode.HEADER_INVALID
+    )
 
 
 def test_passphrases_have_no_public_form() -> None:
@@ -81,7 +84,10 @@ def test_headers_are_bounded(hybrid: Identity) -> None:
     line = b"-> X25519 " + b"a" * 50 + b"\n\n"
     endless = b"age-encryption.org/v1\n" + line * (MAX_HEADER_BYTES // len(line) + 1)
     assert _code(endless, hybrid) is ErrorCode.HEADER_INVALID
-    assert _code(b"age-encryption.org/v1\n-> " + b"a" * MAX_HEADER_BYTES, hybrid) is ErrorCode.HEADER_INVALID
+    assert (
+        _code(b"age-encryption.org/v1\n-> " + b"a" * MAX_HEADER_BYTES, hybrid)
+        is ErrorCode.HEADER_INVALID
+    )
 
 
 def test_too_many_recipients(hybrid: Identity) -> None:
@@ -101,7 +107,9 @@ def test_noise_is_no_header(noise: bytes) -> None:
     arguments=st.lists(st.from_regex(r"[\x21-\x7e]{1,90}", fullmatch=True), max_size=3),
     body=st.binary(max_size=200),
 )
-def test_stanzas_of_unknown_types_are_passed_over(type_: str, arguments: list[str], body: bytes) -> None:
+def test_stanzas_of_unknown_types_are_passed_over(
+    type_: str, arguments: list[str], body: bytes
+) -> None:
     class Grease:
         recipient_type = RecipientType.X25519
 

@@ -44,7 +44,9 @@ def npm_age(pytestconfig: pytest.Config) -> Run:
     folder = pytestconfig.rootpath / ".cache" / "age-interop"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # tests run in two processes, and npm begins by removing what is there
+        fcntl.flock(
+            turn, fcntl.LOCK_EX
+        )  # tests run in two processes, and npm begins by removing what is there
         _install(npm, folder)
     return lambda *arguments: _run(node, folder / "age.mjs", *arguments)
 
@@ -83,15 +85,25 @@ def identity_file(tmp_path: Path, x25519: Identity) -> Path:
     return path
 
 
-def test_the_age_command_opens_ours(age: str, plain: Path, identity_file: Path, x25519: Identity) -> None:
+def test_the_age_command_opens_ours(
+    age: str, plain: Path, identity_file: Path, x25519: Identity
+) -> None:
     encrypt_file(plain, plain.with_suffix(".age"), [x25519.recipient()])
-    command = (age, "-d", "-i", identity_file, plain.with_suffix(".age"))  # with -o it makes no file for no data
+    command = (
+        age,
+        "-d",
+        "-i",
+        identity_file,
+        plain.with_suffix(".age"),
+    )  # with -o it makes no file for no data
     opened = subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
     assert opened == plain.read_bytes()
 
 
 @pytest.mark.parametrize("armor", [(), ("--armor",)])
-def test_we_open_the_age_command_s(age: str, plain: Path, x25519: Identity, armor: tuple[str, ...]) -> None:
+def test_we_open_the_age_command_s(
+    age: str, plain: Path, x25519: Identity, armor: tuple[str, ...]
+) -> None:
     _run(age, *armor, "-r", str(x25519.recipient()), "-o", plain.with_suffix(".age"), plain)
     decrypt_file(plain.with_suffix(".age"), plain.with_suffix(".out"), [x25519])
     assert plain.with_suffix(".out").read_bytes() == plain.read_bytes()

@@ -24,7 +24,9 @@ def test_bech32_round_trip(data: bytes) -> None:
     assert bech32_decode("age", bech32_encode("age", data)) == data
 
 
-@given(data=st.binary(min_size=32, max_size=32), position=st.integers(4, 61), step=st.integers(1, 31))
+@given(
+    data=st.binary(min_size=32, max_size=32), position=st.integers(4, 61), step=st.integers(1, 31)
+)
 def test_bech32_finds_any_changed_character(data: bytes, position: int, step: int) -> None:
     alphabet = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
     text = bech32_encode("age", data)
@@ -66,7 +68,8 @@ def test_round_trip(hybrid: bool, seed: bytes) -> None:
 def test_known_x25519_key() -> None:
     # RFC 7748, section 6.1: Bob's key pair
     identity = identity_from_seed(
-        bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"), hybrid=False
+        bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"),
+        hybrid=False,
     )
     public = bech32_decode("age", str(identity.recipient()))
     assert public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
@@ -82,7 +85,9 @@ def test_hybrid_recipients_have_the_length_of_the_format(hybrid: Identity) -> No
     assert len(str(hybrid.recipient())) == 1959
 
 
-@pytest.mark.parametrize("damage", [str.lower, lambda text: text[:-1], lambda text: text[:30] + "B" + text[31:]])
+@pytest.mark.parametrize(
+    "damage", [str.lower, lambda text: text[:-1], lambda text: text[:30] + "B" + text[31:]]
+)
 def test_damaged_identities_are_refused_without_quoting_them(
     hybrid: Identity, damage: Callable[[str], str]
 ) -> None:
@@ -90,11 +95,23 @@ def test_damaged_identities_are_refused_without_quoting_them(
     with pytest.raises(UsageError) as caught:
         parse_identity(text)
     assert caught.value.code is ErrorCode.IDENTITY_INVALID
-    assert not any(text[start : start + 8].lower() in str(caught.value).lower() for start in range(19, 60))
+    assert not any(
+        text[start : start + 8].lower() in str(caught.value).lower() for start in range(19, 60)
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "age1", "age1pq1", "AGE1ABC", "age1pq1qqqq", "ssh-ed25519 AAAA", "age1" + "q" * 58, "âge1q"]
+    "text",
+    [
+        "",
+        "age1",
+        "age1pq1",
+        "AGE1ABC",
+        "age1pq1qqqq",
+        "ssh-ed25519 AAAA",
+        "age1" + "q" * 58,
+        "âge1q",
+    ],
 )
 def test_what_is_no_recipient(text: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import ErrorCode, SealingError
-from trainer.sealing.age import Identity, Recipient, decrypt, decrypting_reader, encrypt, encrypting_writer
+from trainer.sealing.age import (
+    Identity,
+    Recipient,
+    decrypt,
+    decrypting_reader,
+    encrypt,
+    encrypting_writer,
+)
 
 CHUNK = 65536
 SEALED = CHUNK + 16
@@ -38,7 +45,9 @@ def test_round_trip(
     data = plaintext(size)
     sealed = encryptor(data, [x25519.recipient()])
     assert decryptor(sealed, [x25519]) == data
-    assert len(sealed) == 184 + size + 16 * max(1, -(-size // CHUNK))  # a header of 184 bytes for one X25519
+    assert len(sealed) == 184 + size + 16 * max(
+        1, -(-size // CHUNK)
+    )  # a header of 184 bytes for one X25519
 
 
 def test_hybrid_round_trip(
@@ -55,7 +64,9 @@ def test_several_recipients(
     assert decryptor(sealed, [hybrid]) == decryptor(sealed, [stranger]) == b"data"
 
 
-def test_wrong_identity(x25519: Identity, stranger: Identity, encryptor: Encryptor, decryptor: Decryptor) -> None:
+def test_wrong_identity(
+    x25519: Identity, stranger: Identity, encryptor: Encryptor, decryptor: Decryptor
+) -> None:
     sealed = encryptor(b"data", [x25519.recipient()])
     with pytest.raises(SealingError) as caught:
         decryptor(sealed, [stranger])
@@ -81,7 +92,9 @@ def test_any_flipped_bit_is_refused(
 ) -> None:
     in_header = data.draw(st.booleans())
     position = data.draw(
-        st.integers(0, payload_start - 1) if in_header else st.integers(payload_start, len(sealed) - 1)
+        st.integers(0, payload_start - 1)
+        if in_header
+        else st.integers(payload_start, len(sealed) - 1)
     )
     damaged = bytearray(sealed)
     damaged[position] ^= 1 << data.draw(st.integers(0, 7))
@@ -122,7 +135,12 @@ def test_any_extension_is_refused(
 
 @pytest.mark.parametrize(("one", "other"), [(0, 1), (0, 17), (15, 16), (3, 31)])
 def test_swapped_chunks_are_refused(
-    one: int, other: int, x25519: Identity, plaintext: Plaintext, encryptor: Encryptor, decryptor: Decryptor
+    one: int,
+    other: int,
+    x25519: Identity,
+    plaintext: Plaintext,
+    encryptor: Encryptor,
+    decryptor: Decryptor,
 ) -> None:
     sealed = encryptor(plaintext(2 * BATCH + 1), [x25519.recipient()])
     start = len(sealed) - 32 * SEALED - 17
@@ -131,7 +149,9 @@ def test_swapped_chunks_are_refused(
     with pytest.raises(SealingError) as caught:
         decryptor(sealed[:start] + b"".join(chunks), [x25519])
     assert caught.value.code is ErrorCode.PAYLOAD_INVALID
-    assert f"chunk {one} " in caught.value.message  # the first fault is named, whatever thread found it
+    assert (
+        f"chunk {one} " in caught.value.message
+    )  # the first fault is named, whatever thread found it
 
 
 def test_repeated_and_dropped_chunks_are_refused(
@@ -139,7 +159,9 @@ def test_repeated_and_dropped_chunks_are_refused(
 ) -> None:
     sealed = encryptor(plaintext(3 * CHUNK), [x25519.recipient()])
     start = len(sealed) - 3 * SEALED
-    first, second, third = (sealed[start + index * SEALED : start + (index + 1) * SEALED] for index in range(3))
+    first, second, third = (
+        sealed[start + index * SEALED : start + (index + 1) * SEALED] for index in range(3)
+    )
     for chunks in (first + first + second + third, first + third, second + third, third):
         with pytest.raises(SealingError):
             decryptor(sealed[:start] + chunks, [x25519])
@@ -232,7 +254,9 @@ def test_writer_serves_tarfile(x25519: Identity, plaintext: Plaintext) -> None:
         assert extracted.read() == data
 
 
-def test_a_writer_that_failed_leaves_nothing_that_opens(x25519: Identity, plaintext: Plaintext) -> None:
+def test_a_writer_that_failed_leaves_nothing_that_opens(
+    x25519: Identity, plaintext: Plaintext
+) -> None:
     target = io.BytesIO()
     with contextlib.suppress(KeyError), encrypting_writer(target, [x25519.recipient()]) as writer:
         writer.write(plaintext(3 * BATCH))

@@ -53,7 +53,10 @@ def _identities(fields: Sequence[tuple[str, str]]) -> Iterator[Identity]:
 @pytest.fixture
 def vector(vectors: Path, name: str) -> Vector:
     head, _, file = (vectors / "age" / name).read_bytes().partition(b"\n\n")
-    fields = [(key, value) for key, _, value in (line.partition(": ") for line in head.decode().splitlines())]
+    fields = [
+        (key, value)
+        for key, _, value in (line.partition(": ") for line in head.decode().splitlines())
+    ]
     single = dict(fields)
     return Vector(
         expect=single["expect"],

@@ -35,7 +35,9 @@ def bech32_data(text: str) -> bytes:
     checksum = 1
     for value in [*(ord(c) >> 5 for c in prefix), 0, *(ord(c) & 31 for c in prefix), *values]:
         top, checksum = checksum >> 25, (checksum & 0x1FFFFFF) << 5 ^ value
-        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+        for bit, generator in enumerate(
+            (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+        ):
             checksum ^= generator if top >> bit & 1 else 0
     assert checksum == 1
     bits = "".join(f"{value:05b}" for value in values[:-6])
@@ -57,12 +59,17 @@ def encrypt(plaintext: bytes, recipient: str) -> bytes:
     suite = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
     file_key = os.urandom(16)
     wrapped = suite.encrypt(file_key, key, info=b"age-encryption.org/mlkem768x25519")
-    encapsulated, body = unpadded(wrapped[:ENCAPSULATED_BYTES]), unpadded(wrapped[ENCAPSULATED_BYTES:])
+    encapsulated, body = (
+        unpadded(wrapped[:ENCAPSULATED_BYTES]),
+        unpadded(wrapped[ENCAPSULATED_BYTES:]),
+    )
     header = b"age-encryption.org/v1\n-> mlkem768x25519 " + encapsulated + b"\n" + body + b"\n---"
     mac = hmac.digest(hkdf(file_key, None, b"header"), header, hashlib.sha256)
     nonce = os.urandom(16)
     cipher = ChaCha20Poly1305(hkdf(file_key, nonce, b"payload"))
-    chunks = [plaintext[at : at + CHUNK_BYTES] for at in range(0, max(len(plaintext), 1), CHUNK_BYTES)]
+    chunks = [
+        plaintext[at : at + CHUNK_BYTES] for at in range(0, max(len(plaintext), 1), CHUNK_BYTES)
+    ]
     payload = b"".join(
         cipher.encrypt(number.to_bytes(11, "big") + bytes([number == len(chunks) - 1]), chunk, None)
         for number, chunk in enumerate(chunks)

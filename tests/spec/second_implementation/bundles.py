@@ -47,7 +47,9 @@ def padme(number: int) -> int:
 
 
 def pack(members: list[tuple[str, bytes]]) -> bytes:
-    archive = b"".join(member_header(name, len(data)) + data + bytes(-len(data) % 512) for name, data in members)
+    archive = b"".join(
+        member_header(name, len(data)) + data + bytes(-len(data) % 512) for name, data in members
+    )
     records = -(-(len(archive) + 1024) // RECORD_BYTES)
     return archive.ljust(padme(records) * RECORD_BYTES, b"\0")
 
@@ -76,7 +78,9 @@ class Grant:
         return bytes.fromhex(self.document["secret"])
 
     def derived(self, name: str, context: bytes = b"") -> str:
-        return hkdf(self.secret, None, f"confidential-trainer/{name}/v1".encode() + b"\0" + context).hex()
+        return hkdf(
+            self.secret, None, f"confidential-trainer/{name}/v1".encode() + b"\0" + context
+        ).hex()
 
     @property
     def events_token(self) -> str:
@@ -105,7 +109,9 @@ def new_manifest(grant: Grant, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def salted_digest(manifest: Mapping[str, Any], name: str) -> str:
-    return sha256(bytes.fromhex(manifest["salt"]) + bytes.fromhex(manifest["files"][name]["sha256"]))
+    return sha256(
+        bytes.fromhex(manifest["salt"]) + bytes.fromhex(manifest["files"][name]["sha256"])
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,11 @@ class Signer:
 
 
 def pack_dataset(
-    grant: Grant, manifest: Mapping[str, Any], files: Mapping[str, bytes], signer: Signer, recipient: str
+    grant: Grant,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    signer: Signer,
+    recipient: str,
 ) -> bytes:
     signed = jcs(
         {

@@ -41,7 +41,10 @@ def read_quote(text: str) -> Quote:
     raw = bytes.fromhex(text)
     report = raw[BODY[int.from_bytes(raw[:2], "little")] :]
     starts = (MRTD, *(RTMR0 + 48 * number for number in range(4)))
-    return Quote(tuple(report[at : at + 48].hex() for at in starts), report[REPORT_DATA : REPORT_DATA + 64].hex())
+    return Quote(
+        tuple(report[at : at + 48].hex() for at in starts),
+        report[REPORT_DATA : REPORT_DATA + 64].hex(),
+    )
 
 
 def report_data(claims: Mapping[str, Any]) -> str:
@@ -56,14 +59,18 @@ def replay(events: list[dict[str, Any]]) -> str:
         if kind != RUNTIME_EVENT:
             continue
         if event.get("version", 1) == 1:
-            hashed = kind.to_bytes(4, "little") + b":" + name.encode() + b":" + bytes.fromhex(payload)
+            hashed = (
+                kind.to_bytes(4, "little") + b":" + name.encode() + b":" + bytes.fromhex(payload)
+            )
         else:
             hashed = jcs({"name": name, "payload": payload, "type": kind})
         register = hashlib.sha384(register + hashlib.sha384(hashed).digest()).digest()
     return register.hex()
 
 
-def verify_evidence(evidence: Mapping[str, Any], nonce: str, job_spec_sha256: str, tls_key: bytes) -> Quote:
+def verify_evidence(
+    evidence: Mapping[str, Any], nonce: str, job_spec_sha256: str, tls_key: bytes
+) -> Quote:
     """Checks evidence from a nonce to the keys, of a VM without a key service and without GPUs."""
     claims, quote = evidence["claims"], read_quote(evidence["quote"])
     assert quote.report_data == report_data(claims)
@@ -79,7 +86,11 @@ def verify_evidence(evidence: Mapping[str, Any], nonce: str, job_spec_sha256: st
 
     events = json.loads(evidence["event_log"])
     assert quote.registers[4] == replay(events)
-    measured = {event["event"]: event["event_payload"] for event in events if event["event_type"] == RUNTIME_EVENT}
+    measured = {
+        event["event"]: event["event_payload"]
+        for event in events
+        if event["event_type"] == RUNTIME_EVENT
+    }
     assert measured["compose-hash"] == sha256(evidence["app_compose"].encode())
     assert evidence["compose_hash"] == "sha256:" + measured["compose-hash"]
     assert json.loads(bytes.fromhex(measured["key-provider"]))["name"] == "none"
@@ -105,7 +116,10 @@ class Signed:
 
 
 def verify_statement(
-    envelope: Mapping[str, Any], evidence: Mapping[str, Any], purpose: str, appraised: Mapping[str, Any]
+    envelope: Mapping[str, Any],
+    evidence: Mapping[str, Any],
+    purpose: str,
+    appraised: Mapping[str, Any],
 ) -> Signed:
     """Checks DSSE envelope and evidence over a statement against the evidence that the dataset was sealed to."""
     claims, quote = evidence["claims"], read_quote(evidence["quote"])

@@ -72,7 +72,11 @@ class JobClient:
 
     def create_upload(self, size: int, token: str) -> Answer:
         return self.ask(
-            "POST", "/dataset", upload_length=str(size), authorization=f"Bearer {token}", tus_resumable="1.0.0"
+            "POST",
+            "/dataset",
+            upload_length=str(size),
+            authorization=f"Bearer {token}",
+            tus_resumable="1.0.0",
         )
 
     def upload_piece(self, path: str, offset: int, piece: bytes) -> Answer:
@@ -125,4 +129,6 @@ def _named(headers: Mapping[str, str]) -> dict[str, str]:
 
 def bearer(document: bytes, signature: bytes) -> str:
     """Returns the token of an authorisation to upload."""
-    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (document, signature))
+    return ".".join(
+        base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (document, signature)
+    )

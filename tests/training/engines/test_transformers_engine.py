@@ -55,7 +55,9 @@ def load_all(directory: Path, spec: JobSpec) -> Any:
 
 
 @pytest.mark.parametrize("kind", BAD_MODELS)
-def test_bad_models_are_refused(kind: str, tmp_path: Path, tiny_model: Path, make_spec: MakeSpec) -> None:
+def test_bad_models_are_refused(
+    kind: str, tmp_path: Path, tiny_model: Path, make_spec: MakeSpec
+) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
     BAD_MODELS[kind](tmp_path / "model")
     with pytest.raises(JobError) as caught:
@@ -64,7 +66,9 @@ def test_bad_models_are_refused(kind: str, tmp_path: Path, tiny_model: Path, mak
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_good_model_gets_a_fresh_adapter_in_float32(tiny_model: Path, make_spec: MakeSpec) -> None:
+def test_a_good_model_gets_a_fresh_adapter_in_float32(
+    tiny_model: Path, make_spec: MakeSpec
+) -> None:
     model = load_all(tiny_model, make_spec())
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert trainable
@@ -72,7 +76,9 @@ def test_a_good_model_gets_a_fresh_adapter_in_float32(tiny_model: Path, make_spe
     assert all((p == 0).all() for name, p in trainable.items() if "lora_B" in name)
 
 
-def test_target_modules_that_the_model_lacks_are_refused(tiny_model: Path, make_spec: MakeSpec) -> None:
+def test_target_modules_that_the_model_lacks_are_refused(
+    tiny_model: Path, make_spec: MakeSpec
+) -> None:
     with pytest.raises(JobError, match="no module of a name") as caught:
         load_all(tiny_model, make_spec(lora={"lora_target_modules": ["no_such_proj"]}))
     assert caught.value.code is ErrorCode.MODEL_INVALID

@@ -26,7 +26,11 @@ NORM = "model.layers.0.input_layernorm.weight"
 def test_the_release_is_the_locked_one() -> None:
     locked = dict(entries(ROOT / "requirements" / "image-cuda.txt"))
     assert {name.replace("_", "-") for name in unsloth_engine.TESTED} == {"unsloth", "unsloth-zoo"}
-    assert set(unsloth_engine.TESTED.values()) == {locked["unsloth"]} == {declared("unsloth")["unsloth"]}
+    assert (
+        set(unsloth_engine.TESTED.values())
+        == {locked["unsloth"]}
+        == {declared("unsloth")["unsloth"]}
+    )
 
 
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +82,8 @@ def test_a_model_that_is_not_as_the_spec_says_is_refused(
     monkeypatch.setattr(unsloth_engine, "_OWN", "transformers.")
     unsloth_engine._require_as_specified(model, spec, CPU)
     refused(
-        "base weights that are not torch.bfloat16", precision=Precision(CPU.device, torch.bfloat16, autocast=True)
+        "base weights that are not torch.bfloat16",
+        precision=Precision(CPU.device, torch.bfloat16, autocast=True),
     )
     refused("gradient_checkpointing is not True", make_spec(train={"gradient_checkpointing": True}))
     layer.input_layernorm.weight.requires_grad_(True)

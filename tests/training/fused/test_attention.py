@@ -44,13 +44,26 @@ def turned(qkv: torch.Tensor, rows: Segments, heads: Heads) -> torch.Tensor:
 
 
 def each_row(
-    qkv: torch.Tensor, heads: Heads, rows: Segments, _tables: RotaryTables, *, rounded: torch.dtype = torch.float32
+    qkv: torch.Tensor,
+    heads: Heads,
+    rows: Segments,
+    _tables: RotaryTables,
+    *,
+    rounded: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     out = []
-    for row in torch.split(turned(qkv.float(), rows, heads).to(rounded), list(rows.groups[0].lengths)):
+    for row in torch.split(
+        turned(qkv.float(), rows, heads).to(rounded), list(rows.groups[0].lengths)
+    ):
         parts = torch.split(row.transpose(0, 1), [heads.query, heads.key, heads.key])
-        query, key, value = (part.repeat_interleave(heads.query // part.shape[0], 0) for part in parts)
-        out.append(functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scale))
+        query, key, value = (
+            part.repeat_interleave(heads.query // part.shape[0], 0) for part in parts
+        )
+        out.append(
+            functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=heads.scale
+            )
+        )
     return torch.cat([row.transpose(0, 1).flatten(1) for row in out])
 
 
@@ -59,12 +72,16 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, queries: int, *, kept: bool = Fal
     monkeypatch.setattr(attention_cpu, "MAX_BATCH_TOKENS", 0)
     monkeypatch.setattr(attention_cpu, "MAX_KEPT_TOKENS", 64 if kept else 0)
     monkeypatch.setattr(attention_cpu, "QUERY_BLOCK", queries)
-    monkeypatch.setattr(attention_cpu, "MAX_KEY_COUNTS", 5)  # so that nine blocks of one token see 2, 4, 6, 8 or 9
+    monkeypatch.setattr(
+        attention_cpu, "MAX_KEY_COUNTS", 5
+    )  # so that nine blocks of one token see 2, 4, 6, 8 or 9
 
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("block", [None, 1, 4, 64])
-@pytest.mark.parametrize("heads", [Heads(4, 2, 8, 0.3), Heads(2, 2, 8, 8**-0.5), Heads(3, 1, 16, 0.25)])
+@pytest.mark.parametrize(
+    "heads", [Heads(4, 2, 8, 0.3), Heads(2, 2, 8, 8**-0.5), Heads(3, 1, 16, 0.25)]
+)
 def test_attention_is_the_one_of_each_row(
     heads: Heads, block: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,10 +109,14 @@ def test_a_very_long_row_takes_neither_many_kernels_nor_much_memory() -> None:
     assert all(block.tokens.stop <= block.end for block in blocks)
 
 
-def test_in_bfloat16_blocks_are_no_less_exact_than_other_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_bfloat16_blocks_are_no_less_exact_than_other_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     heads, rows = Heads(4, 2, 64, 0.125), segments(90, 150)
-    start = 3 * torch.randn(240, heads.total, heads.head_dim).bfloat16()  # sharp: scores of up to a hundred
+    start = (
+        3 * torch.randn(240, heads.total, heads.head_dim).bfloat16()
+    )  # sharp: scores of up to a hundred
     weight = torch.randn(240, heads.query * heads.head_dim).bfloat16()
 
     def gradient(dtype: torch.dtype, way: Any = attend) -> torch.Tensor:
@@ -180,16 +201,22 @@ def test_groups_share_a_beginning_each(block: int | None, monkeypatch: pytest.Mo
     both = torch.cat([turn[0] for turn in turns]), torch.cat([turn[1] for turn in turns])
     together = attend(qkv, heads, groups, both)
     alone = torch.cat(
-        [attend(qkv[place], heads, part, turn) for place, part, turn in zip(places, parts, turns, strict=True)]
+        [
+            attend(qkv[place], heads, part, turn)
+            for place, part, turn in zip(places, parts, turns, strict=True)
+        ]
     )
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(
-        torch.autograd.grad((together * weight).sum(), qkv), torch.autograd.grad((alone * weight).sum(), qkv)
+        torch.autograd.grad((together * weight).sum(), qkv),
+        torch.autograd.grad((alone * weight).sum(), qkv),
     )
 
 
 @pytest.mark.parametrize("block", [None, 4])
-def test_a_shared_beginning_is_as_if_every_row_had_it(block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_beginning_is_as_if_every_row_had_it(
+    block: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if block:
         in_blocks(monkeypatch, block)
     torch.manual_seed(0)
@@ -204,7 +231,10 @@ def test_a_shared_beginning_is_as_if_every_row_had_it(block: int | None, monkeyp
     weight = torch.randn(one.shape)
     (got,) = torch.autograd.grad((one * weight)[3:].sum(), front)
     many = attend(
-        torch.cat([part for rest in rests for part in (front, rest)]), heads, alone, tables(alone, heads)
+        torch.cat([part for rest in rests for part in (front, rest)]),
+        heads,
+        alone,
+        tables(alone, heads),
     )
     kept = torch.cat([row[3:] for row in torch.split(many, [7, 7, 9, 5])])
     torch.testing.assert_close(one[3:], kept)

@@ -15,7 +15,12 @@ WIDTH, INNER, TOKENS, RANK = 12, 20, 7, 2
 def group(inputs: int, outputs: list[int], dtype: torch.dtype) -> LoraGroup:
     bases = [nn.Linear(inputs, width, bias=False).requires_grad_(False) for width in outputs]
     updates = [
-        LoraUpdate(nn.Parameter(torch.randn(RANK, inputs)), nn.Parameter(torch.randn(width, RANK)), 1.5, 0.0)
+        LoraUpdate(
+            nn.Parameter(torch.randn(RANK, inputs)),
+            nn.Parameter(torch.randn(width, RANK)),
+            1.5,
+            0.0,
+        )
         for width in outputs
     ]
     made = LoraGroup(bases, updates, dtype)
@@ -27,7 +32,11 @@ def group(inputs: int, outputs: list[int], dtype: torch.dtype) -> LoraGroup:
 
 @pytest.mark.parametrize(
     ("residual", "dtype"),
-    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+    ],
 )
 def test_parts_of_a_layer(residual: torch.dtype, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

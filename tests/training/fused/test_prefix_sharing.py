@@ -34,7 +34,9 @@ def batch_of(prompts: list[list[int]]) -> Batch:
     for number, prompt in enumerate(prompts):
         same = [300] * (number % 3)
         rows += [row([*prompt, *same, 100 + number, 7, 8], 3 + number % 3)]
-        rows += [row([*prompt, *same, 200 + number, *range(40, 40 + number)], 1 + number + number % 3)]
+        rows += [
+            row([*prompt, *same, 200 + number, *range(40, 40 + number)], 1 + number + number % 3)
+        ]
     return single_batch(rows, CPU.device)
 
 
@@ -61,8 +63,12 @@ def test_each_pair_shares_its_prompt_where_that_saves_more() -> None:
     prompts = [5 - 1, 6 + 1, 7 + 2, 8]
     assert [group.prefix_length for group in shared.segments.groups] == prompts
     assert len(shared.input_ids) == len(batch.input_ids) - sum(prompts)
-    assert torch.equal(shared.input_ids[shared.logit_positions], batch.input_ids[batch.logit_positions])
-    assert torch.equal(shared.position_ids[shared.logit_positions], batch.position_ids[batch.logit_positions])
+    assert torch.equal(
+        shared.input_ids[shared.logit_positions], batch.input_ids[batch.logit_positions]
+    )
+    assert torch.equal(
+        shared.position_ids[shared.logit_positions], batch.position_ids[batch.logit_positions]
+    )
 
 
 def test_all_rows_share_their_beginning_where_that_saves_more() -> None:

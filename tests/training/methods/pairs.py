@@ -31,7 +31,11 @@ def answers(number: int) -> tuple[Example, Example]:
     sides = []
     for length in (4 + number % 5, 3 + 2 * (number % 4)):
         answer = torch.randint(10, 500, (length,), generator=generator).tolist()
-        sides.append(Example(array("i", prompt + answer), bytes([0] * len(prompt) + [1] * length), stops=True))
+        sides.append(
+            Example(
+                array("i", prompt + answer), bytes([0] * len(prompt) + [1] * length), stops=True
+            )
+        )
     return sides[0], sides[1]
 
 
@@ -46,7 +50,9 @@ HELD = examples_of(range(8, 11))
 def adapted(tiny_model: Path, *, effect: float = 0.0, **lora: Any) -> Any:
     """With an adapter that is fresh, or does something."""
     torch.manual_seed(3)
-    model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4, **lora))
+    model = attach_adapter(
+        AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4, **lora)
+    )
     torch.manual_seed(8)
     if effect:
         disturb(model, effect)
@@ -76,10 +82,14 @@ def pair_trainer(
     held: tuple[Example, ...] = HELD,
 ) -> Trainer:
     """A trainer over `TRAIN` that evaluates on `held`."""
-    loss = CausalLoss(model, CPU, pad_id=0, longest=64, fused=fused, checkpointing=settings.gradient_checkpointing)
+    loss = CausalLoss(
+        model, CPU, pad_id=0, longest=64, fused=fused, checkpointing=settings.gradient_checkpointing
+    )
     data = Dataset(TRAIN, held, RowCounts(8, len(held) // 2, 0, 0), ())
     method = method_of(MethodInputs(data, loss, settings, CPU.device))
-    return Trainer(model, method, PlainStepPolicy(model, method, TRAIN, settings), settings, report=report)
+    return Trainer(
+        model, method, PlainStepPolicy(model, method, TRAIN, settings), settings, report=report
+    )
 
 
 def textbook_logps(model: Any, examples: Sequence[Example]) -> torch.Tensor:
@@ -94,4 +104,8 @@ def textbook_logps(model: Any, examples: Sequence[Example]) -> torch.Tensor:
 
 
 def values_of(messages: Sequence[TrainingEvent], name: str) -> dict[int, float]:
-    return {m.step: m.values[name] for m in messages if isinstance(m, MetricsMeasured) and name in m.values}
+    return {
+        m.step: m.values[name]
+        for m in messages
+        if isinstance(m, MetricsMeasured) and name in m.values
+    }

@@ -57,12 +57,16 @@ def made(
     **options: Any,
 ) -> Trainer:
     def method_of(inputs: MethodInputs) -> DirectPreferenceOptimization:
-        return DirectPreferenceOptimization(replace(inputs, reference=getattr(inputs.loss, reference)))
+        return DirectPreferenceOptimization(
+            replace(inputs, reference=getattr(inputs.loss, reference))
+        )
 
     return pair_trainer(method_of, model, settings, report, **options)
 
 
-def textbook_loss(name: str, policy: torch.Tensor, reference: torch.Tensor, examples: Sequence[Example]) -> Any:
+def textbook_loss(
+    name: str, policy: torch.Tensor, reference: torch.Tensor, examples: Sequence[Example]
+) -> Any:
     """The mean over pairs of each loss, as its paper writes it."""
     tokens = torch.tensor([float(sum(example.trained)) for example in examples]).double()
     pi_c, pi_r, ref_c, ref_r = policy[::2], policy[1::2], reference[::2], reference[1::2]
@@ -75,7 +79,8 @@ def textbook_loss(name: str, policy: torch.Tensor, reference: torch.Tensor, exam
         "ipo": (h_c / n_c - h_r / n_r - 1 / (2 * BETA)) ** 2,
         "robust": (-0.9 * logsigmoid(BETA * margin) + 0.1 * logsigmoid(-BETA * margin)) / 0.8,
         "sigmoid_norm": -logsigmoid(BETA * (h_c / n_c - h_r / n_r)),
-        "nca_pair": -logsigmoid(BETA * h_c) - 0.5 * (logsigmoid(-BETA * h_c) + logsigmoid(-BETA * h_r)),
+        "nca_pair": -logsigmoid(BETA * h_c)
+        - 0.5 * (logsigmoid(-BETA * h_c) + logsigmoid(-BETA * h_r)),
         "sppo_hard": (h_c - 0.5 / BETA) ** 2 + (h_r + 0.5 / BETA) ** 2,
         "apo_zero": 1 - torch.sigmoid(BETA * h_c) + torch.sigmoid(BETA * h_r),
         "apo_down": torch.sigmoid(BETA * h_c) + 1 - torch.sigmoid(BETA * margin),
@@ -86,7 +91,9 @@ def textbook_loss(name: str, policy: torch.Tensor, reference: torch.Tensor, exam
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", [*TERMS, "sft"])
-def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, name: str, fused: bool) -> None:
+def test_loss_and_gradient_are_those_of_the_formula(
+    tiny_model: Path, name: str, fused: bool
+) -> None:
     extra: dict[str, dict[str, Any]] = {
         "robust": {"label_smoothing": 0.1},
         "sft": {"loss_type": ("sigmoid", "sft"), "loss_weights": (0.5, 2.0)},
@@ -102,11 +109,15 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, name: str,
     if name == "sft":
         expected = 2.0 * expected + 0.5 * textbook_loss("sigmoid", policy, reference, TRAIN)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    wanted = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)])
+    wanted = torch.cat(
+        [gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)]
+    )
     step = next(training.policy.steps(0))
     for budget in (10_000, 60, 1):  # whole, in pieces, each pair alone
         found = training.method.compute_gradients(step, budget)
-        got = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+        got = torch.cat(
+            [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+        )
         assert found[0].item() == pytest.approx(expected.item(), rel=1e-5)
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
         model.zero_grad(set_to_none=True)
@@ -129,9 +140,13 @@ def test_the_reference_is_the_base_model_whatever_the_adapter_starts_from(
     model = adapted(tiny_model, **lora)
     model.train()
     changed = str(lora.get("init_lora_weights")) in ("pissa", "olora")
-    training = made(model, section(), fused=fused, reference="evaluating" if changed else "adapter_disabled")
+    training = made(
+        model, section(), fused=fused, reference="evaluating" if changed else "adapter_disabled"
+    )
     assert isinstance(training.method, DirectPreferenceOptimization)
-    torch.testing.assert_close(training.method._rows.reference.double(), wanted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        training.method._rows.reference.double(), wanted, rtol=1e-5, atol=1e-4
+    )
     assert model.training
     assert any(parameter.requires_grad for parameter in model.parameters())
     if changed:  # the other way would not do
@@ -167,7 +182,9 @@ def test_values_of_rows_become_pairs() -> None:
 
 def test_what_is_measured() -> None:
     pairs = Pairs.of_rows(
-        torch.tensor([-1.0, -2.0, -3.0, -3.0]), torch.tensor([-2.0, -2.0, -2.0, -4.0]), torch.ones(4)
+        torch.tensor([-1.0, -2.0, -3.0, -3.0]),
+        torch.tensor([-2.0, -2.0, -2.0, -4.0]),
+        torch.ones(4),
     )
     found = dict(zip(MEASURED, measure(pairs, 0.5).tolist(), strict=True))
     assert found == {
@@ -227,19 +244,26 @@ def test_logged_values_are_means_over_all_pairs_since_the_last_log(tiny_model: P
     """At a learning rate of next to nothing the policy stays what it is."""
     seen: list[TrainingEvent] = []
     model = adapted(tiny_model, effect=0.0)
-    settings = section(max_steps=4, logging_steps=3, per_device_train_batch_size=2, learning_rate=1e-12)
+    settings = section(
+        max_steps=4, logging_steps=3, per_device_train_batch_size=2, learning_rate=1e-12
+    )
     training = made(model, settings, seen.append)
     disturb(model, 0.05)
     outcome = training.run()
     assert isinstance(training.method, DirectPreferenceOptimization)
     reference = training.method._rows.reference
-    policy = log_probabilities(TRAIN, training.method._loss, units=8, rows_per_unit=2, device=CPU.device).detach()
+    policy = log_probabilities(
+        TRAIN, training.method._loss, units=8, rows_per_unit=2, device=CPU.device
+    ).detach()
     batches = [pair for units in training.policy.plan.steps() for pair in units]
     rewards = BETA * (policy - reference)
     for name, side in (("rewards_chosen", 0), ("rewards_rejected", 1)):
         first = torch.stack([rewards[2 * pair + side] for pair in batches[:6]]).mean().item()
         last = torch.stack([rewards[2 * pair + side] for pair in batches[6:]]).mean().item()
-        assert values_of(seen, name) == {3: pytest.approx(first, rel=1e-3), 4: pytest.approx(last, rel=1e-3)}
+        assert values_of(seen, name) == {
+            3: pytest.approx(first, rel=1e-3),
+            4: pytest.approx(last, rel=1e-3),
+        }
     losses = values_of(seen, "loss")
     assert outcome.train_loss == pytest.approx((3 * losses[3] + losses[4]) / 4, rel=1e-6)
     assert outcome.trained_tokens == sum(example.targets for example in TRAIN)
@@ -253,7 +277,9 @@ def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tiny_model: P
         model = adapted(tiny_model)
         training = made(model, section(**options, loss_type=("ipo", "sft")), seen.append, held=())
         outcome = training.run()
-        results.append((outcome.train_loss, values_of(seen, "grad_norm")[1], outcome.trained_tokens))
+        results.append(
+            (outcome.train_loss, values_of(seen, "grad_norm")[1], outcome.trained_tokens)
+        )
     assert results[1] == pytest.approx(results[0], rel=1e-5)
     assert results[2] == pytest.approx(results[0], rel=1e-5)
 
@@ -261,7 +287,9 @@ def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tiny_model: P
 @pytest.mark.parametrize(
     "options", [{}, {"gradient_checkpointing": True}, {"loss_type": ("sigmoid", "sft")}], ids=str
 )
-@pytest.mark.parametrize("lora", [{}, {"lora_dropout": 0.3}, {"init_lora_weights": "pissa"}], ids=str)
+@pytest.mark.parametrize(
+    "lora", [{}, {"lora_dropout": 0.3}, {"init_lora_weights": "pissa"}], ids=str
+)
 def test_a_run_that_goes_on_from_its_state_ends_as_if_it_had_never_stopped(
     tiny_model: Path, options: dict[str, Any], lora: dict[str, Any]
 ) -> None:
@@ -316,7 +344,11 @@ def test_a_run_that_goes_on_from_its_end_still_measures(tiny_model: Path) -> Non
 def test_with_the_best_adapter_come_its_own_measurements(tiny_model: Path) -> None:
     seen: list[TrainingEvent] = []
     settings = section(
-        max_steps=5, eval_steps=1, learning_rate=0.3, load_best_model_at_end=True, max_grad_norm=100.0
+        max_steps=5,
+        eval_steps=1,
+        learning_rate=0.3,
+        load_best_model_at_end=True,
+        max_grad_norm=100.0,
     )
     outcome = made(adapted(tiny_model), settings, seen.append).run()
     losses = values_of(seen, "eval_loss")
@@ -325,7 +357,11 @@ def test_with_the_best_adapter_come_its_own_measurements(tiny_model: Path) -> No
     assert outcome.pairs["eval_rewards_margins"] == values_of(seen, "eval_rewards_margins")[best]
 
 
-_WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+_WAITS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.equal.default,
+}
 
 
 class NothingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -65,20 +65,27 @@ def made(
     method = KahnemanTverskyOptimization(
         MethodInputs(data, loss, settings, CPU.device, reference=loss.adapter_disabled)
     )
-    return Trainer(model, method, PlainStepPolicy(model, method, TRAIN, settings), settings, report=report)
+    return Trainer(
+        model, method, PlainStepPolicy(model, method, TRAIN, settings), settings, report=report
+    )
 
 
 def mismatched(examples: tuple[Example, ...], longest: int = 64) -> list[Example]:
     return mismatch_answers(examples, seed=section().seed, longest=longest)
 
 
-def textbook(model: Any, examples: tuple[Example, ...], longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+def textbook(
+    model: Any, examples: tuple[Example, ...], longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Equation 8 of the paper in float64, row by row, with TRL's sign: loss and reference point."""
     others = mismatched(examples, longest)
     with torch.no_grad():
         divergence = textbook_logps(model, others)
         with model.disable_adapter():
-            reference, other_reference = textbook_logps(model, examples), textbook_logps(model, others)
+            reference, other_reference = (
+                textbook_logps(model, examples),
+                textbook_logps(model, others),
+            )
     point = torch.clamp((divergence - other_reference).mean(), min=0)
     ratios = textbook_logps(model, examples) - reference
     losses = [
@@ -98,11 +105,15 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, fused: boo
     expected, point = textbook(model, TRAIN, max(example.length for example in TRAIN))
     assert point > 0  # so that the reference point takes part
     parameters = training.policy.parameters
-    wanted = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)])
+    wanted = torch.cat(
+        [gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)]
+    )
     step = next(training.policy.steps(0))
     for budget in (10_000, 60, 1):  # all rows at once, in pieces, each row alone
         sums = training.method.compute_gradients(step, budget)
-        got = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+        got = torch.cat(
+            [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+        )
         assert sums[0].item() == pytest.approx(expected.item(), rel=1e-5)
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
         model.zero_grad(set_to_none=True)
@@ -123,7 +134,12 @@ def llama() -> LlamaForCausalLM:
         "vocab_size": 512, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
     }  # fmt: skip
-    sizes |= {"eos_token_id": 0, "pad_token_id": 1, "tie_word_embeddings": True, "initializer_range": 0.2}
+    sizes |= {
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
     return LlamaForCausalLM(LlamaConfig(**sizes))  # type: ignore[no-untyped-call]
 
 
@@ -139,7 +155,9 @@ def test_a_step_has_the_loss_the_metrics_and_the_gradient_of_trl() -> None:
     found = method.means_of(sums[1:], len(TRAIN))
     assert found == {name: pytest.approx(value, rel=1e-4) for name, value in TRL.items()}
     gradients = [
-        parameter.grad.flatten() for parameter in training.policy.parameters if parameter.grad is not None
+        parameter.grad.flatten()
+        for parameter in training.policy.parameters
+        if parameter.grad is not None
     ]
     assert float(torch.cat(gradients).norm()) == pytest.approx(TRL_GRADIENT_NORM, rel=1e-4)
 
@@ -150,14 +168,21 @@ def test_accumulated_batches_are_one_step(tiny_model: Path) -> None:
         model = adapted(tiny_model)
         disturb(model, -0.05)
         settings = section(
-            per_device_train_batch_size=size, gradient_accumulation_steps=accumulated, optim="sgd", max_steps=2
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            optim="sgd",
+            max_steps=2,
         )
         made(model, settings, held=()).run()
-        adapters.append(torch.cat([item.flatten() for item in model.parameters() if item.requires_grad]))
+        adapters.append(
+            torch.cat([item.flatten() for item in model.parameters() if item.requires_grad])
+        )
     assert torch.allclose(adapters[0], adapters[1], rtol=1e-5, atol=1e-7)
 
 
-def test_a_retried_step_keeps_its_reference_point(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retried_step_keeps_its_reference_point(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = adapted(tiny_model)
     training = made(model, section(), held=())
     disturb(model, -0.05)
@@ -212,11 +237,17 @@ def test_a_kind_of_answer_that_does_not_occur_has_no_mean(tiny_model: Path) -> N
     held = tuple(replace(example, label=True) for example in HELD)
     training = made(adapted(tiny_model), section(), held=held)
     training.method.evaluation.loss()
-    assert set(training.method.evaluation.measured()) == {"eval_kl", "eval_rewards_chosen", "eval_logps_chosen"}
+    assert set(training.method.evaluation.measured()) == {
+        "eval_kl",
+        "eval_rewards_chosen",
+        "eval_logps_chosen",
+    }
 
 
 def test_a_mismatched_answer_is_that_to_another_prompt() -> None:
-    examples = tuple(side for number in range(5) for side in answers(number))  # two answers to each prompt
+    examples = tuple(
+        side for number in range(5) for side in answers(number)
+    )  # two answers to each prompt
     for example, other in zip(examples, mismatched(examples), strict=True):
         start = example.trained.index(1)
         assert other.ids[:start] == example.ids[:start]
@@ -224,14 +255,16 @@ def test_a_mismatched_answer_is_that_to_another_prompt() -> None:
         answer = other.ids[start:]
         sources = [source for source in examples if source.ids[-len(answer) :] == answer]
         assert all(source.ids[:3] != example.ids[:3] for source in sources)
-    assert sorted(len(other.ids) - other.trained.index(1) for other in mismatched(examples)) == sorted(
-        example.targets for example in examples
-    )
+    assert sorted(
+        len(other.ids) - other.trained.index(1) for other in mismatched(examples)
+    ) == sorted(example.targets for example in examples)
 
 
 def test_one_prompt_and_one_row_are_mismatched_as_far_as_possible() -> None:
     prompt = array("i", [1, 2, 3])
-    rows = tuple(Example(prompt + array("i", [number]), b"\0\0\0\1", stops=True) for number in range(4))
+    rows = tuple(
+        Example(prompt + array("i", [number]), b"\0\0\0\1", stops=True) for number in range(4)
+    )
     assert all(one.ids != other.ids for one, other in zip(rows, mismatched(rows), strict=True))
     assert mismatched(rows[:1])[0].ids == rows[0].ids
 

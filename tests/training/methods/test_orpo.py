@@ -55,11 +55,15 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model: Path, fused: boo
     disturb(model, 0.05)
     expected, _ = textbook(model, TRAIN)
     parameters = training.policy.parameters
-    wanted = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)])
+    wanted = torch.cat(
+        [gradient.flatten() for gradient in torch.autograd.grad(expected, parameters)]
+    )
     step = next(training.policy.steps(0))
     for budget in (10_000, 60, 1):  # whole, in pieces, each pair alone
         sums = training.method.compute_gradients(step, budget)
-        got = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+        got = torch.cat(
+            [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+        )
         assert sums[0].item() == pytest.approx(expected.item(), rel=1e-5)
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm())
         model.zero_grad(set_to_none=True)
@@ -84,7 +88,9 @@ def test_what_is_measured_is_what_the_formula_gives(tiny_model: Path) -> None:
     )
     assert extra["eval_nll_loss"] == pytest.approx(-chosen.mean().item(), rel=1e-5)
     assert extra["eval_rewards_chosen"] == pytest.approx(LAMBDA * chosen.mean().item(), rel=1e-5)
-    assert extra["eval_rewards_accuracies"] == pytest.approx((chosen > rejected).double().mean().item())
+    assert extra["eval_rewards_accuracies"] == pytest.approx(
+        (chosen > rejected).double().mean().item()
+    )
 
 
 def test_certainty_gives_numbers() -> None:
@@ -107,7 +113,9 @@ def test_training_prefers_the_chosen_answers(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [{}, {"lora_dropout": 0.3}], ids=str)
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tiny_model: Path, lora: dict[str, Any]) -> None:
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
+    tiny_model: Path, lora: dict[str, Any]
+) -> None:
     settings = section(max_steps=7, logging_steps=3, per_device_train_batch_size=3)
     states: list[TrainState] = []
     events: list[list[TrainingEvent]] = [[], []]
@@ -136,4 +144,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tiny_model: Path, lora: 
 def test_every_method_of_the_spec_is_registered_and_described() -> None:
     names = set(get_args(MethodName))
     assert set(METHODS) == set(METHOD_RULES) == names
-    assert all(METHODS[name].rows_per_unit == rules.examples_per_row for name, rules in METHOD_RULES.items())
+    assert all(
+        METHODS[name].rows_per_unit == rules.examples_per_row
+        for name, rules in METHOD_RULES.items()
+    )

@@ -27,7 +27,11 @@ from trainer.training.privacy.privacy_findings import (
     Separation,
 )
 from trainer.training.privacy.release_gate import refusal
-from trainer.training.report.privacy_page import histogram, privacy_card_lines, render_privacy_section
+from trainer.training.report.privacy_page import (
+    histogram,
+    privacy_card_lines,
+    render_privacy_section,
+)
 from trainer.training.tokenizer import load_tokens
 
 
@@ -44,7 +48,9 @@ def test_equal_distributions_are_not_told_apart() -> None:
     inside, outside = ([random.gauss(0, 1) for _ in range(400)] for _ in range(2))
     found = separation(inside, outside)
     assert found.auc_interval[0] < 0.5 < found.auc_interval[1]
-    assert found.auc_interval[1] - found.auc_interval[0] == pytest.approx(4 * 1.0 / math.sqrt(12 * 200), rel=0.1)
+    assert found.auc_interval[1] - found.auc_interval[0] == pytest.approx(
+        4 * 1.0 / math.sqrt(12 * 200), rel=0.1
+    )
     assert found.tpr_interval[0] < 0.03
 
 
@@ -78,16 +84,31 @@ def test_canaries_look_like_rows_and_are_all_different(
     tokens, data = load_tokens(tiny_model), make_spec().data
     assert len(set(draw_secret_digits(500, Random(1)))) == 500
     assert draw_secret_digits(3, Random(1)) != draw_secret_digits(3, Random(2))
-    for like in (TextRow("a", 0, "x"), ChatRow("a", 0, (Message("user", "x"), Message("assistant", "y")))):
-        canaries, references = canary_examples(like, PrivacySection(canaries=4), tokens, data, Random(1))
+    for like in (
+        TextRow("a", 0, "x"),
+        ChatRow("a", 0, (Message("user", "x"), Message("assistant", "y"))),
+    ):
+        canaries, references = canary_examples(
+            like, PrivacySection(canaries=4), tokens, data, Random(1)
+        )
         assert (len(canaries), len(references)) == (4, REFERENCES)
-        assert len({example.ids.tobytes() for example in (*canaries, *references)}) == 4 + REFERENCES
+        assert (
+            len({example.ids.tobytes() for example in (*canaries, *references)}) == 4 + REFERENCES
+        )
 
 
-def test_canaries_that_do_not_fit_are_refused(tiny_model: Path, make_spec: Callable[..., JobSpec]) -> None:
+def test_canaries_that_do_not_fit_are_refused(
+    tiny_model: Path, make_spec: Callable[..., JobSpec]
+) -> None:
     data = make_spec(data={"max_length": 8}).data
     with pytest.raises(DataError, match="canaries") as error:
-        canary_examples(TextRow("a", 0, "x"), PrivacySection(canaries=1), load_tokens(tiny_model), data, Random(1))
+        canary_examples(
+            TextRow("a", 0, "x"),
+            PrivacySection(canaries=1),
+            load_tokens(tiny_model),
+            data,
+            Random(1),
+        )
     assert error.value.code is ErrorCode.DATASET_NOT_TRAINABLE
 
 
@@ -119,25 +140,37 @@ def test_the_gate_withholds_what_is_above_its_limits_and_what_was_not_measured()
 def audited_probes(tokens: ModelTokenizer, rows: list[Row], **section: Any) -> Probes:
     data = DataSection()
     dataset = build_dataset(rows, tokens, data, split_key=b"\x5b" * 32)
-    return add_probes(dataset, rows[0], tokens, (PrivacySection(audit=True, **section), data), random=Random(1))[1]
+    return add_probes(
+        dataset, rows[0], tokens, (PrivacySection(audit=True, **section), data), random=Random(1)
+    )[1]
 
 
-def test_the_gate_takes_a_minimum_of_held_out_rows_and_no_copies_of_training_rows(tiny_model: Path) -> None:
+def test_the_gate_takes_a_minimum_of_held_out_rows_and_no_copies_of_training_rows(
+    tiny_model: Path,
+) -> None:
     """Copies among the outsiders lose as much in training as members do: the attack would look weak."""
     tokens = load_tokens(tiny_model)
     train: list[Row] = [TextRow("train", number, f"{number} words") for number in range(30)]
-    own: list[Row] = [TextRow("eval/own", number, f"{number} others") for number in range(GATE_OUTSIDERS)]
+    own: list[Row] = [
+        TextRow("eval/own", number, f"{number} others") for number in range(GATE_OUTSIDERS)
+    ]
     copies: list[Row] = [TextRow("eval/copies", number, f"{number} words") for number in range(30)]
     probes = audited_probes(tokens, [*train, *own, *copies], max_membership_auc=0.7)
     assert len(probes.outsiders) == GATE_OUTSIDERS
-    assert not {one.ids.tobytes() for one in probes.outsiders} & {one.ids.tobytes() for one in probes.members}
+    assert not {one.ids.tobytes() for one in probes.outsiders} & {
+        one.ids.tobytes() for one in probes.members
+    }
     with pytest.raises(DataError, match="no copies") as caught:
         audited_probes(tokens, [*train, *own[1:], *copies], max_membership_auc=0.7)
     assert caught.value.code is ErrorCode.DATASET_INVALID
-    assert len(audited_probes(tokens, [*train, *own[:2], *copies]).outsiders) == 2, "without a gate, a report"
+    assert len(audited_probes(tokens, [*train, *own[:2], *copies]).outsiders) == 2, (
+        "without a gate, a report"
+    )
 
 
-def test_under_differential_privacy_no_row_decides_what_canaries_look_like(tiny_model: Path) -> None:
+def test_under_differential_privacy_no_row_decides_what_canaries_look_like(
+    tiny_model: Path,
+) -> None:
     """They are trained on: if the only conversation came first, leaving it out would change all of them."""
     tokens, data = load_tokens(tiny_model), DataSection()
     chat = ChatRow("a", 0, (Message("user", "x"), Message("assistant", "y")))
@@ -158,7 +191,8 @@ def test_under_differential_privacy_no_row_decides_what_canaries_look_like(tiny_
 
 def test_the_page_shows_it_and_quotes_what_it_is_given() -> None:
     losses = {
-        name: [1.0, 2.0] for name in ("members_before", "members_after", "outsiders_before", "outsiders_after")
+        name: [1.0, 2.0]
+        for name in ("members_before", "members_after", "outsiders_before", "outsiders_after")
     }
     page = render_privacy_section(found().model_copy(update={"withheld": "<b>"}), losses)
     assert "AUC by loss<td>0.600" in page
@@ -171,7 +205,8 @@ def test_the_page_shows_it_and_quotes_what_it_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "rounded"), [(2.9871, 3.0), (0.6543, 0.66), (13.01, 14.0), (3.0, 3.0), (0.0, 0.0), (2.9, 2.9)]
+    ("epsilon", "rounded"),
+    [(2.9871, 3.0), (0.6543, 0.66), (13.01, 14.0), (3.0, 3.0), (0.0, 0.0), (2.9, 2.9)],
 )
 def test_what_travels_with_the_weights_is_rounded_up(epsilon: float, rounded: float) -> None:
     """All digits of ε lead to the number of rows, and so to whether one is among them."""
@@ -199,7 +234,9 @@ def privacy_of(ended: Any) -> dict[str, Any]:
 def test_a_model_that_was_not_trained_remembers_nothing(
     run_worker: RunWorker, chat_file: Path, make_spec: Callable[..., JobSpec]
 ) -> None:
-    spec = make_spec(privacy=AUDITED, train={"max_steps": 1, "learning_rate": 1e-7}, lora={"lora_r": 16})
+    spec = make_spec(
+        privacy=AUDITED, train={"max_steps": 1, "learning_rate": 1e-7}, lora={"lora_r": 16}
+    )
     found = privacy_of(run_worker(chat_file, spec))
     low, high = found["membership"]["loss"]["auc_interval"]
     assert low < 0.5 < high
@@ -236,11 +273,25 @@ def test_a_private_run_from_order_to_card(
     )
     ended = run_worker(chat_file, spec)
     found = privacy_of(ended)["differential"]
-    assert (found["rows"], found["expected_rows"], found["steps"], found["unit"]) == (32, 4, 3, "row")
+    assert (found["rows"], found["expected_rows"], found["steps"], found["unit"]) == (
+        32,
+        4,
+        3,
+        "row",
+    )
     assert found["epsilon"] > 0
     card = (ended.output_dir / "adapter" / "README.md").read_text()
     assert "differential privacy" in card
     assert f"ε ≤ {DifferentialPrivacy.model_validate(found).rounded_epsilon:g} " in card
-    for exact in ("training loss", "in a step", "dataset manifest", str(found["epsilon"]), "noise multiplier"):
+    for exact in (
+        "training loss",
+        "in a step",
+        "dataset manifest",
+        str(found["epsilon"]),
+        "noise multiplier",
+    ):
         assert exact not in card, "no noise covers it, and a card goes with the weights"
-    assert "Differential privacy of each row" in (ended.output_dir / "report" / "report.html").read_text()
+    assert (
+        "Differential privacy of each row"
+        in (ended.output_dir / "report" / "report.html").read_text()
+    )

@@ -27,7 +27,13 @@ from trainer.training.loop import Trainer
 from trainer.training.loss import CausalLoss
 from trainer.training.methods.method import MethodInputs
 from trainer.training.methods.sft import SupervisedFineTuning
-from trainer.training.privacy.accounting import Mechanism, new_accountant, plan_mechanism, require_within, spent
+from trainer.training.privacy.accounting import (
+    Mechanism,
+    new_accountant,
+    plan_mechanism,
+    require_within,
+    spent,
+)
 from trainer.training.privacy.dp_optimizer import PrivateOptimizer
 from trainer.training.privacy.memorisation_audit import row_losses
 from trainer.training.privacy.per_example_gradients import RowGradients, row_means
@@ -45,7 +51,9 @@ NOISE = PrivacySection(noise_multiplier=1.25, target_delta=1e-5)
 def example(length: int, seed: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(10, 500, (length,), generator=generator).tolist()
-    return Example(array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True)
+    return Example(
+        array("i", ids), bytes([0] * (length // 2) + [1] * (length - length // 2)), stops=True
+    )
 
 
 EXAMPLES = tuple(example(6 + 3 * (number % 9), number) for number in range(24))
@@ -53,7 +61,9 @@ EXAMPLES = tuple(example(6 + 3 * (number % 9), number) for number in range(24))
 
 def fresh(tiny_model: Path, **lora: Any) -> Any:
     torch.manual_seed(3)
-    return attach_adapter(AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4, **lora))
+    return attach_adapter(
+        AutoModelForCausalLM.from_pretrained(tiny_model), LoraSection(lora_r=4, **lora)
+    )
 
 
 @pytest.fixture
@@ -104,7 +114,9 @@ def adapter(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("kind", "accountant"), [("prv", PRVAccountant), ("rdp", RDPAccountant)])
 @pytest.mark.filterwarnings("ignore")
-def test_epsilon_is_what_the_accountant_says_of_the_steps_taken(model: Any, kind: str, accountant: Any) -> None:
+def test_epsilon_is_what_the_accountant_says_of_the_steps_taken(
+    model: Any, kind: str, accountant: Any
+) -> None:
     training = made(model, BUDGET.model_copy(update={"accountant": kind}))
     assert training.run().steps == 5
     found = training.findings()
@@ -124,7 +136,9 @@ def test_another_learning_rate_of_the_matrices_b_spends_nothing_more(model: Any)
     assert matrices_b["lr"] == pytest.approx(8 * others["lr"])
     accountant = new_accountant("prv")
     accountant.history = [(training.findings().noise_multiplier, 4 / 20, 2)]
-    assert training.findings().epsilon == pytest.approx(spent(accountant, training.findings().delta))
+    assert training.findings().epsilon == pytest.approx(
+        spent(accountant, training.findings().delta)
+    )
 
 
 def test_with_every_row_in_every_step_it_is_the_gaussian_mechanism() -> None:
@@ -208,7 +222,9 @@ def test_rows_are_drawn_independently_with_the_rate_that_is_accounted_for() -> N
     assert float(drawn.mean()) == pytest.approx(rate, abs=6 * spread / math.sqrt(steps * rows))
     assert float((drawn.mean(0) - rate).abs().max()) < 6 * spread / math.sqrt(steps)
     sizes = drawn.sum(1)
-    assert float(sizes.var()) == pytest.approx(rows * spread**2, rel=0.25), "sizes spread as a binomial does"
+    assert float(sizes.var()) == pytest.approx(rows * spread**2, rel=0.25), (
+        "sizes spread as a binomial does"
+    )
     pairs = (drawn[:, 0::2] * drawn[:, 1::2]).mean()
     assert float(pairs) == pytest.approx(rate**2, abs=0.0006), "neighbours are drawn independently"
     assert random.choose(7, 1.0) == list(range(7))
@@ -233,7 +249,9 @@ class Empty(SecretRandom):
 def test_a_step_that_draws_no_row_is_a_step_of_noise_alone(model: Any) -> None:
     seen: list[TrainingEvent] = []
     start = adapter(model)
-    training = made(model, random=Empty(), report=seen.append, optim="sgd", max_steps=2, learning_rate=1.0)
+    training = made(
+        model, random=Empty(), report=seen.append, optim="sgd", max_steps=2, learning_rate=1.0
+    )
     outcome = training.run()
     moved = adapter(model) - start
     sigma = (
@@ -242,7 +260,9 @@ def test_a_step_that_draws_no_row_is_a_step_of_noise_alone(model: Any) -> None:
     assert outcome.trained_tokens == 0
     assert float(moved.std()) == pytest.approx(sigma * math.sqrt(1 + 0.25), rel=0.05)
     assert training.findings().steps == 2
-    assert [m.values["loss"] for m in seen if isinstance(m, MetricsMeasured) and "loss" in m.values] == [0.0, 0.0]
+    assert [
+        m.values["loss"] for m in seen if isinstance(m, MetricsMeasured) and "loss" in m.values
+    ] == [0.0, 0.0]
 
 
 # clipping and noise
@@ -263,7 +283,9 @@ def test_no_row_adds_more_than_the_bound(model: Any) -> None:
     for bound in (1e-3, 0.5, 1e6):
         for row in EXAMPLES[:4]:
             settings = mechanism(max_grad_norm=bound)
-            optimizer = PrivateOptimizer(torch.optim.SGD(gradients.parameters, lr=0.0), settings, SecretRandom())
+            optimizer = PrivateOptimizer(
+                torch.optim.SGD(gradients.parameters, lr=0.0), settings, SecretRandom()
+            )
             _, norms = gradients.compute(single_batch([row], CPU.device))
             optimizer.clip_and_accumulate()
             added = torch.cat([p.summed_grad.flatten() for p in gradients.parameters]).norm()
@@ -325,7 +347,9 @@ def test_the_gradient_is_the_clipped_sum_and_the_noise_over_the_expected_rows(mo
 def test_the_noise_is_normal_with_the_deviation_that_is_accounted_for(model: Any) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = PrivateOptimizer(
-        torch.optim.SGD(parameters, lr=1.0), mechanism(noise_multiplier=1.5, max_grad_norm=0.2), SecretRandom()
+        torch.optim.SGD(parameters, lr=1.0),
+        mechanism(noise_multiplier=1.5, max_grad_norm=0.2),
+        SecretRandom(),
     )
     draws = []
     for _ in range(8):
@@ -338,22 +362,32 @@ def test_the_noise_is_normal_with_the_deviation_that_is_accounted_for(model: Any
     assert abs(float(noise.mean())) < 6 / math.sqrt(count)
     assert float(noise.var()) == pytest.approx(1.0, abs=6 * math.sqrt(2 / count))
     assert float((noise**4).mean()) == pytest.approx(3.0, abs=6 * math.sqrt(96 / count))
-    assert abs(float((noise[:, 1:] * noise[:, :-1]).mean())) < 6 / math.sqrt(count), "coordinates are independent"
-    assert abs(float((noise[1:] * noise[:-1]).mean())) < 6 / math.sqrt(count), "steps are independent"
+    assert abs(float((noise[:, 1:] * noise[:, :-1]).mean())) < 6 / math.sqrt(count), (
+        "coordinates are independent"
+    )
+    assert abs(float((noise[1:] * noise[:-1]).mean())) < 6 / math.sqrt(count), (
+        "steps are independent"
+    )
 
 
 def test_the_noise_does_not_follow_the_public_seed(tiny_model: Path) -> None:
     """Two runs of one spec, with one seed and the same rows in each step, differ by their noise."""
     ends = []
     for _ in range(2):
-        everything = type("All", (SecretRandom,), {"choose": lambda _self, count, _rate: list(range(count))})()
+        everything = type(
+            "All", (SecretRandom,), {"choose": lambda _self, count, _rate: list(range(count))}
+        )()
         model = fresh(tiny_model)
-        training = made(model, random=everything, optim="sgd", max_steps=1, lr_scheduler_type="constant")
+        training = made(
+            model, random=everything, optim="sgd", max_steps=1, lr_scheduler_type="constant"
+        )
         torch.manual_seed(5)
         training.run()
         ends.append(adapter(model))
     apart = (ends[0] - ends[1]).std() * 4 / 0.01
-    assert float(apart) == pytest.approx(training.policy.mechanism.noise_multiplier * math.sqrt(2), rel=0.05)
+    assert float(apart) == pytest.approx(
+        training.policy.mechanism.noise_multiplier * math.sqrt(2), rel=0.05
+    )
 
 
 def test_a_keystream_is_never_used_twice() -> None:
@@ -370,12 +404,16 @@ def test_a_keystream_is_never_used_twice() -> None:
     assert list(SecretRandom(lambda size: b"\x00" * size).words(8)) == list(first)
 
 
-def test_a_row_without_a_finite_gradient_counts_as_none(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_without_a_finite_gradient_counts_as_none(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model.train()
     loss = loss_of(model)
     each = loss.token_losses
     monkeypatch.setattr(
-        loss, "token_losses", lambda batch: each(batch) * torch.where(batch.logit_positions < 6, torch.inf, 1.0)
+        loss,
+        "token_losses",
+        lambda batch: each(batch) * torch.where(batch.logit_positions < 6, torch.inf, 1.0),
     )
     gradients = RowGradients(model, loss)
     _, norms = gradients.compute(single_batch(EXAMPLES[:2], CPU.device))
@@ -422,7 +460,9 @@ def test_an_adapter_on_the_head_is_refused(tiny_model: Path) -> None:
 
 
 def test_a_parameter_in_two_places_is_refused(model: Any) -> None:
-    layers = [module for name, module in model.named_modules() if name.endswith("q_proj.lora_A.default")]
+    layers = [
+        module for name, module in model.named_modules() if name.endswith("q_proj.lora_A.default")
+    ]
     layers[1].weight = layers[0].weight
     assert "of its own" in str(refused(model))
 
@@ -436,13 +476,17 @@ def test_a_model_that_folds_rows_into_tokens_is_refused(model: Any) -> None:
 
 
 def test_a_model_in_which_rows_see_one_another_is_refused(model: Any) -> None:
-    layer = next(module for name, module in model.named_modules() if name.endswith("1.mlp.down_proj"))
+    layer = next(
+        module for name, module in model.named_modules() if name.endswith("1.mlp.down_proj")
+    )
     forward = layer.forward
     layer.forward = lambda x: forward(x) + 0.1 * x.mean((0, 1), keepdim=True).sum()
     assert "not those of the rows by themselves" in str(refused(model))
 
 
-def test_a_step_that_changes_nothing_is_an_error(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_changes_nothing_is_an_error(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = made(model)
     monkeypatch.setattr(training.policy._private_optimizer.original_optimizer, "step", lambda: None)
     with pytest.raises(JobError, match="as they were") as error:
@@ -475,7 +519,9 @@ def test_only_the_adapter_changes_and_the_hooks_are_gone(model: Any) -> None:
 def test_it_still_learns_where_the_noise_is_small(model: Any) -> None:
     rows = EXAMPLES[:2] * 8
     privacy = PrivacySection(noise_multiplier=0.3, target_delta=1e-5, max_grad_norm=1.0)
-    training = made(model, privacy, rows=rows, max_steps=25, per_device_train_batch_size=8, learning_rate=0.02)
+    training = made(
+        model, privacy, rows=rows, max_steps=25, per_device_train_batch_size=8, learning_rate=0.02
+    )
     before = sum(row_losses(rows[:2], loss_of(model), CPU.device))
     training.run()
     assert sum(row_losses(rows[:2], loss_of(model), CPU.device)) < 0.8 * before

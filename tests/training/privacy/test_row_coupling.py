@@ -91,7 +91,9 @@ def make_policy(
     return PrivateStepPolicy(model, loss, rows, section, PRIVACY, max_length=max_length)
 
 
-def clipped_sum(policy: PrivateStepPolicy, store: TokenStore, rows: list[int], size: int) -> torch.Tensor:
+def clipped_sum(
+    policy: PrivateStepPolicy, store: TokenStore, rows: list[int], size: int
+) -> torch.Tensor:
     """Returns the sum of a step with these rows, taken `size` at a time, at norms of 1 each."""
     total = torch.zeros(sum(parameter.numel() for parameter in policy.parameters))
     for start in range(0, len(rows), size):
@@ -101,7 +103,9 @@ def clipped_sum(policy: PrivateStepPolicy, store: TokenStore, rows: list[int], s
     return total
 
 
-def largest_movement(policy: PrivateStepPolicy, rows: tuple[Example, ...], sizes: tuple[int, ...]) -> float:
+def largest_movement(
+    policy: PrivateStepPolicy, rows: tuple[Example, ...], sizes: tuple[int, ...]
+) -> float:
     """Returns how far leaving out one row moves the sum, at most, over cuts and rows; the bound is 1."""
     store = TokenStore(rows, policy.device)
     everything = list(range(len(rows)))
@@ -168,7 +172,9 @@ def test_a_model_that_one_long_row_rescales_is_refused(kind: str) -> None:
     refusal(make_model(kind), ROWS, max_length=ORIGINAL + 1)
 
 
-def test_the_documented_row_of_a_rescaled_model_breaks_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_row_of_a_rescaled_model_breaks_the_promise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What the refusals below prevent, with the figures of docs/privacy.md."""
     monkeypatch.setattr(row_coupling, "_STATIC_ROPE", frozenset(ROPE))
     monkeypatch.setattr(private_step_policy, "require_independent_rows", lambda *_: None)
@@ -223,14 +229,20 @@ def test_rotary_embeddings_that_rescale_are_found_wherever_a_configuration_has_t
     with pytest.raises(JobError, match=kind) as error:
         require_fixed_positions(config, 65)
     assert error.value.code is ErrorCode.PRIVACY_UNPROVEN
-    require_fixed_positions({"rope_parameters": {"rope_type": "yarn"}, "text_config": {"rope_scaling": None}}, 65)
+    require_fixed_positions(
+        {"rope_parameters": {"rope_type": "yarn"}, "text_config": {"rope_scaling": None}}, 65
+    )
 
 
 @pytest.mark.parametrize(
     "config",
     [
         {"quantization_config": {"quant_method": "bitsandbytes"}},
-        {"text_config": {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}},
+        {
+            "text_config": {
+                "quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}
+            }
+        },
         {"compression_config": {"format": "int-quantized"}},
         {"layers": [{}, {"quantization_config": {"quant_method": "awq"}}]},
         {"experts": [[{"compression_config": {"format": "int-quantized"}}]]},
@@ -243,12 +255,16 @@ def test_quantized_checkpoints_are_refused(config: dict[str, Any]) -> None:
     require_float_weights({"text_config": {"quantization_config": None}})
 
 
-def test_a_quantized_checkpoint_is_refused_before_it_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_refused_before_it_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     """The library that would load it may be missing, and its message would say so instead."""
     model_dir = tmp_path / "model"
     shutil.copytree(tiny_model, model_dir)
     config = json.loads((model_dir / "config.json").read_bytes())
-    (model_dir / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    (model_dir / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq"}})
+    )
     spec = JobSpec.model_validate_json(
         json.dumps(
             {
@@ -327,7 +343,9 @@ class BatchNorm(Wrapped):
     """Normalises over the rows of the batch."""
 
     def change(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.batch_norm(hidden.transpose(1, 2), None, None, training=True).transpose(1, 2)
+        return torch.nn.functional.batch_norm(
+            hidden.transpose(1, 2), None, None, training=True
+        ).transpose(1, 2)
 
 
 class Dropout(Wrapped):
@@ -337,7 +355,9 @@ class Dropout(Wrapped):
         return torch.nn.functional.dropout(hidden, 1e-5)
 
 
-@pytest.mark.parametrize("kind", [RunningMean, LongestSoFar, BatchScale, Capacity, BatchNorm, Dropout])
+@pytest.mark.parametrize(
+    "kind", [RunningMean, LongestSoFar, BatchScale, Capacity, BatchNorm, Dropout]
+)
 def test_models_that_carry_one_row_into_another_are_refused(kind: type[Wrapped]) -> None:
     model = make_model()
     block = model.get_base_model().model.layers[0]

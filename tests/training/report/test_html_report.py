@@ -29,7 +29,8 @@ METRICS = [
     MetricsMeasured(step=0, values={"eval_loss": 3.5}),
     *(
         MetricsMeasured(
-            step=step, values={"loss": 3.5 - step / 50, "learning_rate": 1e-3, "grad_norm": 1.0, "epoch": 0.1}
+            step=step,
+            values={"loss": 3.5 - step / 50, "learning_rate": 1e-3, "grad_norm": 1.0, "epoch": 0.1},
         )
         for step in range(1, 61)
     ),
@@ -67,7 +68,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.loaded += [
-            value or "" for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}
+            value or ""
+            for name, value in attrs
+            if name in {"src", "href", "srcset", "data", "action"}
         ]
 
     def handle_data(self, data: str) -> None:
@@ -85,9 +88,19 @@ def test_preference_training_shows_how_well_pairs_are_told_apart(
         MetricsMeasured(step=2, values={**values, "loss": 0.4}),
         MetricsMeasured(step=2, values={"eval_loss": 0.6, **pairs}),
     ]
-    html = render_page(summary.model_copy(update={"pairs": pairs}), metrics, make_spec(train={"method": "dpo"}))
+    html = render_page(
+        summary.model_copy(update={"pairs": pairs}), metrics, make_spec(train={"method": "dpo"})
+    )
     text = " ".join(Page(html).text)
-    for shown in ("LoRA by DPO", "88%", "1.500", "Reward margin", "Reward accuracy", "chosen", "mean over pairs"):
+    for shown in (
+        "LoRA by DPO",
+        "88%",
+        "1.500",
+        "Reward margin",
+        "Reward accuracy",
+        "chosen",
+        "mean over pairs",
+    ):
         assert shown in text
     assert "perplexity" not in text
     plain = render_page(summary, METRICS, make_spec())
@@ -119,19 +132,27 @@ def test_the_page_has_the_form_that_the_provider_demands(
     samples = [Sample(prompt=evil, before=evil, after=evil, reference=evil)]
     for method in ("sft", "dpo", "orpo"):
         for shown in ([], samples):
-            require_static_page(render_page(summary, METRICS, make_spec(train={"method": method}), shown))
+            require_static_page(
+                render_page(summary, METRICS, make_spec(train={"method": method}), shown)
+            )
     html = render_page(summary, METRICS, make_spec(), samples).encode()
     require_result_file("report/report.html", io.BytesIO(html), len(html), copied={})
 
 
-def test_without_an_evaluation_there_is_no_arrow(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
-    without = summary.model_copy(update={"eval_loss_before": None, "eval_loss_after": None, "warnings": ()})
+def test_without_an_evaluation_there_is_no_arrow(
+    summary: Summary, make_spec: Callable[..., JobSpec]
+) -> None:
+    without = summary.model_copy(
+        update={"eval_loss_before": None, "eval_loss_after": None, "warnings": ()}
+    )
     html = render_page(without, METRICS[1:-1], make_spec())
     assert "→" not in html
     assert "<h2>Warnings" not in html
 
 
-def test_files_are_written(summary: Summary, make_spec: Callable[..., JobSpec], tmp_path: Path) -> None:
+def test_files_are_written(
+    summary: Summary, make_spec: Callable[..., JobSpec], tmp_path: Path
+) -> None:
     forwarded: list[TrainingEvent] = []
     with MetricsRecorder(tmp_path / "report", forwarded.append) as recorder:
         recorder(StepCompleted(step=1, total_steps=2))
@@ -139,9 +160,13 @@ def test_files_are_written(summary: Summary, make_spec: Callable[..., JobSpec], 
             recorder(message)
     write_report(tmp_path / "report", summary, recorder.metrics, make_spec())
     lines = (tmp_path / "report" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"step": item.step, **item.values} for item in METRICS]
+    assert [json.loads(line) for line in lines] == [
+        {"step": item.step, **item.values} for item in METRICS
+    ]
     assert len(forwarded) == len(METRICS) + 1
-    assert Summary.model_validate_json((tmp_path / "report" / "summary.json").read_bytes()) == summary
+    assert (
+        Summary.model_validate_json((tmp_path / "report" / "summary.json").read_bytes()) == summary
+    )
 
 
 numbers = st.floats(-1e9, 1e9)
@@ -175,10 +200,16 @@ def test_no_points_no_chart() -> None:
 
 
 def test_smoothing_is_a_trailing_mean() -> None:
-    assert trailing_mean([(1.0, 2.0), (2.0, 4.0), (3.0, 9.0)], 2) == [(1.0, 2.0), (2.0, 3.0), (3.0, 6.5)]
+    assert trailing_mean([(1.0, 2.0), (2.0, 4.0), (3.0, 9.0)], 2) == [
+        (1.0, 2.0),
+        (2.0, 3.0),
+        (3.0, 6.5),
+    ]
 
 
-def test_samples_stand_side_by_side_and_are_text(summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+def test_samples_stand_side_by_side_and_are_text(
+    summary: Summary, make_spec: Callable[..., JobSpec]
+) -> None:
     sample = Sample("Who <i>is</i> it?", "the row's", "base's <script>", "tuned")
     html = render_page(summary, METRICS, make_spec(), (sample,))
     page = Page(html)
@@ -188,7 +219,9 @@ def test_samples_stand_side_by_side_and_are_text(summary: Summary, make_spec: Ca
         assert shown in text
 
 
-def test_samples_command_no_terminal(tmp_path: Path, summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+def test_samples_command_no_terminal(
+    tmp_path: Path, summary: Summary, make_spec: Callable[..., JobSpec]
+) -> None:
     sample = Sample("p", "r", "b", "\x9b31m\x7f\x1b")
     write_report(tmp_path, summary, METRICS, make_spec(), (sample,))
     data = (tmp_path / "samples.json").read_bytes()
@@ -196,7 +229,9 @@ def test_samples_command_no_terminal(tmp_path: Path, summary: Summary, make_spec
     assert json.loads(data)[0]["after"] == "\x9b31m\x7f\x1b"
 
 
-def test_samples_are_kept_as_data(tmp_path: Path, summary: Summary, make_spec: Callable[..., JobSpec]) -> None:
+def test_samples_are_kept_as_data(
+    tmp_path: Path, summary: Summary, make_spec: Callable[..., JobSpec]
+) -> None:
     write_report(tmp_path, summary, METRICS, make_spec(), (Sample("ü?", "a", "b", "c"),))
     kept = json.loads((tmp_path / "samples.json").read_text(encoding="utf-8"))
     assert kept == [{"prompt": "ü?", "reference": "a", "before": "b", "after": "c"}]

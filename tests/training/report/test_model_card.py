@@ -39,7 +39,9 @@ def metadata(card: str) -> dict[str, object]:
 
 def test_the_card_says_what_was_done(make_spec: Callable[..., JobSpec]) -> None:
     spec = make_spec(model={"license": "apache-2.0"})
-    card = render_model_card(summary(adapter={"LoRA on q_proj": "2 modules", "lm_head": "trained in full"}), spec)
+    card = render_model_card(
+        summary(adapter={"LoRA on q_proj": "2 modules", "lm_head": "trained in full"}), spec
+    )
     assert metadata(card)["license"] == "apache-2.0"
     for words in (
         "held-out loss after | 2.25",
@@ -75,7 +77,9 @@ def test_a_card_of_preference_training_names_the_method(make_spec: Callable[...,
     assert "2305" not in render_model_card(summary(), make_spec())
 
 
-def test_a_card_without_held_out_rows_claims_nothing_about_them(make_spec: Callable[..., JobSpec]) -> None:
+def test_a_card_without_held_out_rows_claims_nothing_about_them(
+    make_spec: Callable[..., JobSpec],
+) -> None:
     card = render_model_card(summary(eval_loss_before=None, eval_loss_after=None), make_spec())
     assert "held-out" not in card
     assert "license" not in metadata(card)
@@ -84,14 +88,19 @@ def test_a_card_without_held_out_rows_claims_nothing_about_them(make_spec: Calla
 def test_the_base_model_is_named_by_hub_id_and_revision(make_spec: Callable[..., JobSpec]) -> None:
     revision = "ab" * 20
     card = render_model_card(
-        summary(), make_spec(model={"model_name_or_path": "org/some-model", "model_revision": revision})
+        summary(),
+        make_spec(model={"model_name_or_path": "org/some-model", "model_revision": revision}),
     )
     assert metadata(card)["base_model"] == "org/some-model"
     assert f'from_pretrained("org/some-model", revision="{revision}")' in card
 
 
-def test_a_local_base_model_is_named_by_digests_and_never_by_its_path(make_spec: Callable[..., JobSpec]) -> None:
-    card = render_model_card(summary(), make_spec(model={"model_name_or_path": '/home/operator/a: b #"c"'}))
+def test_a_local_base_model_is_named_by_digests_and_never_by_its_path(
+    make_spec: Callable[..., JobSpec],
+) -> None:
+    card = render_model_card(
+        summary(), make_spec(model={"model_name_or_path": '/home/operator/a: b #"c"'})
+    )
     assert "base_model" not in metadata(card)
     assert "operator" not in card
     assert f"| model.safetensors | {'0' * 64} |" in card

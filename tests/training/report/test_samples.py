@@ -94,7 +94,9 @@ def test_sampling_leaves_the_model_as_it_was(sampler: Callable[..., Sampler]) ->
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_fresh_adapter_need_not_be_computed(tiny_model: Path, make_spec: Callable[..., JobSpec]) -> None:
+def test_a_fresh_adapter_need_not_be_computed(
+    tiny_model: Path, make_spec: Callable[..., JobSpec]
+) -> None:
     model, tokens = TransformersLoader().load(tiny_model, make_spec(), CPU), load_tokens(tiny_model)
     prompt = tokens.ids("What is 3?")
     prompts = [example([*prompt, 5], [0] * len(prompt) + [1])]
@@ -105,5 +107,9 @@ def test_a_fresh_adapter_need_not_be_computed(tiny_model: Path, make_spec: Calla
         for spared in (False, True)
     ]
     assert answers[0] == answers[1]
-    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora" in name)
-    assert not any(module.disable_adapters for module in model.modules() if hasattr(module, "lora_A"))
+    assert all(
+        parameter.requires_grad for name, parameter in model.named_parameters() if "lora" in name
+    )
+    assert not any(
+        module.disable_adapters for module in model.modules() if hasattr(module, "lora_A")
+    )

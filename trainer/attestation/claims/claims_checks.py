@@ -177,7 +177,10 @@ def judge_job(ledger: Ledger, claims: DatasetClaims, policy: Policy) -> None:
     # The front process holds the TLS key and reads what strangers send. It must not be able to sign a receipt.
     same = _is_same_key(claims.receipt_key, claims.tls_key)
     ledger.judge(
-        KEY_SEPARATION, not same, expected="two keys", found="one key for both uses" if same else "two keys"
+        KEY_SEPARATION,
+        not same,
+        expected="two keys",
+        found="one key for both uses" if same else "two keys",
     )
     achieved = sorted(name for name, holds in claims.sandbox.items() if holds)
     found = ", ".join(achieved) or "nothing"
@@ -193,7 +196,9 @@ def key_kind(der_hex: str) -> str:
     key = _load_key(der_hex)
     if key is None:
         return "not a public key"
-    return f"EC {key.curve.name}" if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    return (
+        f"EC {key.curve.name}" if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    )
 
 
 def _is_same_key(first: str, second: str | None) -> bool:

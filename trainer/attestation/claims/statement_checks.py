@@ -94,14 +94,18 @@ def judge_statement(
     ledger.compare(STATEMENT_PURPOSE, expected=purpose, found=claims.purpose)
     ledger.compare(SAME_JOB, expected=earlier.job_spec_sha256, found=claims.job_spec_sha256)
     ledger.compare(STATEMENT_DIGEST, expected=sha256_hex(statement), found=claims.statement_sha256)
-    ledger.compare(STATEMENT_RECEIPT_KEY, expected="EC secp256r1", found=key_kind(claims.receipt_key))
+    ledger.compare(
+        STATEMENT_RECEIPT_KEY, expected="EC secp256r1", found=key_kind(claims.receipt_key)
+    )
     if td is not None:
         ledger.compare(STATEMENT_REPORT_DATA, expected=report_data(claims), found=td.report_data)
     # A deletion statement names the sealed result, which is compared. It is there from the offer on, so before the
     # claims of a start that a provider verifies to pull the result.
     if purpose == "deletion":
         ledger.leave_open(
-            STATEMENT_CLAIMS_VALIDITY, found=utc(claims.issued_at), detail="the sealed result is compared"
+            STATEMENT_CLAIMS_VALIDITY,
+            found=utc(claims.issued_at),
+            detail="the sealed result is compared",
         )
         return
     # The same VM may have run an earlier job: its receipts were issued before these claims.

@@ -144,13 +144,21 @@ def judge_app(
     compose_sha256 = compose_hash(evidence.app_compose)
     accepted = policy.app.compose_sha256
     ledger.judge(
-        COMPOSE_ACCEPTED, compose_sha256 in accepted, expected=" or ".join(accepted), found=compose_sha256
+        COMPOSE_ACCEPTED,
+        compose_sha256 in accepted,
+        expected=" or ".join(accepted),
+        found=compose_sha256,
     )
     if td is not None:
         _judge_config_id(ledger, td, events or (), compose_sha256)
     held = proves_possession(evidence.possession, claims)
     found = "so" if held else "no signature by this key over these claims"
-    ledger.judge(KEY_POSSESSION, held, expected=f"claims signed by {claims.derived_keys.possession}", found=found)
+    ledger.judge(
+        KEY_POSSESSION,
+        held,
+        expected=f"claims signed by {claims.derived_keys.possession}",
+        found=found,
+    )
     if events is None:
         ledger.unreached(_CHECKS_OF_EVENTS, "there is no event log to look at")
         return None
@@ -159,7 +167,9 @@ def judge_app(
     return events
 
 
-def _judge_config_id(ledger: Ledger, td: TdReport, events: Sequence[Event], compose_sha256: str) -> None:
+def _judge_config_id(
+    ledger: Ledger, td: TdReport, events: Sequence[Event], compose_sha256: str
+) -> None:
     # The host writes MRCONFIGID before the VM runs. Zero binds nothing; RTMR3 binds the compose hash in any
     # case.
     register, form = td.mr_config_id, td.mr_config_id[0]
@@ -167,7 +177,9 @@ def _judge_config_id(ledger: Ledger, td: TdReport, events: Sequence[Event], comp
     ledger.judge(
         MR_CONFIG_ID,
         register in acceptable,
-        expected=min(acceptable).hex() if len(acceptable) == 1 else f"a value of form {form:02} for this app",
+        expected=min(acceptable).hex()
+        if len(acceptable) == 1
+        else f"a value of form {form:02} for this app",
         found=register,
         detail=f"form {form:02}: {FORMS.get(form, 'unknown')}",
     )
@@ -180,15 +192,22 @@ def _judge_events(
     # The first three belong together: the replay binds names and payloads to the quote, and the order keeps an
     # application from extending RTMR3 with a second event of the OS's name. Only then is a payload the OS's.
     problem = digest_problem(events)
-    ledger.judge(EVENT_DIGESTS, problem is None, expected="digests as recomputed", found=problem or "so")
+    ledger.judge(
+        EVENT_DIGESTS, problem is None, expected="digests as recomputed", found=problem or "so"
+    )
     problem = order_problem(events)
-    ledger.judge(EVENT_ORDER, problem is None, expected="system events in order", found=problem or "so")
+    ledger.judge(
+        EVENT_ORDER, problem is None, expected="system events in order", found=problem or "so"
+    )
     if td is not None:
         ledger.compare(RTMR3_REPLAY, expected=td.rtmr3, found=replay(events))
     # Three statements of one digest: what the OS measured, what the shown text hashes to, and what the evidence
     # says.
     measured = (payload(events, "compose-hash") or b"").hex()
-    compose_sha256, stated = compose_hash(evidence.app_compose), evidence.compose_hash.removeprefix("sha256:")
+    compose_sha256, stated = (
+        compose_hash(evidence.app_compose),
+        evidence.compose_hash.removeprefix("sha256:"),
+    )
     ledger.judge(
         COMPOSE_HASH,
         measured == compose_sha256 == stated,
@@ -201,7 +220,9 @@ def _judge_events(
     else:
         ledger.compare(APP_ID, expected=policy.app.app_id, found=app_id)
     provider, demand = key_provider(events), policy.app.key_provider
-    found = "nothing readable" if provider is None else f"{provider.name} {provider.identity}".rstrip()
+    found = (
+        "nothing readable" if provider is None else f"{provider.name} {provider.identity}".rstrip()
+    )
     if demand == "any":
         ledger.leave_open(KEY_PROVIDER, found=found)
     else:
@@ -209,7 +230,9 @@ def _judge_events(
     _judge_scripts(ledger, evidence.app_compose, events, policy)
 
 
-def _judge_scripts(ledger: Ledger, app_compose: str, events: Sequence[Event], policy: Policy) -> None:
+def _judge_scripts(
+    ledger: Ledger, app_compose: str, events: Sequence[Event], policy: Policy
+) -> None:
     """Records init-scripts, from the measured text, and from the guest's own events where its release has them."""
     try:
         stated = read_key_source(parse_app_compose(app_compose)).init_scripts
@@ -234,7 +257,11 @@ def _judge_scripts(ledger: Ledger, app_compose: str, events: Sequence[Event], po
 
 
 def _judge_key_chain(
-    ledger: Ledger, evidence: Evidence, claims: DatasetClaims, events: Sequence[Event], policy: Policy
+    ledger: Ledger,
+    evidence: Evidence,
+    claims: DatasetClaims,
+    events: Sequence[Event],
+    policy: Policy,
 ) -> None:
     """Records key-chain. A chain that is shown must hold in itself, whoever its root is."""
     demanded, chain = policy.app.kms_root_key, evidence.key_chain
@@ -242,7 +269,9 @@ def _judge_key_chain(
     provider = key_provider(events)
     if chain is not None and provider is not None and provider.name == NO_KEY_SERVICE:
         # No root signed anything there: what is shown as its signature says nothing.
-        ledger.judge(KEY_CHAIN, False, expected="no key chain, without a key service", found="a key chain")
+        ledger.judge(
+            KEY_CHAIN, False, expected="no key chain, without a key service", found="a key chain"
+        )
         return
     if chain is None:
         if root is None:
@@ -262,4 +291,9 @@ def _judge_key_chain(
         ledger.leave_open(KEY_CHAIN, found=signers.root_key)
         return
     found = signers.root_key if one_app else "keys of two apps"
-    ledger.judge(KEY_CHAIN, one_app and signers.root_key == root, expected=root or "keys of one app", found=found)
+    ledger.judge(
+        KEY_CHAIN,
+        one_app and signers.root_key == root,
+        expected=root or "keys of one app",
+        found=found,
+    )

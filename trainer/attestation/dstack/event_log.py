@@ -138,7 +138,9 @@ def parse_event_log(text: str) -> tuple[Event, ...]:
     # towards another register is refused.
     for index, entry in enumerate(logged):
         if (entry.event_type == RUNTIME_EVENT_TYPE) != (entry.imr == RUNTIME_IMR):
-            raise _invalid(f"{index}: an event of type {entry.event_type:#x} for register {entry.imr}")
+            raise _invalid(
+                f"{index}: an event of type {entry.event_type:#x} for register {entry.imr}"
+            )
     return tuple(
         Event(
             imr=entry.imr,
@@ -218,7 +220,9 @@ def payload(events: Sequence[Event], name: str) -> bytes | None:
 
     There is only one such event of the OS if `order_problem` finds nothing.
     """
-    return next((event.payload for event in events if event.is_runtime and event.name == name), None)
+    return next(
+        (event.payload for event in events if event.is_runtime and event.name == name), None
+    )
 
 
 def payloads(events: Sequence[Event], name: str) -> tuple[bytes, ...]:

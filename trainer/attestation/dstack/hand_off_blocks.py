@@ -62,7 +62,9 @@ def hand_off_blocks(layout: bytes, memory_size: int) -> bytes:
         for part in _split_high(ranges, memory_size):
             kind = _SYSTEM_MEMORY if part.accepted else _UNACCEPTED_MEMORY
             start, size = part.start, part.end - part.start
-            blocks += struct.pack("<HHI16xIIQQ", 3, _HOB_RESOURCE_BYTES, 0, kind, _MEMORY_ATTRIBUTES, start, size)
+            blocks += struct.pack(
+                "<HHI16xIIQQ", 3, _HOB_RESOURCE_BYTES, 0, kind, _MEMORY_ATTRIBUTES, start, size
+            )
         # PHIT: header of type 1 and size, version 9, boot mode 0, four unused addresses, and the address of the
         # end of the list, which is an 8-byte block.
         end = (base + distance) * PAGE_BYTES + _HOB_HANDOFF_BYTES + len(blocks) + 8

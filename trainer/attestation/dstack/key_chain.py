@@ -18,7 +18,10 @@ from Crypto.Hash import keccak
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 
 from trainer.attestation.claims.binding import report_data
 from trainer.attestation.evidence import DatasetClaims, DerivedKeys, KeyChain
@@ -120,8 +123,12 @@ def prove_possession(secret: bytes, claims: DatasetClaims) -> str:
         r‖s, 64 bytes in hex.
     """
     key = ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256K1())
-    signature = key.sign(_possession_message(claims), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
-    return b"".join(part.to_bytes(_SCALAR_BYTES, "big") for part in decode_dss_signature(signature)).hex()
+    signature = key.sign(
+        _possession_message(claims), ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+    )
+    return b"".join(
+        part.to_bytes(_SCALAR_BYTES, "big") for part in decode_dss_signature(signature)
+    ).hex()
 
 
 def proves_possession(possession: str, claims: DatasetClaims) -> bool:
@@ -130,7 +137,9 @@ def proves_possession(possession: str, claims: DatasetClaims) -> bool:
     r, s = (int.from_bytes(part, "big") for part in (proof[:_SCALAR_BYTES], proof[_SCALAR_BYTES:]))
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), point)
-        key.verify(encode_dss_signature(r, s), _possession_message(claims), ec.ECDSA(hashes.SHA256()))
+        key.verify(
+            encode_dss_signature(r, s), _possession_message(claims), ec.ECDSA(hashes.SHA256())
+        )
     except (InvalidSignature, ValueError):
         return False
     return True

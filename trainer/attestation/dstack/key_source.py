@@ -124,5 +124,7 @@ def _script_digests(scripts: object) -> tuple[str, ...] | None:
     if scripts is None:
         return ()
     texts = scripts if isinstance(scripts, list | tuple) else [scripts]
-    digests = [sha256_hex(text.encode("utf-8", "surrogatepass")) for text in texts if isinstance(text, str)]
+    digests = [
+        sha256_hex(text.encode("utf-8", "surrogatepass")) for text in texts if isinstance(text, str)
+    ]
     return tuple(digests) if len(digests) == len(texts) else None

@@ -27,7 +27,9 @@ OS_DEVELOPMENT: Final = CheckDefinition(
 )
 
 
-def judge_os(ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdReport | None, policy: Policy) -> None:
+def judge_os(
+    ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdReport | None, policy: Policy
+) -> None:
     """Records os-measurements and os-development.
 
     Args:
@@ -48,14 +50,18 @@ def judge_os(ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdRepo
         ledger.leave_open(OS_DEVELOPMENT, found=found, detail=detail)
     else:
         holds = measured if name is None else not is_development(name)
-        ledger.judge(OS_DEVELOPMENT, holds, expected="a production image", found=found, detail=detail)
+        ledger.judge(
+            OS_DEVELOPMENT, holds, expected="a production image", found=found, detail=detail
+        )
 
 
 def _judge_measurements(
     ledger: Ledger, vm_config: str, events: Sequence[Event], td: TdReport, policy: Policy
 ) -> bool:
     """Records os-measurements, and returns whether the policy demands and accepts what was measured."""
-    measured = OsMeasurements(mrtd=td.mrtd.hex(), rtmr0=td.rtmr0.hex(), rtmr1=td.rtmr1.hex(), rtmr2=td.rtmr2.hex())
+    measured = OsMeasurements(
+        mrtd=td.mrtd.hex(), rtmr0=td.rtmr0.hex(), rtmr1=td.rtmr1.hex(), rtmr2=td.rtmr2.hex()
+    )
     found = ", ".join(f"{name} {value}" for name, value in measured.model_dump().items())
     if policy.os == "any":
         ledger.leave_open(OS_MEASUREMENTS, found=found)
@@ -67,7 +73,9 @@ def _judge_measurements(
         try:
             recomputed = recompute(vm_config, events, images)
             different = [name for name, value in recomputed if value != getattr(measured, name)]
-            problem = f"the image would measure to another {', '.join(different)}" if different else None
+            problem = (
+                f"the image would measure to another {', '.join(different)}" if different else None
+            )
         except ValueError as error:
             problem = str(error)
     return ledger.judge(

@@ -147,15 +147,21 @@ def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]
     try:
         shape = parse_strict(_VM_SHAPE, vm_config)
     except ValueError:
-        raise ValueError("the VM's configuration holds no measurement to recompute registers from") from None
+        raise ValueError(
+            "the VM's configuration holds no measurement to recompute registers from"
+        ) from None
     # The provider accepted the image by the digest of its checksum file, and that file pins the measurement
     # file: the host brings both along and can change neither.
     checksums = base64.b64decode(shape.tdx_measurement.checksum_file, validate=True)
     if sha256_hex(checksums) not in accepted:
         raise ValueError(f"the image {sha256_hex(checksums)} is not an accepted one")
-    measurement = _measurement(base64.b64decode(shape.tdx_measurement.measurement, validate=True), checksums)
+    measurement = _measurement(
+        base64.b64decode(shape.tdx_measurement.measurement, validate=True), checksums
+    )
     firmware, image = measurement.tdvf, measurement.image
-    separator = _sha384(bytes(4))  # EV_SEPARATOR, between what the firmware measures and what it starts
+    separator = _sha384(
+        bytes(4)
+    )  # EV_SEPARATOR, between what the firmware measures and what it starts
     # RTMR0: the firmware's configuration, in the order in which OVMF measures it.
     rtmr0 = [
         _sha384(hand_off_blocks(firmware.td_hob, shape.memory_size)),

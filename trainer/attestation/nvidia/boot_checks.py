@@ -162,10 +162,16 @@ def _device_states(result: BootResult, demands: GpuSection) -> dict[CheckDefinit
     # Revocation has a check of its own.
     problems = []
     for device in result.devices:
-        faults = [] if device.measurements == "success" else [f"measures {_or_unstated(device.measurements)}"]
+        faults = (
+            []
+            if device.measurements == "success"
+            else [f"measures {_or_unstated(device.measurements)}"]
+        )
         faults += [f"{name} not true" for name in device.unverified]
         faults += [
-            f"{chain.name} {_or_unstated(chain.status)}" for chain in device.chains if chain.status != "valid"
+            f"{chain.name} {_or_unstated(chain.status)}"
+            for chain in device.chains
+            if chain.status != "valid"
         ]
         faults += ["values that differ from the reference values"] if device.mismatches else []
         problems += [f"{device.name}: {', '.join(faults)}"] if faults else []
@@ -186,10 +192,14 @@ def _device_states(result: BootResult, demands: GpuSection) -> dict[CheckDefinit
     nonces = sorted({_or_unstated(nonce) for nonce in stated})
     one_nonce = len(nonces) == 1 and _NONCE.fullmatch(nonces[0]) is not None
     return {
-        GPU_BOOT_RESULT: _Verdict("success in every part of the verification", verified, not problems),
+        GPU_BOOT_RESULT: _Verdict(
+            "success in every part of the verification", verified, not problems
+        ),
         GPU_BOOT_SECURE_BOOT: _Verdict("on every device", secure_boot, not without),
         GPU_BOOT_DEBUG: _Verdict(debug_demand, debug, debug_off),
-        GPU_BOOT_NONCE: _Verdict("one nonce of 32 bytes in all claims", "; ".join(nonces), one_nonce),
+        GPU_BOOT_NONCE: _Verdict(
+            "one nonce of 32 bytes in all claims", "; ".join(nonces), one_nonce
+        ),
     }
 
 
@@ -209,7 +219,12 @@ def _revocation(result: BootResult) -> _Verdict:
     # Releases of the tool that ask no responder have no such claims. A result with such claims for some chains
     # only is refused: the others were left out.
     if all(claim is None for claim in mentions):
-        return _Verdict(None, "not stated", False, "the boot claims do not say whether certificates were revoked")
+        return _Verdict(
+            None,
+            "not stated",
+            False,
+            "the boot claims do not say whether certificates were revoked",
+        )
     # Some releases do not describe the responder's answer itself: only a false there speaks against a chain.
     problems = [
         f"{name}: {chain.name} {_or_unstated(chain.ocsp_status)}"
@@ -219,10 +234,14 @@ def _revocation(result: BootResult) -> _Verdict:
         or False in (chain.ocsp_response_valid, chain.ocsp_nonce_matches)
     ]
     found = "; ".join(problems) or f"{len(chains)} of {len(chains)} chains"
-    return _Verdict("every chain good, by a valid and fresh answer of the responder", found, not problems)
+    return _Verdict(
+        "every chain good, by a valid and fresh answer of the responder", found, not problems
+    )
 
 
-def _inventory(result: BootResult, event: GpuBootEvent, demands: GpuSection) -> dict[CheckDefinition, _Verdict]:
+def _inventory(
+    result: BootResult, event: GpuBootEvent, demands: GpuSection
+) -> dict[CheckDefinition, _Verdict]:
     """Returns the verdicts on number, models and versions of the GPUs."""
     # The serial number (UEID) of each GPU is its own: one good GPU listed twice does not count as two.
     count, different = len(result.gpus), len({gpu.ueid for gpu in result.gpus} - {None, ""})

@@ -22,7 +22,10 @@ Kind = Literal["gpu", "switch"]
 
 _KINDS: Final[dict[str | None, Kind]] = {"gpu": "gpu", "nvswitch": "switch"}
 _TOKEN_NAMES: Final[dict[Kind, str]] = {"gpu": "GPU", "switch": "SWITCH"}
-_RIMS: Final[dict[Kind, tuple[str, ...]]] = {"gpu": ("driver-rim", "vbios-rim"), "switch": ("bios-rim",)}
+_RIMS: Final[dict[Kind, tuple[str, ...]]] = {
+    "gpu": ("driver-rim", "vbios-rim"),
+    "switch": ("bios-rim",),
+}
 _REPORT_FLAGS: Final = tuple(
     f"attestation-report-{name}"
     for name in ("parsed", "signature-verified", "nonce-match", "cert-chain-fwid-match")
@@ -160,8 +163,12 @@ def _device(claim: Claims, kind: Kind, name: str) -> BootDevice:
             kind=kind,
             nonce=_nonce(claim),
             measurements=_text(claim, "measres"),
-            unverified=tuple(flag for flag in flags if _flag(claim, f"x-nvidia-{kind}-{flag}") is not True),
-            mismatches=any(key.startswith(_MISMATCHES) and claim[key] not in (None, []) for key in claim),
+            unverified=tuple(
+                flag for flag in flags if _flag(claim, f"x-nvidia-{kind}-{flag}") is not True
+            ),
+            mismatches=any(
+                key.startswith(_MISMATCHES) and claim[key] not in (None, []) for key in claim
+            ),
             chains=tuple(_chain(chain, claim.get(f"x-nvidia-{kind}-{chain}")) for chain in chains),
             secure_boot=_flag(claim, "secboot"),
             debug=_text(claim, "dbgstat"),

@@ -49,7 +49,11 @@ GPU_DEVTOOLS: Final = CheckDefinition(
 
 
 def judge_gpu_boot(
-    ledger: Ledger, claims: DatasetClaims, gpu: GpuEvidence, events: Sequence[Event] | None, policy: Policy
+    ledger: Ledger,
+    claims: DatasetClaims,
+    gpu: GpuEvidence,
+    events: Sequence[Event] | None,
+    policy: Policy,
 ) -> None:
     """Records the checks of this module and of `boot_checks`.
 
@@ -80,7 +84,9 @@ def judge_gpu_boot(
     if event is None:
         leave_boot_claims(ledger, policy.gpu, "the OS measured no GPU")
     elif not measured:
-        leave_boot_claims(ledger, policy.gpu, "the boot evidence is not the one that the OS measured")
+        leave_boot_claims(
+            ledger, policy.gpu, "the boot evidence is not the one that the OS measured"
+        )
     else:
         judge_boot_claims(ledger, gpu.boot, event, policy.gpu)
 
@@ -92,7 +98,9 @@ def _judge_text(ledger: Ledger, boot: str, event: GpuBootEvent | None, is_readab
         Whether the text shown is the one whose digest the OS measured.
     """
     if not is_readable:
-        return ledger.judge(GPU_BOOT, False, expected="a gpu-attestation event", found="one of another form")
+        return ledger.judge(
+            GPU_BOOT, False, expected="a gpu-attestation event", found="one of another form"
+        )
     if event is None and not boot:
         ledger.leave_open(GPU_BOOT, detail="neither measured nor shown")
         return False

@@ -52,7 +52,8 @@ def overall_claims(bundle: object, claims: Mapping[str, Claims]) -> Claims | Non
         if digests[name] != ["DIGEST", ["SHA256", sha256_hex(str(tokens[name]).encode())]]:
             raise ValueError(f"{name}: the digest is not that of its token")
         own, listed = (
-            {key: value for key, value in each.items() if key not in _TOKEN_KEYS} for each in (payload, claim)
+            {key: value for key, value in each.items() if key not in _TOKEN_KEYS}
+            for each in (payload, claim)
         )
         if not _equal(own, listed):
             raise ValueError(f"{name}: its token differs from the list of claims")
@@ -107,8 +108,12 @@ def _equal(one: object, other: object, depth: int = _MAX_DEPTH) -> bool:
         return False
     if isinstance(one, dict):
         others = cast("Claims", other)
-        return one.keys() == others.keys() and all(_equal(one[key], others[key], depth - 1) for key in one)
+        return one.keys() == others.keys() and all(
+            _equal(one[key], others[key], depth - 1) for key in one
+        )
     if isinstance(one, list):
         items = cast("list[object]", other)
-        return len(one) == len(items) and all(_equal(*pair, depth - 1) for pair in zip(one, items, strict=True))
+        return len(one) == len(items) and all(
+            _equal(*pair, depth - 1) for pair in zip(one, items, strict=True)
+        )
     return one == other

@@ -51,7 +51,9 @@ def parse_chain(pem: str) -> Chain:
         ValueError: not 2 to 8 certificates, or one is malformed.
     """
     try:
-        chain = tuple(_readable(certificate) for certificate in x509.load_pem_x509_certificates(pem.encode()))
+        chain = tuple(
+            _readable(certificate) for certificate in x509.load_pem_x509_certificates(pem.encode())
+        )
     except MALFORMED:
         raise ValueError("expected PEM certificates, got something else") from None
     if not 2 <= len(chain) <= MAX_CERTIFICATES:
@@ -89,10 +91,17 @@ def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
     # The pinned fingerprint takes the place of a check of the root: below it each certificate is checked against
     # the one above.
     for depth, certificate in enumerate(chain):
-        if not certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp():
+        if (
+            not certificate.not_valid_before_utc.timestamp()
+            <= now
+            <= certificate.not_valid_after_utc.timestamp()
+        ):
             raise ValueError(f"certificate {depth} is not valid now")
         # RFC 5280: a critical extension that is not understood makes the certificate invalid.
-        if any(extension.critical and extension.oid not in _UNDERSTOOD for extension in certificate.extensions):
+        if any(
+            extension.critical and extension.oid not in _UNDERSTOOD
+            for extension in certificate.extensions
+        ):
             raise ValueError(f"certificate {depth} demands an extension that is unknown here")
     # The leaf may sign and is no authority: a GPU's own certificate may not issue another.
     constraints, usage = _roles(chain[0])
@@ -102,7 +111,11 @@ def verify_chain(chain: Chain, *, root_sha256: str, now: int) -> None:
         raise ValueError("the signer may not sign")
     for depth in range(1, len(chain)):
         constraints, usage = _roles(chain[depth])
-        if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
+        if (
+            constraints is None
+            or not constraints.ca
+            or (usage is not None and not usage.key_cert_sign)
+        ):
             raise ValueError(f"certificate {depth} may not issue certificates")
         # The path length counts the authorities below, without the leaf (RFC 5280, section 4.2.1.9).
         if constraints.path_length is not None and constraints.path_length < depth - 1:
@@ -121,9 +134,13 @@ def was_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
-def _roles(certificate: x509.Certificate) -> tuple[x509.BasicConstraints | None, x509.KeyUsage | None]:
+def _roles(
+    certificate: x509.Certificate,
+) -> tuple[x509.BasicConstraints | None, x509.KeyUsage | None]:
     values = [extension.value for extension in certificate.extensions]
-    constraints = next((value for value in values if isinstance(value, x509.BasicConstraints)), None)
+    constraints = next(
+        (value for value in values if isinstance(value, x509.BasicConstraints)), None
+    )
     return constraints, next((value for value in values if isinstance(value, x509.KeyUsage)), None)
 
 
@@ -135,11 +152,15 @@ def certified_fwid(leaf: x509.Certificate) -> bytes:
     Raises:
         ValueError: the leaf has no such extension, or it is malformed.
     """
-    values: dict[x509.ObjectIdentifier, bytes] = {each.oid: each.value.public_bytes() for each in leaf.extensions}
+    values: dict[x509.ObjectIdentifier, bytes] = {
+        each.oid: each.value.public_bytes() for each in leaf.extensions
+    }
     raw = values.get(_FWID_OID, b"")[-len(_FWID_HEADER) - FWID_BYTES :]
     if _TCB_INFO_OID in values:
         # DiceTcbInfo is a SEQUENCE. The tag of its field 6 replaces the header of the list of firmware ids.
-        listed = _fields(next(iter(_fields(values[_TCB_INFO_OID]).values()), b"")).get(_TCB_INFO_FWIDS, b"")
+        listed = _fields(next(iter(_fields(values[_TCB_INFO_OID]).values()), b"")).get(
+            _TCB_INFO_FWIDS, b""
+        )
         raw = listed[: len(_FWID_HEADER) + FWID_BYTES]
     if raw[:-FWID_BYTES] != _FWID_HEADER:
         raise ValueError("the certificate names no firmware id")

@@ -9,7 +9,11 @@ from trainer.attestation.checks import CheckDefinition, Ledger, Submodule, Trust
 from trainer.attestation.nvidia.certificate_chain import Chain, certified_model
 from trainer.attestation.nvidia.ocsp import OcspResponse, parse_answers, verify_not_revoked
 from trainer.attestation.nvidia.report_judgement import GpuReportContext, judge_each_report
-from trainer.attestation.nvidia.rim import ReferenceIntegrityManifest, compare_measurements, verify_manifest
+from trainer.attestation.nvidia.rim import (
+    ReferenceIntegrityManifest,
+    compare_measurements,
+    verify_manifest,
+)
 from trainer.attestation.nvidia.spdm_report import GpuReport
 from trainer.attestation.policy import GpuSection
 
@@ -28,7 +32,10 @@ GPU_REPORT_REVOCATION: Final = CheckDefinition(
 
 
 def judge_measurements(
-    ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demands: GpuSection, context: GpuReportContext
+    ledger: Ledger,
+    pairs: Sequence[tuple[GpuReport, Chain]],
+    demands: GpuSection,
+    context: GpuReportContext,
 ) -> None:
     """Records gpu-report-measurements.
 
@@ -49,7 +56,9 @@ def judge_measurements(
     # A refused manifest fails the check only if a report needs it: one for another driver may have expired.
     for place, text in enumerate(context.endorsements.reference_values):
         try:
-            manifests.append(verify_manifest(text, root_sha256=context.rim_root_sha256, now=context.now))
+            manifests.append(
+                verify_manifest(text, root_sha256=context.rim_root_sha256, now=context.now)
+            )
         except ValueError as error:
             refused.append(f"manifest {place}: {error}")
     judge_each_report(

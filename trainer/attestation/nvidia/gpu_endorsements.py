@@ -32,7 +32,9 @@ def _is_base64(text: str) -> str:
 ManifestText = Annotated[str, Field(pattern=r"^[\t\n\r -~]*$", max_length=MAX_MANIFEST_BYTES)]
 """XML of one reference integrity manifest."""
 
-AnswerText = Annotated[str, Field(max_length=(MAX_ANSWER_BYTES + 2) // 3 * 4), AfterValidator(_is_base64)]
+AnswerText = Annotated[
+    str, Field(max_length=(MAX_ANSWER_BYTES + 2) // 3 * 4), AfterValidator(_is_base64)
+]
 """One OCSP response: base64 of its DER form."""
 
 

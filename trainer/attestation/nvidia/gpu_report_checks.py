@@ -84,7 +84,9 @@ RELAY_LIMIT: Final = (
     "cannot be told on Hopper and Blackwell"
 )
 NOT_LOOKED_AT: Final = "revocation is not looked at: the policy does not demand it"
-NOT_COMPARED: Final = "measurements are not compared with NVIDIA's reference values: the policy does not demand it"
+NOT_COMPARED: Final = (
+    "measurements are not compared with NVIDIA's reference values: the policy does not demand it"
+)
 
 _CHECKS: Final = (
     GPU_REPORT_FORMAT,
@@ -101,7 +103,10 @@ _CHECKS: Final = (
 
 
 def judge_gpu_reports(
-    ledger: Ledger, shown: Sequence[FreshGpuEvidence], demands: GpuSection, context: GpuReportContext
+    ledger: Ledger,
+    shown: Sequence[FreshGpuEvidence],
+    demands: GpuSection,
+    context: GpuReportContext,
 ) -> Sequence[Chain]:
     """Records the checks of this module and of `gpu_endorsement_checks`.
 
@@ -149,7 +154,10 @@ def judge_gpu_reports(
 
 
 def _judge_chains(
-    ledger: Ledger, shown: Sequence[FreshGpuEvidence], demands: GpuSection, context: GpuReportContext
+    ledger: Ledger,
+    shown: Sequence[FreshGpuEvidence],
+    demands: GpuSection,
+    context: GpuReportContext,
 ) -> list[Chain] | None:
     """Records gpu-report-chain and returns the chains if all are verified: an unverified one certifies nothing."""
 
@@ -169,7 +177,9 @@ def _judge_chains(
     )
 
 
-def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demands: GpuSection) -> None:
+def _judge_signers(
+    ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], demands: GpuSection
+) -> None:
     """Records gpu-report-signature and gpu-report-fwid."""
     # The leaf's key signs the report, and the report must name the firmware that the GPU issued that key to:
     # otherwise other firmware uses it.
@@ -186,7 +196,11 @@ def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], dem
         ledger.leave_open(GPU_REPORT_FWID, found="reports without a firmware id")
         return
     # An id that is there must be the right one, whatever the policy leaves open.
-    named = pairs if demands.firmware_id == "required" else [pair for pair in pairs if pair[0].fwid is not None]
+    named = (
+        pairs
+        if demands.firmware_id == "required"
+        else [pair for pair in pairs if pair[0].fwid is not None]
+    )
     judge_each_report(
         ledger,
         GPU_REPORT_FWID,
@@ -199,7 +213,9 @@ def _judge_signers(ledger: Ledger, pairs: Sequence[tuple[GpuReport, Chain]], dem
 
 def _require_equal(expected: bytes, found: bytes | None) -> None:
     if expected != found:
-        raise ValueError(f"expected {expected.hex()}, got {'none' if found is None else found.hex()}")
+        raise ValueError(
+            f"expected {expected.hex()}, got {'none' if found is None else found.hex()}"
+        )
 
 
 def _judge_count(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -> None:
@@ -216,7 +232,9 @@ def _judge_count(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -
     )
 
 
-def _judge_contents(ledger: Ledger, reports: Sequence[GpuReport], demands: GpuSection, nonce: bytes) -> None:
+def _judge_contents(
+    ledger: Ledger, reports: Sequence[GpuReport], demands: GpuSection, nonce: bytes
+) -> None:
     """Records gpu-report-nonce and gpu-report-versions."""
     judge_each_report(
         ledger,
@@ -226,15 +244,23 @@ def _judge_contents(ledger: Ledger, reports: Sequence[GpuReport], demands: GpuSe
         expected=nonce.hex(),
     )
     driver, vbios = demands.min_driver_version, demands.min_vbios_version
-    found = "; ".join(f"driver {report.driver_version}, VBIOS {report.vbios_version}" for report in reports)
+    found = "; ".join(
+        f"driver {report.driver_version}, VBIOS {report.vbios_version}" for report in reports
+    )
     if driver == vbios == "any":
         ledger.leave_open(GPU_REPORT_VERSIONS, found=found)
         return
     holds = all(
-        reaches(report.driver_version, driver, base=10) and reaches(report.vbios_version, vbios, base=16)
+        reaches(report.driver_version, driver, base=10)
+        and reaches(report.vbios_version, vbios, base=16)
         for report in reports
     )
-    ledger.judge(GPU_REPORT_VERSIONS, holds, expected=f"driver {driver}, VBIOS {vbios}, or later", found=found)
+    ledger.judge(
+        GPU_REPORT_VERSIONS,
+        holds,
+        expected=f"driver {driver}, VBIOS {vbios}, or later",
+        found=found,
+    )
 
 
 def _judge_models(ledger: Ledger, chains: Sequence[Chain], demands: GpuSection) -> None:

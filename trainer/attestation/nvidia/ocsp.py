@@ -62,7 +62,9 @@ def parse_answers(der: bytes) -> list[OcspResponse]:
         ValueError: not a response, or an error of the responder.
     """
     if len(der) > MAX_ANSWER_BYTES:
-        raise ValueError(f"expected at most {MAX_ANSWER_BYTES} bytes of OCSP response, got {len(der)}")
+        raise ValueError(
+            f"expected at most {MAX_ANSWER_BYTES} bytes of OCSP response, got {len(der)}"
+        )
     try:
         response = ocsp.load_der_ocsp_response(der)
         status = response.response_status
@@ -73,7 +75,11 @@ def parse_answers(der: bytes) -> list[OcspResponse]:
             for certificate in response.certificates:
                 certificate.public_key()
                 _ = (certificate.extensions, certificate.subject)
-            _ = (response.responder_name, response.responder_key_hash, response.signature_hash_algorithm)
+            _ = (
+                response.responder_name,
+                response.responder_key_hash,
+                response.signature_hash_algorithm,
+            )
             answers = [_answer(response, single) for single in response.responses]
     except MALFORMED:
         raise ValueError("expected an OCSP response, got something else") from None
@@ -126,14 +132,24 @@ def verify_not_revoked(chain: Chain, answers: Sequence[OcspResponse], *, now: in
                 raise ValueError(f"certificate {depth}: {error}") from None
 
 
-def _is_about(answer: OcspResponse, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+def _is_about(
+    answer: OcspResponse, certificate: x509.Certificate, issuer: x509.Certificate
+) -> bool:
     # An answer names its certificate by hashes of the issuer's name and key, and by serial number. A request for
     # the certificate, built with the same hash, has the same three.
     try:
-        asked = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, answer.hash_algorithm).build()
+        asked = (
+            ocsp.OCSPRequestBuilder()
+            .add_certificate(certificate, issuer, answer.hash_algorithm)
+            .build()
+        )
     except MALFORMED:  # a hash algorithm that OCSP does not use
         return False
-    return answer.certificate_id == (asked.issuer_name_hash, asked.issuer_key_hash, asked.serial_number)
+    return answer.certificate_id == (
+        asked.issuer_name_hash,
+        asked.issuer_key_hash,
+        asked.serial_number,
+    )
 
 
 def _verify_answer(answer: OcspResponse, issuer: x509.Certificate, now: int) -> None:
@@ -158,7 +174,9 @@ def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: int) 
     """Returns the certificate that the response must be signed with: the issuer's, or that of its delegate."""
     if _is_named(issuer, response):
         return issuer
-    delegates = [certificate for certificate in response.certificates if _is_named(certificate, response)]
+    delegates = [
+        certificate for certificate in response.certificates if _is_named(certificate, response)
+    ]
     if len(delegates) != 1:
         raise ValueError(f"expected the responder's certificate, got {len(delegates)}")
     # A delegate is certified by the same authority, for this use (RFC 6960, section 4.2.2.2).
@@ -167,14 +185,21 @@ def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: int) 
         delegate.verify_directly_issued_by(issuer)
     except (*MALFORMED, InvalidSignature):
         raise ValueError("the responder was not certified by the certificate's issuer") from None
-    if not delegate.not_valid_before_utc.timestamp() <= now <= delegate.not_valid_after_utc.timestamp():
+    if (
+        not delegate.not_valid_before_utc.timestamp()
+        <= now
+        <= delegate.not_valid_after_utc.timestamp()
+    ):
         raise ValueError("the responder's certificate is not valid now")
-    if any(extension.critical and extension.oid not in _UNDERSTOOD for extension in delegate.extensions):
+    if any(
+        extension.critical and extension.oid not in _UNDERSTOOD for extension in delegate.extensions
+    ):
         raise ValueError("the responder's certificate demands an extension that is unknown here")
     values = [extension.value for extension in delegate.extensions]
     # Without this usage any certificate of the same issuer, such as another GPU's, could answer.
     if not any(
-        isinstance(value, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.OCSP_SIGNING in value for value in values
+        isinstance(value, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.OCSP_SIGNING in value
+        for value in values
     ):
         raise ValueError("the responder may not answer: its certificate is for something else")
     if any(isinstance(value, x509.KeyUsage) and not value.digital_signature for value in values):
@@ -187,5 +212,6 @@ def _is_named(certificate: x509.Certificate, response: ocsp.OCSPResponse) -> boo
     if response.responder_name is not None:
         return certificate.subject == response.responder_name
     return (
-        x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest == response.responder_key_hash
+        x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest
+        == response.responder_key_hash
     )

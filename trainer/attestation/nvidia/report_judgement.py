@@ -74,7 +74,11 @@ def judge_each_report(
             outcomes = list(pool.map(attempt, items))
     else:
         outcomes = [attempt(item) for item in items]
-    problems = [f"report {at}: {error}" for at, error in enumerate(outcomes) if isinstance(error, ValueError)]
+    problems = [
+        f"report {at}: {error}"
+        for at, error in enumerate(outcomes)
+        if isinstance(error, ValueError)
+    ]
     verified = [outcome for outcome in outcomes if not isinstance(outcome, ValueError)]
     found = "; ".join(problems) or f"{len(items)} of {len(items)} reports"
     holds = ledger.judge(definition, not problems, expected=expected, found=found, detail=detail)

@@ -45,7 +45,9 @@ _TRANSFORMS: Final = [
     "http://www.w3.org/2000/09/xmldsig#enveloped-signature",
     "http://www.w3.org/2006/12/xml-c14n11",
 ]
-_DECLARATION: Final = re.compile(r"""<\?xml version=["']1\.0["']( encoding=["'](utf|UTF)-8["'])? ?\?>\s*""")
+_DECLARATION: Final = re.compile(
+    r"""<\?xml version=["']1\.0["']( encoding=["'](utf|UTF)-8["'])? ?\?>\s*"""
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def verify_manifest(text: str, *, root_sha256: str, now: int) -> ReferenceIntegr
         )
         result = signxml.XMLVerifier().verify(data, x509_cert=chain[0], expect_config=configuration)
     except (signxml.exceptions.SignXMLException, etree.LxmlError, TypeError) as error:
-        raise ValueError(f"not a document with a signature that fits: {type(error).__name__}") from None
+        raise ValueError(
+            f"not a document with a signature that fits: {type(error).__name__}"
+        ) from None
     # `signed_xml` is what the signature covers. Reading from the document instead would allow signature
     # wrapping.
     return _manifest(result.signed_xml)
@@ -134,12 +138,19 @@ def _signing_certificates(root: Any) -> str:
         raise ValueError("expected one signature, directly below the root")
     references = [reference.get("URI") for reference in root.iter(f"{_SIGNATURE}Reference")]
     if references != [""]:  # the empty URI refers to the complete document
-        raise ValueError(f"expected one signed reference, to the complete document, got {references}")
+        raise ValueError(
+            f"expected one signed reference, to the complete document, got {references}"
+        )
     transforms = [transform.get("Algorithm") for transform in root.iter(f"{_SIGNATURE}Transform")]
     if transforms != _TRANSFORMS:
         raise ValueError(f"expected the transforms {_TRANSFORMS}, got {transforms}")
-    encoded = ("\n".join((each.text or "").split()) for each in signatures[0].iter(f"{_SIGNATURE}X509Certificate"))
-    return "".join(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in encoded)
+    encoded = (
+        "\n".join((each.text or "").split())
+        for each in signatures[0].iter(f"{_SIGNATURE}X509Certificate")
+    )
+    return "".join(
+        f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n" for text in encoded
+    )
 
 
 def _manifest(signed: Any) -> ReferenceIntegrityManifest:
@@ -180,7 +191,9 @@ def _number(resource: Any, name: str) -> int:
     return int(text)
 
 
-def compare_measurements(report: GpuReport, model: str, manifests: Sequence[ReferenceIntegrityManifest]) -> None:
+def compare_measurements(
+    report: GpuReport, model: str, manifests: Sequence[ReferenceIntegrityManifest]
+) -> None:
     """Checks that a GPU's measurements are those that NVIDIA published for its driver and its VBIOS.
 
     Blocks of the report that are active in neither manifest are ignored, as in NVIDIA's verifiers.
@@ -204,7 +217,11 @@ def compare_measurements(report: GpuReport, model: str, manifests: Sequence[Refe
         expected.pop(_NVDEC0_MEASUREMENT, None)
     # Indices of manifests start at 0, those of blocks at 1. A block that is missing is None, which no manifest
     # accepts.
-    wrong = [index for index in sorted(expected) if report.measurements.get(index + 1) not in expected[index]]
+    wrong = [
+        index
+        for index in sorted(expected)
+        if report.measurements.get(index + 1) not in expected[index]
+    ]
     if wrong:
         raise ValueError(f"measurement {', '.join(map(str, wrong))} is not NVIDIA's")
 
@@ -219,7 +236,9 @@ def _manifest_of(
         if manifest.product == chip and manifest.version.upper() == version.upper()
     ]
     if len(matching) != 1:
-        raise ValueError(f"expected one manifest of {what} {version} on {chip}, got {len(matching)}")
+        raise ValueError(
+            f"expected one manifest of {what} {version} on {chip}, got {len(matching)}"
+        )
     return matching[0].measurements
 
 

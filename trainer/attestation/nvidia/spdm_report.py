@@ -37,7 +37,9 @@ VBIOS_VERSION: Final = 6
 FWID: Final = 20
 """Types of the opaque fields that are read here."""
 
-_REQUEST: Final = b"\x11\xe0\x01\xff"  # version 1.1, GET_MEASUREMENTS, signature requested, all measurements
+_REQUEST: Final = (
+    b"\x11\xe0\x01\xff"  # version 1.1, GET_MEASUREMENTS, signature requested, all measurements
+)
 _RESPONSE: Final = b"\x11\x60"  # version 1.1, MEASUREMENTS
 _DMTF: Final = 1  # the only measurement specification of SPDM 1.1
 
@@ -202,7 +204,9 @@ def verify_signature(report: GpuReport, key: PublicKeyTypes) -> None:
         raise ValueError("the signer's key is not on P-384")  # noqa: TRY004 - a fault of the evidence, not of the caller
     # SPDM concatenates r and s; `cryptography` takes the DER form.
     half = SIGNATURE_BYTES // 2
-    r, s = (int.from_bytes(part, "big") for part in (report.signature[:half], report.signature[half:]))
+    r, s = (
+        int.from_bytes(part, "big") for part in (report.signature[:half], report.signature[half:])
+    )
     try:
         key.verify(encode_dss_signature(r, s), report.signed, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-_FORM: Final = {10: re.compile(r"[0-9]+(\.[0-9]+)*"), 16: re.compile(r"[0-9A-Fa-f]+(\.[0-9A-Fa-f]+)*")}
+_FORM: Final = {
+    10: re.compile(r"[0-9]+(\.[0-9]+)*"),
+    16: re.compile(r"[0-9A-Fa-f]+(\.[0-9A-Fa-f]+)*"),
+}
 _MAX_CHARS: Final = 64
 
 

@@ -3,7 +3,13 @@
 from trainer.attestation.policy.app_section import AppSection, KeyProviderDemand
 from trainer.attestation.policy.gpu_sources import ReferenceManifests, RevocationAnswers, ServiceUrl
 from trainer.attestation.policy.platform_section import PlatformSection
-from trainer.attestation.policy.policy_text import cautions, explain, policy_yaml, read_measurements, strict_policy
+from trainer.attestation.policy.policy_text import (
+    cautions,
+    explain,
+    policy_yaml,
+    read_measurements,
+    strict_policy,
+)
 from trainer.attestation.policy.schema import (
     MAX_POLICY_BYTES,
     CollateralDocument,

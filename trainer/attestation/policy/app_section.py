@@ -77,10 +77,15 @@ class AppSection(Strict):
         # Whoever has the key service has this key. If any service will do, it may be the operator's own.
         provider, root = info.data.get("key_provider"), info.data.get("kms_root_key")
         if recipient == "derived" and {"key_provider", "kms_root_key"} <= info.data.keys():
-            named = isinstance(provider, KeyProviderDemand) and provider.name == KEY_SERVICE and provider.id
+            named = (
+                isinstance(provider, KeyProviderDemand)
+                and provider.name == KEY_SERVICE
+                and provider.id
+            )
             if not named or root in ("any", "none"):
                 raise PydanticCustomError(
-                    DERIVED_RECIPIENT, "`derived` needs a key service with name kms, identity and root key"
+                    DERIVED_RECIPIENT,
+                    "`derived` needs a key service with name kms, identity and root key",
                 )
         return recipient
 
@@ -114,7 +119,9 @@ class AppSection(Strict):
     def _explain_demands(self) -> Iterator[str]:
         """Yields which app and which key provider are demanded."""
         yield (
-            "Not demanded: a particular app id." if self.app_id == "any" else f"The app id must be {self.app_id}."
+            "Not demanded: a particular app id."
+            if self.app_id == "any"
+            else f"The app id must be {self.app_id}."
         )
         provider, root, scripts = self.key_provider, self.kms_root_key, self.init_script_sha256
         if provider == "any":

@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from trainer.attestation.nvidia.gpu_endorsements import MAX_ANSWERS, MAX_MANIFESTS, AnswerText, ManifestText
+from trainer.attestation.nvidia.gpu_endorsements import (
+    MAX_ANSWERS,
+    MAX_MANIFESTS,
+    AnswerText,
+    ManifestText,
+)
 from trainer.errors import ErrorCode, UsageError
 from trainer.models import Strict
 
@@ -50,7 +55,9 @@ def read_named(name: str, read_file: Callable[[str], bytes]) -> bytes:
     try:
         return read_file(name)
     except OSError as error:
-        raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read {name}: {error.strerror}") from error
+        raise UsageError(
+            ErrorCode.FILE_NOT_FOUND, f"cannot read {name}: {error.strerror}"
+        ) from error
 
 
 def read_named_text(name: str, read_file: Callable[[str], bytes], expected: str) -> str:
@@ -67,7 +74,9 @@ def read_named_text(name: str, read_file: Callable[[str], bytes], expected: str)
     try:
         return read_named(name, read_file).decode()
     except UnicodeDecodeError:
-        raise UsageError(ErrorCode.POLICY_INVALID, name, expected=expected, found="binary data") from None
+        raise UsageError(
+            ErrorCode.POLICY_INVALID, name, expected=expected, found="binary data"
+        ) from None
 
 
 def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> object:
@@ -89,14 +98,29 @@ def inline_gpu_files(section: object, read_file: Callable[[str], bytes]) -> obje
         if not isinstance(value, Mapping) or "files" not in value:
             continue
         files = value["files"]
-        if not isinstance(files, list) or not all(isinstance(file, str) for file in files) or len(value) != 1:
-            raise UsageError(ErrorCode.POLICY_INVALID, where, expected="files: a list of names", found=repr(files))
+        if (
+            not isinstance(files, list)
+            or not all(isinstance(file, str) for file in files)
+            or len(value) != 1
+        ):
+            raise UsageError(
+                ErrorCode.POLICY_INVALID,
+                where,
+                expected="files: a list of names",
+                found=repr(files),
+            )
         if not 1 <= len(files) <= limit:
-            raise UsageError(ErrorCode.POLICY_INVALID, where, expected=f"1 to {limit} files", found=len(files))
+            raise UsageError(
+                ErrorCode.POLICY_INVALID, where, expected=f"1 to {limit} files", found=len(files)
+            )
         if name == "reference_values":
-            inlined[name] = {key: [read_named_text(file, read_file, "an XML file") for file in files]}
+            inlined[name] = {
+                key: [read_named_text(file, read_file, "an XML file") for file in files]
+            }
         else:
-            inlined[name] = {key: [base64.b64encode(read_named(file, read_file)).decode() for file in files]}
+            inlined[name] = {
+                key: [base64.b64encode(read_named(file, read_file)).decode() for file in files]
+            }
     return inlined
 
 

@@ -162,7 +162,9 @@ def explain(policy: Policy) -> list[str]:
             "whoever holds its key can imitate a TEE."
         )
     if policy.os == "any":
-        os_sentences = [f"{_CAUTION}not demanded: an OS. A changed OS can lie about everything above it."]
+        os_sentences = [
+            f"{_CAUTION}not demanded: an OS. A changed OS can lie about everything above it."
+        ]
     else:
         os_sentences = list(policy.os.explain())
     if policy.sandbox == "any":
@@ -183,4 +185,6 @@ def explain(policy: Policy) -> list[str]:
 
 def cautions(policy: Policy) -> tuple[str, ...]:
     """Returns what somebody who relies on a pass under this policy must know: the cautions of `explain`."""
-    return tuple(line.removeprefix(_CAUTION) for line in explain(policy) if line.startswith(_CAUTION))
+    return tuple(
+        line.removeprefix(_CAUTION) for line in explain(policy) if line.startswith(_CAUTION)
+    )

@@ -15,7 +15,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from trainer.attestation.policy.app_section import DERIVED_RECIPIENT, DERIVED_RECIPIENT_HINT, AppSection
+from trainer.attestation.policy.app_section import (
+    DERIVED_RECIPIENT,
+    DERIVED_RECIPIENT_HINT,
+    AppSection,
+)
 from trainer.attestation.policy.gpu_sources import inline_gpu_files, read_named_text
 from trainer.attestation.policy.platform_section import PlatformSection
 from trainer.attestation.policy.sections import (
@@ -35,7 +39,10 @@ from trainer.strict_yaml import parse_yaml
 MAX_POLICY_BYTES: Final = 1 << 20
 MAX_TEXT_CHARACTERS: Final = 1 << 19
 
-_HINTS: Final = {"missing": "write `any` to leave it open", DERIVED_RECIPIENT: DERIVED_RECIPIENT_HINT}
+_HINTS: Final = {
+    "missing": "write `any` to leave it open",
+    DERIVED_RECIPIENT: DERIVED_RECIPIENT_HINT,
+}
 """Kind of a pydantic error → hint."""
 
 
@@ -103,7 +110,9 @@ class TrustRoot(Strict):
         found = hashlib.sha256(self.der).hexdigest()
         if found != self.sha256:
             raise ValueError(f"the certificate's fingerprint is {found}, not {self.sha256}")
-        root_key_id(self.certificate)  # raises if the key is not an EC key, which no quote could chain to
+        root_key_id(
+            self.certificate
+        )  # raises if the key is not an EC key, which no quote could chain to
         return self
 
 
@@ -157,9 +166,14 @@ class Policy(Strict):
         )
     )
     sandbox: (
-        Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...], Field(min_length=1)]
+        Annotated[
+            tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], ...],
+            Field(min_length=1),
+        ]
         | Unset
-    ) = Field(description="Which sandbox properties the job must report, such as `worker_no_network`.")
+    ) = Field(
+        description="Which sandbox properties the job must report, such as `worker_no_network`."
+    )
     freshness: FreshnessSection = Field(description="How old the job's claims may be, in seconds.")
 
     def canonical(self) -> bytes:
@@ -183,7 +197,11 @@ class Policy(Strict):
     @property
     def root_key_id(self) -> bytes:
         """SHA-384 of the trusted root's public key."""
-        return INTEL_ROOT_KEY_ID if self.trust_root == "intel" else root_key_id(self.trust_root.certificate)
+        return (
+            INTEL_ROOT_KEY_ID
+            if self.trust_root == "intel"
+            else root_key_id(self.trust_root.certificate)
+        )
 
 
 def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
@@ -199,10 +217,15 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
     """
     # Files are read into the document before it is validated: the policy, its digest and every record then hold
     # them.
-    document = parse_yaml(data, what="policy", limit=MAX_POLICY_BYTES, code=ErrorCode.POLICY_INVALID)
+    document = parse_yaml(
+        data, what="policy", limit=MAX_POLICY_BYTES, code=ErrorCode.POLICY_INVALID
+    )
     if not isinstance(document, dict):
         raise UsageError(
-            ErrorCode.POLICY_INVALID, "the policy", expected="a mapping", found=type(document).__name__
+            ErrorCode.POLICY_INVALID,
+            "the policy",
+            expected="a mapping",
+            found=type(document).__name__,
         )
     inlined = {**document}
     _inline(inlined, "trust_root", "pem", read_file)
@@ -216,7 +239,9 @@ def parse_policy(data: bytes, *, read_file: Callable[[str], bytes]) -> Policy:
         raise _policy_error(error) from None
 
 
-def _inline(document: dict[str, object], section: str, key: str, read_file: Callable[[str], bytes]) -> None:
+def _inline(
+    document: dict[str, object], section: str, key: str, read_file: Callable[[str], bytes]
+) -> None:
     """Replaces `{file: …}` in a section by the file's text under `key`: a policy's digest covers its files."""
     value = document.get(section)
     if not isinstance(value, Mapping) or "file" not in value:
@@ -224,10 +249,16 @@ def _inline(document: dict[str, object], section: str, key: str, read_file: Call
     name = value["file"]
     if not isinstance(name, str) or key in value:
         raise UsageError(
-            ErrorCode.POLICY_INVALID, f"policy: {section}", expected="one file name", found=repr(name)
+            ErrorCode.POLICY_INVALID,
+            f"policy: {section}",
+            expected="one file name",
+            found=repr(name),
         )
     rest = {other: content for other, content in value.items() if other != "file"}
-    document[section] = {**rest, key: require_plain_text(read_named_text(name, read_file, "a text file"), name)}
+    document[section] = {
+        **rest,
+        key: require_plain_text(read_named_text(name, read_file, "a text file"), name),
+    }
 
 
 def _policy_error(error: ValidationError) -> UsageError:
@@ -238,10 +269,19 @@ def _policy_error(error: ValidationError) -> UsageError:
     # Of two of one depth, a wrong value says more than the keys of the other member.
     forms = {"literal_error", "missing", "extra_forbidden"}
     deepest = max(
-        errors, key=lambda item: (len(item["loc"]), item["type"] != "literal_error", item["type"] not in forms)
+        errors,
+        key=lambda item: (
+            len(item["loc"]),
+            item["type"] != "literal_error",
+            item["type"] not in forms,
+        ),
     )
     parts = (str(part) for part in deepest["loc"])
-    where = ".".join(part for part in parts if part.isdigit() or (part.islower() and part.isidentifier()))
+    where = ".".join(
+        part for part in parts if part.isdigit() or (part.islower() and part.isidentifier())
+    )
     hint = _HINTS.get(deepest["type"])
     message = deepest["msg"].removeprefix("Value error, ")
-    return UsageError(ErrorCode.POLICY_INVALID, f"policy: {where or 'document'}: {message}", hint=hint)
+    return UsageError(
+        ErrorCode.POLICY_INVALID, f"policy: {where or 'document'}: {message}", hint=hint
+    )

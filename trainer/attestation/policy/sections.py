@@ -140,7 +140,9 @@ class GpuSection(Strict):
     """Prefixes of model names, such as `GH100`; each GPU's model must begin with one of them."""
     min_driver_version: Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")] | Unset
     """Such as `550.90.07`; compared number by number."""
-    min_vbios_version: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
+    min_vbios_version: (
+        Annotated[str, Field(pattern=r"^[0-9a-fA-F]{2}(\.[0-9a-fA-F]{2}){4}$")] | Unset
+    )
     """Such as `96.00.9F.00.01`; compared byte by byte, in hex."""
     devtools: Literal["refused"] | Unset
     """Refuses devtools mode in the OS's event, and debugging in the boot claims where these are required."""
@@ -155,7 +157,9 @@ class GpuSection(Strict):
         # says.
         rest = (self.count, self.models, self.min_driver_version, self.min_vbios_version)
         if self.boot == self.fresh == "any" and rest != ("any",) * len(rest):
-            raise ValueError("count, models and least versions need `boot: required` or `fresh: required`")
+            raise ValueError(
+                "count, models and least versions need `boot: required` or `fresh: required`"
+            )
         if self.boot == "required" and not self.required:
             raise ValueError("`boot: required` needs `required: true`")
         if self.fresh == "any" and (self.reference_values, self.revocation) != ("any", "any"):
@@ -231,8 +235,12 @@ def endorsements_of(section: GpuSection, *, fetched: GpuEndorsements) -> GpuEndo
     """Returns what fresh GPU reports are judged with: the policy's own files, else what was fetched."""
     values, answers = section.reference_values, section.revocation
     return GpuEndorsements(
-        reference_values=values.documents if isinstance(values, ReferenceManifests) else fetched.reference_values,
-        revocation=answers.decoded() if isinstance(answers, RevocationAnswers) else fetched.revocation,
+        reference_values=values.documents
+        if isinstance(values, ReferenceManifests)
+        else fetched.reference_values,
+        revocation=answers.decoded()
+        if isinstance(answers, RevocationAnswers)
+        else fetched.revocation,
     )
 
 

@@ -23,7 +23,11 @@ from trainer.attestation.dstack.key_source import (
     key_weaknesses,
     read_key_source,
 )
-from trainer.attestation.policy.app_section import DERIVED_RECIPIENT_HINT, AppSection, KeyProviderDemand
+from trainer.attestation.policy.app_section import (
+    DERIVED_RECIPIENT_HINT,
+    AppSection,
+    KeyProviderDemand,
+)
 from trainer.errors import ErrorCode, UsageError
 from trainer.spec import JobSpec
 
@@ -85,7 +89,11 @@ def strict_app(
     """
     source = app_key_source(app_compose, pins)
     for weakness in key_weaknesses(source):
-        hint = "or give --key-provider-id" if weakness is UNNAMED_SERVICE and not source.identity else None
+        hint = (
+            "or give --key-provider-id"
+            if weakness is UNNAMED_SERVICE and not source.identity
+            else None
+        )
         raise UsageError(
             ErrorCode.USAGE,
             "the app-compose file",
@@ -146,7 +154,9 @@ def app_key_source(app_compose: str, pins: KeyServicePins = NO_PINS) -> KeySourc
     for option, value in pins.named().items():
         form, expected = _FORMS[option]
         if value is not None and not re.fullmatch(form, value):
-            raise UsageError(ErrorCode.USAGE, option, expected=expected, found=value, hint="ask the operator")
+            raise UsageError(
+                ErrorCode.USAGE, option, expected=expected, found=value, hint="ask the operator"
+            )
     source = read_key_source(document)
     if source.provider == KEY_SERVICE and pins.identity is not None:
         if source.identity not in ("", pins.identity):
@@ -163,7 +173,9 @@ def app_key_source(app_compose: str, pins: KeyServicePins = NO_PINS) -> KeySourc
 
 def _digests(job_specs: Sequence[JobSpec]) -> tuple[str, ...]:
     if not job_specs:
-        raise UsageError(ErrorCode.USAGE, "a strict policy", expected="at least one job spec", found="none")
+        raise UsageError(
+            ErrorCode.USAGE, "a strict policy", expected="at least one job spec", found="none"
+        )
     return tuple(spec.sha256() for spec in job_specs)
 
 
@@ -195,7 +207,11 @@ def _required_pins(pins: KeyServicePins) -> tuple[str, str]:
     """
     if pins.app_id is not None and pins.root_key is not None:
         return pins.app_id, pins.root_key
-    missing = [option for option, value in pins.named().items() if value is None and option != "--key-provider-id"]
+    missing = [
+        option
+        for option, value in pins.named().items()
+        if value is None and option != "--key-provider-id"
+    ]
     raise UsageError(
         ErrorCode.USAGE,
         "the key service of this app",

@@ -98,8 +98,12 @@ def ear_claims(result: AttestationResult) -> dict[str, JsonValue]:
     submodules: dict[str, JsonValue] = {
         name.value: {
             "ear_status": tiers[name].value,
-            "ear_trustworthiness_vector": {claim.value: value.value for claim, value in vector.items()},
-            "ear_appraisal_policy_ids": [f"urn:confidential-trainer:policy:sha256:{result.policy_sha256}"],
+            "ear_trustworthiness_vector": {
+                claim.value: value.value for claim, value in vector.items()
+            },
+            "ear_appraisal_policy_ids": [
+                f"urn:confidential-trainer:policy:sha256:{result.policy_sha256}"
+            ],
         }
         for name, vector in vectors(result.checks).items()
     }
@@ -138,7 +142,9 @@ def _value(checks: Sequence[Check]) -> TrustValue:
     """
     states = {check.state for check in checks}
     if CheckState.CONTRAINDICATED in states:
-        failed = [DEFINITIONS[check.code] for check in checks if check.state is CheckState.CONTRAINDICATED]
+        failed = [
+            DEFINITIONS[check.code] for check in checks if check.state is CheckState.CONTRAINDICATED
+        ]
         is_signature = any(definition.is_signature for definition in failed)
         return TrustValue.SIGNATURE_FAILED if is_signature else TrustValue.CONTRAINDICATED
     if CheckState.AFFIRMED not in states or CheckState.NOT_REACHED in states:

@@ -18,7 +18,11 @@ from pydantic import Field, JsonValue, TypeAdapter
 from trainer.attestation.checks import CheckState
 from trainer.attestation.claims.claims_checks import NONCE_UNUSED
 from trainer.attestation.evidence import MAX_EVIDENCE_BYTES, Evidence
-from trainer.attestation.nvidia.gpu_endorsements import NO_ENDORSEMENTS, GpuEndorsements, GpuEndorsementsDocument
+from trainer.attestation.nvidia.gpu_endorsements import (
+    NO_ENDORSEMENTS,
+    GpuEndorsements,
+    GpuEndorsementsDocument,
+)
 from trainer.attestation.policy import MAX_POLICY_BYTES, CollateralDocument, Policy
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.attestation.result.ear import BUILD, EAR, VERIFIER_ID, result_document
@@ -114,7 +118,9 @@ def is_record(data: bytes) -> bool:
     try:
         document = parse_json(data)
     except ValueError as error:
-        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"neither evidence nor a record: {error}") from None
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID, f"neither evidence nor a record: {error}"
+        ) from None
     return isinstance(document, dict) and "evidence" in document and "claims" not in document
 
 
@@ -190,7 +196,9 @@ def _agree(recorded: dict[str, JsonValue], repeated: dict[str, JsonValue]) -> bo
     if not isinstance(states, dict) or not isinstance(others, dict):
         return False
     known = states.keys() & others.keys()
-    return recorded.get("status") == repeated["status"] and all(states[code] == others[code] for code in known)
+    return recorded.get("status") == repeated["status"] and all(
+        states[code] == others[code] for code in known
+    )
 
 
 def _build_of(result: dict[str, JsonValue]) -> JsonValue:
@@ -203,7 +211,9 @@ def _text_of(result: dict[str, JsonValue]) -> str:
     return json.dumps({**result, "fresh": None}, sort_keys=True)
 
 
-def reappraise(record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None) -> Record:
+def reappraise(
+    record: Record, *, now: int, policy: Policy | None = None, nonce: str | None = None
+) -> Record:
     """Appraises a record's evidence as of another time, or under another policy; the result is not fresh.
 
     The recorded collateral is used unless `policy` contains some: nothing is fetched. Which TLS key served the

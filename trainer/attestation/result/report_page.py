@@ -82,9 +82,8 @@ def _verdict(result: AttestationResult) -> str:
     elif result.status == "pass":
         mark, word = SYMBOLS[CheckState.AFFIRMED], "Pass"
         sealable = f"A dataset may be sealed to this job until {utc(result.expires_at)}."
-        meaning = (
-            f"Every check was affirmed or not demanded. {sealable if result.fresh else f'Not fresh: {NOT_FRESH}.'}"
-        )
+        freshness = sealable if result.fresh else f"Not fresh: {NOT_FRESH}."
+        meaning = f"Every check was affirmed or not demanded. {freshness}"
     else:
         mark, word = SYMBOLS[CheckState.CONTRAINDICATED], "Fail"
         meaning = "Do not upload: the evidence does not satisfy the policy."
@@ -180,13 +179,15 @@ def _group(group: CheckGroup, result: AttestationResult) -> str:
     )
 
 
+def _label(text: str) -> str:
+    return f'<span class="label">{text}</span>'
+
+
 def _row(check: Check) -> str:
     state = check.state
     expected = ""
     if state is CheckState.CONTRAINDICATED and check.expected:
-        expected = (
-            f'<span class="label">expected</span> {_value(check.expected)}<br><span class="label">found</span> '
-        )
+        expected = f"{_label('expected')} {_value(check.expected)}<br>{_label('found')} "
     detail = f"<small>{escape(printable(check.detail))}</small>" if check.detail else ""
     found = _value(check.found) if check.found else ""
     return (

@@ -72,7 +72,9 @@ def parse_collateral(data: bytes) -> Collateral:
     """
     if len(data) > MAX_COLLATERAL_BYTES:
         raise ValueError(f"larger than {MAX_COLLATERAL_BYTES} bytes")
-    document = parse_json(data)  # refuses duplicate keys and other JSON that two parsers may read differently
+    document = parse_json(
+        data
+    )  # refuses duplicate keys and other JSON that two parsers may read differently
     if not isinstance(document, dict) or not document.keys() <= {*_KEYS, _FOREIGN_CHAIN}:
         raise ValueError("not an object with the keys of QuoteCollateralV3 alone")
     document.pop(_FOREIGN_CHAIN, None)
@@ -81,10 +83,16 @@ def parse_collateral(data: bytes) -> Collateral:
     if not isinstance(tcb_info, dict):
         raise ValueError("the TCB info is not a JSON object")  # noqa: TRY004 -- wrong content, not a wrong type
     # The issuers of PCK CRL, TCB info and QE identity. The platform's own certificate comes with the quote.
-    texts = (handle.pck_crl_issuer_chain, handle.tcb_info_issuer_chain, handle.qe_identity_issuer_chain)
+    texts = (
+        handle.pck_crl_issuer_chain,
+        handle.tcb_info_issuer_chain,
+        handle.qe_identity_issuer_chain,
+    )
     chains = tuple(read_pem_chain(text.encode()) for text in texts)
     if any(chain.stray or not chain.is_linked for chain in chains):
-        raise ValueError("a chain that is not one certificate after the other, each issued by the next")
+        raise ValueError(
+            "a chain that is not one certificate after the other, each issued by the next"
+        )
     return Collateral(handle, tcb_info, chains)
 
 
@@ -93,7 +101,10 @@ def overdue_list(collateral: Collateral, now: int) -> str | None:
 
     dcap-qvl has one message for all that is wrong with a certificate chain, an expired CRL among it.
     """
-    for name, der in (("root CA", collateral.handle.root_ca_crl), ("PCK", collateral.handle.pck_crl)):
+    for name, der in (
+        ("root CA", collateral.handle.root_ca_crl),
+        ("PCK", collateral.handle.pck_crl),
+    ):
         try:
             crl = x509.load_der_x509_crl(der)
             begin, end = crl.last_update_utc, crl.next_update_utc
@@ -117,7 +128,10 @@ def module_identity(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[st
         return general if isinstance(general, dict) else None
     identities: Sequence[Any] = tcb_info.get("tdxModuleIdentities") or ()
     wanted = f"TDX_{major:02X}"
-    return next((entry for entry in identities if isinstance(entry, dict) and entry.get("id") == wanted), None)
+    return next(
+        (entry for entry in identities if isinstance(entry, dict) and entry.get("id") == wanted),
+        None,
+    )
 
 
 def module_level(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, Any] | None:
@@ -126,4 +140,6 @@ def module_level(tcb_info: Mapping[str, Any], report: TdReport) -> Mapping[str, 
     levels: Sequence[Mapping[str, Any]] = identity.get("tcbLevels", ())
     # Levels are listed from the newest version to the oldest: the first one that the module reaches is its
     # level.
-    return next((level for level in levels if report.tee_tcb_svn[0] >= level["tcb"]["isvsvn"]), None)
+    return next(
+        (level for level in levels if report.tee_tcb_svn[0] >= level["tcb"]["isvsvn"]), None
+    )

@@ -42,10 +42,18 @@ FORMS: Final = {
 _KINDS: Final = {"none": "none", "local-sgx": "local", "kms": "kms", "tpm": "tpm"}
 """Name in the key-provider event → name in the configuration document."""
 _KIND_BYTES: Final = {"none": 0, "local": 1, "kms": 2, "tpm": 3}
-_OPTIONAL: Final = ("app_id", "gpu_policy_hash", "key_provider_id", "instance_id", "init_script_hashes")
+_OPTIONAL: Final = (
+    "app_id",
+    "gpu_policy_hash",
+    "key_provider_id",
+    "instance_id",
+    "init_script_hashes",
+)
 
 
-def acceptable_config_ids(form: int, compose_hash: bytes, events: Sequence[Event]) -> frozenset[bytes]:
+def acceptable_config_ids(
+    form: int, compose_hash: bytes, events: Sequence[Event]
+) -> frozenset[bytes]:
     """Returns every value of MRCONFIGID in one form that agrees with the event log.
 
     Args:
@@ -80,7 +88,9 @@ def _config_id(form: int, digest: bytes) -> bytes:
     return (bytes([form]) + digest).ljust(REGISTER_BYTES, b"\0")
 
 
-def _document_digests(compose_hash: bytes, kind: str, identity: bytes, events: Sequence[Event]) -> Iterator[bytes]:
+def _document_digests(
+    compose_hash: bytes, kind: str, identity: bytes, events: Sequence[Event]
+) -> Iterator[bytes]:
     """Yields the digest of the configuration document for every choice of its optional fields: 2^5 digests."""
     fixed = {"version": 3, "compose_hash": compose_hash.hex(), "key_provider": kind}
     measured = {

@@ -45,7 +45,9 @@ class PemChain:
         """Whether each certificate names the next one as its issuer, up to a single self-issued one at the end."""
         issued = [each for each in self.certificates if each.issuer != each.subject]
         pairs = itertools.pairwise(self.certificates)
-        return len(self.certificates) == len(issued) + 1 and all(one.issuer == two.subject for one, two in pairs)
+        return len(self.certificates) == len(issued) + 1 and all(
+            one.issuer == two.subject for one, two in pairs
+        )
 
     @cached_property
     def is_signed(self) -> bool:

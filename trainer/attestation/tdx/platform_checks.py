@@ -17,7 +17,9 @@ PLATFORM_PPID: Final = CheckDefinition(
 )
 
 
-def judge_platform(ledger: Ledger, verified: VerifiedQuote | None, demands: PlatformSection) -> None:
+def judge_platform(
+    ledger: Ledger, verified: VerifiedQuote | None, demands: PlatformSection
+) -> None:
     """Records platform-ppid.
 
     Args:

@@ -121,18 +121,33 @@ _VERIFIED_BY_DCAP_QVL: Final = {
 # dcap-qvl refuses with a message and no code. A phrase comes before those that it contains: "QE Identity
 # expired" is a matter of dates, any other message about the "QE Identity" one of signatures.
 _PHRASES: Final = (
-    (QUOTING_ENCLAVE, ("QE MRSIGNER", "QE ISV", "QE MISCSELECT", "QE ATTRIBUTES", "QE report validation")),
+    (
+        QUOTING_ENCLAVE,
+        ("QE MRSIGNER", "QE ISV", "QE MISCSELECT", "QE ATTRIBUTES", "QE report validation"),
+    ),
     (QUOTING_ENCLAVE, ("Unsupported QE Identity", "No TCB levels found in QE")),
-    (COLLATERAL_VALIDITY, ("TCBInfo expired", "QE Identity expired", "in the future", "CRL is not in date")),
+    (
+        COLLATERAL_VALIDITY,
+        ("TCBInfo expired", "QE Identity expired", "in the future", "CRL is not in date"),
+    ),
     (COLLATERAL_SIGNATURE, ("tcb_info", "qe_identity", "TcbInfo", "QeIdentity", "CRL", "TCB Info")),
     (COLLATERAL_SIGNATURE, ("QE Identity", "IssuerNotCrlSigner", "InvalidCrlSignature")),
     (tcb.TDX_MODULE, ("TDX module",)),
-    (TCB_LEVEL, ("No matching TCB level", "Fmspc", "component count", "non-TDX TCB", "TDX TCB", "PCE id")),
+    (
+        TCB_LEVEL,
+        ("No matching TCB level", "Fmspc", "component count", "non-TDX TCB", "TDX TCB", "PCE id"),
+    ),
     (tcb.TCB_STATUS, ("TCB status is invalid",)),
     (td.TD_DEBUG, ("Debug mode",)),
-    (td.TD_ATTRIBUTES, ("SEPT_VE_DISABLE", "TD migration", "TD profiling", "TD attributes", "SERVTD_EXT")),
+    (
+        td.TD_ATTRIBUTES,
+        ("SEPT_VE_DISABLE", "TD migration", "TD profiling", "TD attributes", "SERVTD_EXT"),
+    ),
     (td.SERVICE_TD, ("service TD", "SERVTD")),
-    (QUOTE_FORMAT, ("decode quote", "quote version", "QE vendor", "TEE type", "TEE quote", "key type")),
+    (
+        QUOTE_FORMAT,
+        ("decode quote", "quote version", "QE vendor", "TEE type", "TEE quote", "key type"),
+    ),
     (PLATFORM_CERTIFICATE, ("certificate", "Certificate", "CertRevoked", "PCK", "Intel extension")),
 )
 """Which check a message of dcap-qvl fails: the first entry one of whose phrases the message contains."""
@@ -151,7 +166,9 @@ class QuoteFindings:
     valid_until: int | None
 
 
-def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Policy, now: int) -> QuoteFindings:
+def judge_quote(
+    ledger: Ledger, quote_hex: str, collateral: bytes, policy: Policy, now: int
+) -> QuoteFindings:
     """Records every check of `QUOTE_CHECKS`, and platform-ppid.
 
     Args:
@@ -169,11 +186,18 @@ def judge_quote(ledger: Ledger, quote_hex: str, collateral: bytes, policy: Polic
         return QuoteFindings(None, None)
     # dcap-qvl ignores bytes that no length covers, and bytes around certificates. Another reader could take
     # them for part of what was signed.
-    ledger.compare(QUOTE_TRAILING_BYTES, expected="0 stray bytes", found=f"{quote.slack} stray bytes")
+    ledger.compare(
+        QUOTE_TRAILING_BYTES, expected="0 stray bytes", found=f"{quote.slack} stray bytes"
+    )
     documents = _judge_collateral(ledger, collateral)
     verified, refusal = _verify_under_root(ledger, quote, documents, policy, now)
     problem = refusal.get(QUOTE_FORMAT)
-    ledger.judge(QUOTE_FORMAT, problem is None, expected="a TDX quote, version 4 or 5", found=problem or "one")
+    ledger.judge(
+        QUOTE_FORMAT,
+        problem is None,
+        expected="a TDX quote, version 4 or 5",
+        found=problem or "one",
+    )
     _judge_verification(ledger, verified, refusal, now)
     tcb.judge_tcb(ledger, verified, refusal, policy.tcb, now)
     # The TCB info that describes the TDX module counts only after its signature was verified.
@@ -190,7 +214,9 @@ def _judge_collateral(ledger: Ledger, data: bytes) -> Collateral | None:
         documents = parse_collateral(data)
     except ValueError as error:
         problem = str(error)
-    ledger.judge(COLLATERAL_FORMAT, documents is not None, expected="a collateral document", found=problem)
+    ledger.judge(
+        COLLATERAL_FORMAT, documents is not None, expected="a collateral document", found=problem
+    )
     return documents
 
 
@@ -240,7 +266,10 @@ def _judge_verification(
     for definition, expected in _VERIFIED_BY_DCAP_QVL.items():
         if verified or definition in refusal:
             ledger.judge(
-                definition, verified is not None, expected=expected, found=refusal.get(definition, "verified")
+                definition,
+                verified is not None,
+                expected=expected,
+                found=refusal.get(definition, "verified"),
             )
     # The dates are the intersection over all parts of the collateral: from the latest issue to the first expiry.
     if verified:

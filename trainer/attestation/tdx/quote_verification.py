@@ -22,14 +22,19 @@ from trainer.attestation.tdx.td_report import TdReport
 # Library, appendix A.3.
 _HEADER_BYTES: Final = 48
 _REPORT_10_BYTES: Final = 584
-_SIGNATURE_AND_KEY_BYTES: Final = 128  # ECDSA P-256: signature r ‖ s (64), attestation key x ‖ y (64)
+_SIGNATURE_AND_KEY_BYTES: Final = (
+    128  # ECDSA P-256: signature r ‖ s (64), attestation key x ‖ y (64)
+)
 _QE_REPORT_BYTES: Final = 384  # the quoting enclave's SGX report body
 _QE_SIGNATURE_BYTES: Final = 64
 _QE_CERTIFICATION: Final = 6  # certification data that holds the quoting enclave's report
 _PCK_CHAIN: Final = 5  # certification data that is the PCK certificate chain in PEM
 _V5: Final = 5
 
-_REPORTS: Final = (dcap_qvl.TdReport10, dcap_qvl.TdReport15)  # no subclasses of each other, unlike in the stubs
+_REPORTS: Final = (
+    dcap_qvl.TdReport10,
+    dcap_qvl.TdReport15,
+)  # no subclasses of each other, unlike in the stubs
 
 
 class QuoteRefused(Exception):  # noqa: N818 -- an expected outcome, not an error of this program
@@ -169,7 +174,9 @@ def _number(raw: bytes, at: int, size: int) -> int:
     return int.from_bytes(raw[at : at + size], "little")
 
 
-def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes | None, now: int) -> VerifiedQuote:
+def verify_quote(
+    quote: ParsedQuote, collateral: Collateral, *, root_der: bytes | None, now: int
+) -> VerifiedQuote:
     """Has dcap-qvl verify a quote with its collateral at one moment.
 
     Args:
@@ -194,16 +201,23 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
     # `claims_only` accepts every TCB status but Revoked: `tcb_checks` judges each value under the policy.
     policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:
-        verified = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(quote.raw, collateral.handle, now, policy)
+        verified = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(
+            quote.raw, collateral.handle, now, policy
+        )
     except ValueError as error:
         raise QuoteRefused(str(error).removeprefix("Verification failed: ")) from None
     claims = json.loads(verified.to_json())
     platform, qe = claims["platform"], claims["qe"]
     # dcap-qvl compares only the FMSPC of TCB info and platform certificate. Intel's library compares the id of
     # the provisioning certification enclave too: TCB info for another one may rate this platform too high.
-    found, stated = bytes(platform["pck"]["pce_id"]).hex(), str(collateral.tcb_info.get("pceId", "none")).lower()
+    found, stated = (
+        bytes(platform["pck"]["pce_id"]).hex(),
+        str(collateral.tcb_info.get("pceId", "none")).lower(),
+    )
     if stated != found:
-        raise QuoteRefused(f"the TCB info is for PCE id {stated}, the platform's certificate says {found}")
+        raise QuoteRefused(
+            f"the TCB info is for PCE id {stated}, the platform's certificate says {found}"
+        )
     documents = (
         platform["tcb_level"],
         qe["tcb_level"],
@@ -217,9 +231,13 @@ def verify_quote(quote: ParsedQuote, collateral: Collateral, *, root_der: bytes 
         root_key_id=bytes(platform["root_key_id"]),
         # Every part must be valid: the latest issue date of all, and the first expiry of all.
         valid_from=max(claims["latest_issue_date"], claims["qe_iden_latest_issue_date"]),
-        valid_until=min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]),
+        valid_until=min(
+            claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]
+        ),
         levels=tuple(
-            TcbLevel(level["tcbStatus"], int(dt.datetime.fromisoformat(level["tcbDate"]).timestamp()))
+            TcbLevel(
+                level["tcbStatus"], int(dt.datetime.fromisoformat(level["tcbDate"]).timestamp())
+            )
             for level in documents
             if level
         ),

@@ -54,7 +54,14 @@ MR_SEAM: Final = CheckDefinition(
     claim=(Submodule.TDX, TrustClaim.HARDWARE),
 )
 
-TCB_CHECKS: Final = (TCB_STATUS, TCB_GRACE, TCB_ADVISORIES, TCB_EVALUATION_NUMBER, TDX_MODULE, MR_SEAM)
+TCB_CHECKS: Final = (
+    TCB_STATUS,
+    TCB_GRACE,
+    TCB_ADVISORIES,
+    TCB_EVALUATION_NUMBER,
+    TDX_MODULE,
+    MR_SEAM,
+)
 """The checks of this module, in order."""
 
 
@@ -132,7 +139,10 @@ def judge_module(
         # MRSIGNERSEAM is zero for a module that Intel signed; any other signer makes a foreign module.
         identity = module_identity(documents.tcb_info, td) or {}
         mask = int(identity.get("attributesMask", "FFFFFFFFFFFFFFFF"), 16)
-        signer, attributes = identity.get("mrsigner", "no such module"), identity.get("attributes", "")
+        signer, attributes = (
+            identity.get("mrsigner", "no such module"),
+            identity.get("attributes", ""),
+        )
         attribute_bits = int(td.seam_attributes.hex(), 16)
         # Bits outside the mask are not ones that Intel described: they must be zero as well.
         holds = (
@@ -144,7 +154,12 @@ def judge_module(
         found = f"signer {td.mr_signer_seam.hex()}, attributes {td.seam_attributes.hex()}"
         detail = f"version {td.tee_tcb_svn[1]}.{td.tee_tcb_svn[0]}, MRSEAM {td.mr_seam.hex()}"
     elif TDX_MODULE in refusal:
-        holds, expected, found, detail = False, "a TDX module that the TCB info names", refusal[TDX_MODULE], None
+        holds, expected, found, detail = (
+            False,
+            "a TDX module that the TCB info names",
+            refusal[TDX_MODULE],
+            None,
+        )
     else:
         return
     ledger.judge(TDX_MODULE, holds, expected=expected, found=found, detail=detail)

@@ -63,7 +63,10 @@ TD_CHECKS: Final = (TD_DEBUG, TD_ATTRIBUTES, TD_XFAM, SERVICE_TD, MR_OWNER, MR_O
 
 
 def judge_td(
-    ledger: Ledger, report: TdReport, refusal: Mapping[CheckDefinition, str], demands: PlatformSection
+    ledger: Ledger,
+    report: TdReport,
+    refusal: Mapping[CheckDefinition, str],
+    demands: PlatformSection,
 ) -> None:
     """Records every check of `TD_CHECKS`.
 

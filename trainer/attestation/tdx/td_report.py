@@ -43,7 +43,9 @@ class TdReport:
     `mr_service_td` is None in a report 1.0, which has no such field.
     """
 
-    tee_tcb_svn: bytes  # 0, 16: security versions: TDX module (minor, major), late microcode, reserved
+    tee_tcb_svn: (
+        bytes  # 0, 16: security versions: TDX module (minor, major), late microcode, reserved
+    )
     mr_seam: bytes  # 16, 48: measurement of the TDX module
     mr_signer_seam: bytes  # 64, 48: its signer; zero for Intel
     seam_attributes: bytes  # 112, 8: zero for a production module

@@ -51,7 +51,9 @@ class AnswerMarkers:
 
 def find_answer_markers(template: ChatTemplate) -> AnswerMarkers:
     """Returns the marks of a template; those of `AnswerMarkers` where it prints no reasoning."""
-    plain, reasoned = (Message("assistant", _ANSWER, reasoning_content=thought) for thought in (None, _THOUGHT))
+    plain, reasoned = (
+        Message("assistant", _ANSWER, reasoning_content=thought) for thought in (None, _THOUGHT)
+    )
     try:
         prompt = template.render((_QUESTION,), prompt=True)
         lead = _between(template.render((_QUESTION, plain), prompt=False), prompt, _ANSWER)
@@ -60,7 +62,9 @@ def find_answer_markers(template: ChatTemplate) -> AnswerMarkers:
         return AnswerMarkers()
     start, end = _between(text, prompt, _THOUGHT), _between(text, _THOUGHT, _ANSWER)
     # Where the prompt itself opens the thought, nothing is left between the two.
-    return AnswerMarkers(start or AnswerMarkers.thought_start, end or AnswerMarkers.thought_end, lead)
+    return AnswerMarkers(
+        start or AnswerMarkers.thought_start, end or AnswerMarkers.thought_end, lead
+    )
 
 
 def _between(text: str, before: str, after: str) -> str:

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from trainer.data.examples.conservation import check_rendered
-from trainer.data.examples.masks import MaskOptions, RenderedText, mask_not_exact, render_masked_texts
+from trainer.data.examples.masks import (
+    MaskOptions,
+    RenderedText,
+    mask_not_exact,
+    render_masked_texts,
+)
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
 from trainer.data.examples.token_boundaries import Ids, TextPrefix, text_prefixes
@@ -29,13 +34,17 @@ def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -
     unrendered = check_rendered(row, rendered, tokenizer, options.allow_unrendered)
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
-        texts = [_find_prefixes(text, own, tokenizer) for text, own in zip(rendered, ids, strict=True)]
+        texts = [
+            _find_prefixes(text, own, tokenizer) for text, own in zip(rendered, ids, strict=True)
+        ]
         # What must be tokenised to find the boundaries of the spans among the ids.
         prefixes = (prefix for text in texts for span in text.prefixes or () for prefix in span)
         return TokenizedRow(
             tuple(prefix.rest for prefix in prefixes),
             lambda ids_of: tuple(
-                example for text in texts for example in _mask_tokens(row, text, ids_of, tokenizer, options)
+                example
+                for text in texts
+                for example in _mask_tokens(row, text, ids_of, tokenizer, options)
             ),
         )
 
@@ -68,7 +77,11 @@ def _find_prefixes(rendered: RenderedText, ids: Ids, tokenizer: ModelTokenizer) 
 
 
 def _mask_tokens(
-    row: ChatRow, text: _TokenizedText, ids_of: Mapping[str, Ids], tokenizer: ModelTokenizer, options: MaskOptions
+    row: ChatRow,
+    text: _TokenizedText,
+    ids_of: Mapping[str, Ids],
+    tokenizer: ModelTokenizer,
+    options: MaskOptions,
 ) -> Iterator[MaskedTokens]:
     """Yields the examples of a text: one, or one for each trained span if a token crosses a boundary.
 
@@ -78,7 +91,9 @@ def _mask_tokens(
     if text.prefixes is None or text.rendered.spans is None:
         yield MaskedTokens.train_on_all(text.ids)
         return
-    spans = [_find_token_span(text.ids, start, end, ids_of, tokenizer) for start, end in text.prefixes]
+    spans = [
+        _find_token_span(text.ids, start, end, ids_of, tokenizer) for start, end in text.prefixes
+    ]
     exact = [span for span in spans if span is not None]
     if len(exact) == len(spans):
         yield MaskedTokens(text.ids, tuple(exact))
@@ -96,7 +111,11 @@ def _mask_tokens(
 
 
 def _find_token_span(
-    text_ids: Ids, start: TextPrefix, end: TextPrefix, ids_of: Mapping[str, Ids], tokenizer: ModelTokenizer
+    text_ids: Ids,
+    start: TextPrefix,
+    end: TextPrefix,
+    ids_of: Mapping[str, Ids],
+    tokenizer: ModelTokenizer,
 ) -> TokenSpan | None:
     """Returns the span of a turn among the ids of the text; None if a token crosses one of its boundaries."""
     first = start.length_in(text_ids, ids_of)

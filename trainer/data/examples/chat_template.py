@@ -65,7 +65,9 @@ class ChatTemplate:
         now: datetime,
         arguments: Mapping[str, TemplateArgument] = MappingProxyType({}),
     ) -> None:
-        self._sources = {name: text for name, text in sources.items() if name in ("default", "tool_use")}
+        self._sources = {
+            name: text for name, text in sources.items() if name in ("default", "tool_use")
+        }
         self._special_tokens = dict(special_tokens)
         self._now = now
         self._arguments = dict(arguments)
@@ -81,7 +83,9 @@ class ChatTemplate:
     def variables(self) -> frozenset[str]:
         """Names of the variables that the template reads, without those that this class sets."""
         read = frozenset[str]().union(*map(read_variables, self._parsed))
-        return frozenset(name for name in read - self._special_tokens.keys() if not is_set_by_renderer(name))
+        return frozenset(
+            name for name in read - self._special_tokens.keys() if not is_set_by_renderer(name)
+        )
 
     def unread(self, arguments: Mapping[str, TemplateArgument]) -> list[str]:
         """Returns the names of arguments that the template never reads, sorted."""
@@ -91,7 +95,11 @@ class ChatTemplate:
     def _reasoning_key(self) -> str:
         """Name of the key of a message in which the template expects the assistant's reasoning."""
         read = frozenset[str]().union(*map(read_keys, self._parsed))
-        return "thinking" if "thinking" in read and "reasoning_content" not in read else "reasoning_content"
+        return (
+            "thinking"
+            if "thinking" in read and "reasoning_content" not in read
+            else "reasoning_content"
+        )
 
     @cached_property
     def _parsed(self) -> tuple[nodes.Template, ...]:
@@ -102,7 +110,10 @@ class ChatTemplate:
             TemplateRefusedError: a template is nested too deeply.
         """
         with suppress(RecursionError), naming_syntax_errors():
-            return tuple(make_environment(self._now, marked=False).parse(text) for text in self._sources.values())
+            return tuple(
+                make_environment(self._now, marked=False).parse(text)
+                for text in self._sources.values()
+            )
         raise TemplateRefusedError
 
     def render(
@@ -128,24 +139,41 @@ class ChatTemplate:
             JobError: `MODEL_INVALID`: it is no Jinja text.
         """
         name = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
-        as_text = any(message.tool_calls for message in messages) and self._takes_calls_as_text(name)
+        as_text = any(message.tool_calls for message in messages) and self._takes_calls_as_text(
+            name
+        )
         turns = as_turns(messages, reasoning_key=self._reasoning_key, calls_as_text=as_text)
-        variables = {"tools": None if tools is None else list(tools), **self._arguments, **arguments}
+        variables = {
+            "tools": None if tools is None else list(tools),
+            **self._arguments,
+            **arguments,
+        }
         return self._render_turns((name, marked), turns, prompt=prompt, variables=variables)
 
     def _render_turns(
-        self, key: tuple[str, bool], turns: list[dict[str, Any]], *, prompt: bool, variables: Mapping[str, object]
+        self,
+        key: tuple[str, bool],
+        turns: list[dict[str, Any]],
+        *,
+        prompt: bool,
+        variables: Mapping[str, object],
     ) -> str:
         name, marked = key
         try:
             if key not in self._compiled:
                 with naming_syntax_errors():
-                    compiled = make_environment(self._now, marked=marked).from_string(self._sources[name])
+                    compiled = make_environment(self._now, marked=marked).from_string(
+                        self._sources[name]
+                    )
                 # Each rendering copies them: of Jinja's chain of two dictionaries that takes a third of its time.
                 compiled.globals = dict(compiled.globals)
                 self._compiled[key] = compiled
             text = self._compiled[key].render(
-                messages=turns, documents=None, add_generation_prompt=prompt, **self._special_tokens, **variables
+                messages=turns,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._special_tokens,
+                **variables,
             )
         except JobError:
             raise
@@ -162,7 +190,9 @@ class ChatTemplate:
         argument by argument. Some print what they are given: an object would become Python's notation.
         """
         if name not in self._takes_text:
-            forms = (as_text for as_text in (False, True) if self._prints_calls(name, as_text=as_text))
+            forms = (
+                as_text for as_text in (False, True) if self._prints_calls(name, as_text=as_text)
+            )
             self._takes_text[name] = next(forms, False)
         return self._takes_text[name]
 
@@ -170,7 +200,9 @@ class ChatTemplate:
         turns = as_turns(PROBE_CALL, reasoning_key=self._reasoning_key, calls_as_text=as_text)
         variables = {"tools": list(PROBE_TOOLS), **self._arguments}
         try:
-            return prints_probe_call(self._render_turns((name, False), turns, prompt=False, variables=variables))
+            return prints_probe_call(
+                self._render_turns((name, False), turns, prompt=False, variables=variables)
+            )
         except TemplateRefusedError:
             return False
 
@@ -187,7 +219,11 @@ class ChatTemplate:
         if any(mark in text for text in texts for mark in (OPEN_MARK, CLOSE_MARK)):
             raise TemplateRefusedError
         text = self.render(
-            row.messages, prompt=False, tools=row.tools, arguments=row.template_arguments, marked=True
+            row.messages,
+            prompt=False,
+            tools=row.tools,
+            arguments=row.template_arguments,
+            marked=True,
         )
         return _spans(text)
 
@@ -250,6 +286,10 @@ def named_templates(value: object, files: Mapping[str, str]) -> dict[str, str]:
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, list):
-        pairs = ((item.get("name"), item.get("template")) for item in value if isinstance(item, dict))
-        return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+        pairs = (
+            (item.get("name"), item.get("template")) for item in value if isinstance(item, dict)
+        )
+        return {
+            name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)
+        }
     return {}

@@ -30,7 +30,8 @@ def choice_examples(task: Task, rows: TaskRows, tokenizer: ModelTokenizer) -> li
     return [
         # Where a token crosses the boundary, the context's own tokens come first, as in generation and training.
         _make_example(
-            [*(ids if ids[: len(context)] == context else context + tokenizer.ids(choice)), *end], len(context)
+            [*(ids if ids[: len(context)] == context else context + tokenizer.ids(choice)), *end],
+            len(context),
         )
         for choice, ids in zip(rows.choices, texts, strict=True)
     ]
@@ -39,7 +40,12 @@ def choice_examples(task: Task, rows: TaskRows, tokenizer: ModelTokenizer) -> li
 def longest_choice(rows: TaskRows, tokenizer: ModelTokenizer) -> int:
     """Returns the most tokens that an example of a choice has; 0 without choices."""
     return max(
-        (example.length for task in rows.tasks for example in choice_examples(task, rows, tokenizer)), default=0
+        (
+            example.length
+            for task in rows.tasks
+            for example in choice_examples(task, rows, tokenizer)
+        ),
+        default=0,
     )
 
 

@@ -43,9 +43,14 @@ class UnrenderedError(DataError):
         variables: names of the variables that the template reads.
     """
 
-    def __init__(self, row: ChatRow, lost: Sequence[RowText], variables: Collection[str] = ()) -> None:
+    def __init__(
+        self, row: ChatRow, lost: Sequence[RowText], variables: Collection[str] = ()
+    ) -> None:
         self.parts = Counter(text.part.value for text in lost)
-        names, counts = ", ".join(self.parts), ", ".join(f"{count} {part}" for part, count in self.parts.items())
+        names, counts = (
+            ", ".join(self.parts),
+            ", ".join(f"{count} {part}" for part, count in self.parts.items()),
+        )
         hint = "a data.chat_template can print them"
         if RowPart.CONTENT not in self.parts:  # without it, what would be left to learn?
             hint = f"data.allow_unrendered: [{names}] trains without them; {hint}"
@@ -64,7 +69,10 @@ class UnrenderedError(DataError):
 
 
 def check_rendered(
-    row: ChatRow, rendered: Sequence[RenderedText], tokenizer: ModelTokenizer, allowed: frozenset[RowPart]
+    row: ChatRow,
+    rendered: Sequence[RenderedText],
+    tokenizer: ModelTokenizer,
+    allowed: frozenset[RowPart],
 ) -> frozenset[RowPart]:
     """Returns the parts of a row that are missing from its texts, all of them `allowed`.
 
@@ -107,9 +115,13 @@ def _find_lost(
 
     def is_lost(number: int, text: RowText) -> bool:
         found = [
-            number not in lacks for one, lacks in zip(rendered, missing, strict=True) if text.message < one.count
+            number not in lacks
+            for one, lacks in zip(rendered, missing, strict=True)
+            if text.message < one.count
         ]
-        return not any(found) if text.part is RowPart.REASONING_CONTENT and found else not all(found)
+        return (
+            not any(found) if text.part is RowPart.REASONING_CONTENT and found else not all(found)
+        )
 
     return [text for number, text in enumerate(texts) if is_lost(number, text)]
 
@@ -118,7 +130,9 @@ def _find_missing(
     row: ChatRow, rendered: RenderedText, texts: Sequence[RowText], template: ChatTemplate
 ) -> frozenset[int]:
     """Returns the indices of the texts that a rendering lacks, among those of its messages."""
-    own = [text for text in texts if text.message < rendered.count]  # the first ones: tools, then turn by turn
+    own = [
+        text for text in texts if text.message < rendered.count
+    ]  # the first ones: tools, then turn by turn
     values = [text.value for text in own]
     markers = _mark_ambiguous(values)
     if markers == values:
@@ -127,7 +141,9 @@ def _find_missing(
     def render(chosen: Sequence[Scalar]) -> str | None:
         messages, tools = replace_texts(row, rendered.count, chosen)
         try:
-            return render_messages(replace(row, messages=messages, tools=tools), rendered.form, template)
+            return render_messages(
+                replace(row, messages=messages, tools=tools), rendered.form, template
+            )
         except TemplateRefusedError:  # it demands a form that a marker lacks
             return None
 
@@ -135,7 +151,9 @@ def _find_missing(
         return _search(own, markers, marked)
     # Those markers that it takes alone; then, if it refuses these together, none.
     taken = [
-        value if value == marker or render([*values[:number], marker, *values[number + 1 :]]) is None else marker
+        value
+        if value == marker or render([*values[:number], marker, *values[number + 1 :]]) is None
+        else marker
         for number, (value, marker) in enumerate(zip(values, markers, strict=True))
     ]
     if (marked := render(taken)) is None:
@@ -169,7 +187,9 @@ def _search(texts: Sequence[RowText], values: Sequence[Scalar], rendering: str) 
     """
     missing: set[int] = set()
     position = 0
-    for turn, group in groupby(enumerate(texts), key=lambda item: None if item[1].moves else item[1].message):
+    for turn, group in groupby(
+        enumerate(texts), key=lambda item: None if item[1].moves else item[1].message
+    ):
         start = 0 if turn is None else position
         ends: dict[Scalar, int] = {}
         for number, _ in group:

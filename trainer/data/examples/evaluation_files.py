@@ -36,7 +36,9 @@ def check_evaluation_files(files: Collection[str], data: DataSection) -> None:
     Raises:
         DataError: `DATASET_INVALID`: rows that are meant for evaluation would be trained on.
     """
-    if "eval_files" not in data.model_fields_set or any(is_for_evaluation(file, data) for file in files):
+    if "eval_files" not in data.model_fields_set or any(
+        is_for_evaluation(file, data) for file in files
+    ):
         return
     raise DataError(
         ErrorCode.DATASET_INVALID,

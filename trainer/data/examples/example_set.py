@@ -39,9 +39,18 @@ class RowCounts:
 
     def as_dict(self) -> dict[str, int]:
         """Returns the counts by name, those of unrendered parts as `unrendered_` and the part."""
-        counts = {"train": self.train, "eval": self.eval, "dropped": self.dropped, "truncated": self.truncated}
+        counts = {
+            "train": self.train,
+            "eval": self.eval,
+            "dropped": self.dropped,
+            "truncated": self.truncated,
+        }
         undrawn = {} if self.undrawn is None else {"undrawn": self.undrawn}
-        return counts | undrawn | {f"unrendered_{part}": count for part, count in self.unrendered.items()}
+        return (
+            counts
+            | undrawn
+            | {f"unrendered_{part}": count for part, count in self.unrendered.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,11 @@ def build_dataset(
     """
     summarizer = RowSummarizer(tokens, data, split_key)
     outcomes = RowOutcomes(
-        data, split_key, has_template=tokens.has_template, method=method, context_length=context_length
+        data,
+        split_key,
+        has_template=tokens.has_template,
+        method=method,
+        context_length=context_length,
     )
     kept: list[tuple[Example, ...]] = []
     for outcome in encode_rows(trainable_rows(rows, tokens, method), tokens, data):
@@ -204,7 +217,11 @@ _LEARNED_ROWS: Final[Mapping[LearnedRows, str]] = {
     "pairs": "chosen and rejected",
     "labels": "prompt, completion and label",
 }
-_USUAL_METHODS: Final[Mapping[LearnedRows, MethodName]] = {"answers": "sft", "pairs": "dpo", "labels": "kto"}
+_USUAL_METHODS: Final[Mapping[LearnedRows, MethodName]] = {
+    "answers": "sft",
+    "pairs": "dpo",
+    "labels": "kto",
+}
 
 
 def _learned_as(row: Row) -> LearnedRows:

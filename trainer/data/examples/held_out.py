@@ -57,7 +57,9 @@ def choose_evaluated(
         return tuple(examples)
     # Not secret: a resumed run must measure the same rows, and add up their losses in the same order.
     chosen = sorted(random.Random(seed).sample(range(units), most))  # noqa: S311
-    return tuple(examples[unit * rows_per_unit + row] for unit in chosen for row in range(rows_per_unit))
+    return tuple(
+        examples[unit * rows_per_unit + row] for unit in chosen for row in range(rows_per_unit)
+    )
 
 
 def evaluated_warnings(units: int, most: int | None) -> Iterator[str]:

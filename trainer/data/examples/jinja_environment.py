@@ -61,7 +61,9 @@ def make_environment(now: datetime, *, marked: bool) -> Any:
             return self._decided[key]
 
     # trim_blocks and lstrip_blocks as in transformers: templates are written for this treatment of white space.
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = now.strftime
@@ -75,7 +77,9 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def require_jinja(chat_template: str, key: str) -> None:
@@ -93,7 +97,9 @@ def require_jinja(chat_template: str, key: str) -> None:
             make_environment(datetime.min, marked=False).from_string(chat_template)
     except JobError as error:
         expected, found = error.expected, error.found
-        raise UsageError(ErrorCode.SPEC_INVALID, f"job spec: {key}", expected=expected, found=found) from error
+        raise UsageError(
+            ErrorCode.SPEC_INVALID, f"job spec: {key}", expected=expected, found=found
+        ) from error
 
 
 @contextmanager

@@ -26,7 +26,12 @@ from typing import Final
 
 from trainer.data.examples.chat_template import CharacterSpan, TemplateRefusedError
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.data.examples.turn_forms import OPENED_THOUGHT, TurnForm, render_messages, render_prompt
+from trainer.data.examples.turn_forms import (
+    OPENED_THOUGHT,
+    TurnForm,
+    render_messages,
+    render_prompt,
+)
 from trainer.data.rows import ChatRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, RowPart, SplitTurns, TrainOn
@@ -89,10 +94,16 @@ class RenderedText:
     @property
     def spans(self) -> tuple[CharacterSpan, ...] | None:
         """The spans that are trained on, in order; None means all of the text."""
-        return None if self.turns is None else tuple(span for turn in self.turns for span in turn.spans)
+        return (
+            None
+            if self.turns is None
+            else tuple(span for turn in self.turns for span in turn.spans)
+        )
 
 
-def render_masked_texts(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -> tuple[RenderedText, ...]:
+def render_masked_texts(
+    row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions
+) -> tuple[RenderedText, ...]:
     """Renders the texts of a conversation's examples: one, or one for each trained turn.
 
     Raises:
@@ -104,13 +115,22 @@ def render_masked_texts(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOp
     turns = _trained_turns(row, options)
     if tokenizer.marks_generation:
         complete, _ = _render_marked(row, tokenizer, len(row.messages))
-        return _join(row, options, complete, [_render_marked_turn(row, tokenizer, number) for number in turns])
+        return _join(
+            row,
+            options,
+            complete,
+            [_render_marked_turn(row, tokenizer, number) for number in turns],
+        )
     complete = _render_turns(row, tokenizer, len(row.messages))
-    return _join(row, options, complete, [_render_turn(row, tokenizer, number, complete) for number in turns])
+    return _join(
+        row, options, complete, [_render_turn(row, tokenizer, number, complete) for number in turns]
+    )
 
 
 def _render_all(row: ChatRow, tokenizer: ModelTokenizer) -> RenderedText:
-    excluded = next((number for number, message in enumerate(row.messages) if not message.train), None)
+    excluded = next(
+        (number for number, message in enumerate(row.messages) if not message.train), None
+    )
     if excluded is not None and not row.prompt_messages:
         raise row.refuse(
             ErrorCode.DATASET_NOT_TRAINABLE,
@@ -150,7 +170,9 @@ def _join(
         turns = tuple(turn for text in rendered for turn in text.turns or ())
         return (RenderedText(complete, len(row.messages), turns),)
     if len(rendered) > 1 and not options.split_turns:
-        reason = "the chat template renders a turn differently once others follow it (data.split_turns)"
+        reason = (
+            "the chat template renders a turn differently once others follow it (data.split_turns)"
+        )
         raise mask_not_exact(row, changed[0].count - 1, reason)
     return tuple(rendered)
 
@@ -164,7 +186,9 @@ def _render_marked_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int) ->
         raise mask_not_exact(
             row, number, "the chat template marks earlier turns differently once this one follows"
         )
-    return RenderedText(text, number + 1, (RenderedTurn(number, tuple(_merge_adjacent(spans[len(earlier) :]))),))
+    return RenderedText(
+        text, number + 1, (RenderedTurn(number, tuple(_merge_adjacent(spans[len(earlier) :]))),)
+    )
 
 
 def _merge_adjacent(spans: Sequence[CharacterSpan]) -> list[CharacterSpan]:
@@ -176,7 +200,9 @@ def _merge_adjacent(spans: Sequence[CharacterSpan]) -> list[CharacterSpan]:
     return merged
 
 
-def _render_marked(row: ChatRow, tokenizer: ModelTokenizer, count: int) -> tuple[str, list[CharacterSpan]]:
+def _render_marked(
+    row: ChatRow, tokenizer: ModelTokenizer, count: int
+) -> tuple[str, list[CharacterSpan]]:
     """Renders the first `count` messages, and returns the text and the spans of its generation blocks."""
     try:
         return tokenizer.template.render_marked(replace(row, messages=row.messages[:count]))
@@ -186,7 +212,9 @@ def _render_marked(row: ChatRow, tokenizer: ModelTokenizer, count: int) -> tuple
     raise error
 
 
-def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete: str) -> RenderedText:
+def _render_turn(
+    row: ChatRow, tokenizer: ModelTokenizer, number: int, complete: str
+) -> RenderedText:
     """Renders the row up to and including the assistant's turn `number`, and marks the turn in the text."""
     if number == 0:
         raise mask_not_exact(
@@ -205,7 +233,9 @@ def _render_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int, complete:
     return RenderedText(after, number + 1, (turn,), form)
 
 
-def _render_as_prompted(row: ChatRow, tokenizer: ModelTokenizer, number: int, before: str) -> tuple[TurnForm, str]:
+def _render_as_prompted(
+    row: ChatRow, tokenizer: ModelTokenizer, number: int, before: str
+) -> tuple[TurnForm, str]:
     """Renders the row up to turn `number` in another form, so that it begins with the input of the turn.
 
     Raises:
@@ -215,7 +245,9 @@ def _render_as_prompted(row: ChatRow, tokenizer: ModelTokenizer, number: int, be
     for form in (TurnForm.MOVED_SYSTEM, TurnForm.OPENED_THOUGHT):
         with suppress(TemplateRefusedError):
             after = render_messages(messages, form, tokenizer.template)
-            if after.startswith(before) and before == render_prompt(messages, form, tokenizer.template):
+            if after.startswith(before) and before == render_prompt(
+                messages, form, tokenizer.template
+            ):
                 return form, after + _stop_of_next_turn(row, tokenizer, number)
     names = ", ".join(sorted(tokenizer.template.variables))
     hints = (
@@ -238,7 +270,9 @@ def _stop_of_next_turn(row: ChatRow, tokenizer: ModelTokenizer, number: int) -> 
     turn = row.messages[number]
     if turn.role != "assistant":
         return ""
-    following = next((after.role for after in row.messages[number + 1 :]), "tool" if turn.tool_calls else "user")
+    following = next(
+        (after.role for after in row.messages[number + 1 :]), "tool" if turn.tool_calls else "user"
+    )
     return tokenizer.next_turn_stops.find(following)
 
 
@@ -250,12 +284,18 @@ def _render(row: ChatRow, tokenizer: ModelTokenizer, count: int, *, prompt: bool
         )
     except TemplateRefusedError:
         is_complete = count == len(row.messages) and not prompt
-        error = _refused_by_template(row, tokenizer, "messages" if is_complete else f"messages[0:{count}]", count)
+        error = _refused_by_template(
+            row, tokenizer, "messages" if is_complete else f"messages[0:{count}]", count
+        )
     raise error
 
 
-def _refused_by_template(row: ChatRow, tokenizer: ModelTokenizer, field: str, count: int) -> DataError:
-    turns = tuple(message for message in row.messages[:count] if message.role not in ("system", "developer"))
+def _refused_by_template(
+    row: ChatRow, tokenizer: ModelTokenizer, field: str, count: int
+) -> DataError:
+    turns = tuple(
+        message for message in row.messages[:count] if message.role not in ("system", "developer")
+    )
     only_system = len(turns) < count and _can_render(replace(row, messages=turns), tokenizer)
     hint = "write its text before the text of the first user turn, where the trained model will be given it too"
     return row.refuse(
@@ -270,7 +310,9 @@ def _refused_by_template(row: ChatRow, tokenizer: ModelTokenizer, field: str, co
 
 def _can_render(row: ChatRow, tokenizer: ModelTokenizer) -> bool:
     try:
-        tokenizer.template.render(row.messages, prompt=False, tools=row.tools, arguments=row.template_arguments)
+        tokenizer.template.render(
+            row.messages, prompt=False, tools=row.tools, arguments=row.template_arguments
+        )
     except TemplateRefusedError:
         return False
     return True
@@ -279,7 +321,9 @@ def _can_render(row: ChatRow, tokenizer: ModelTokenizer) -> bool:
 _HINT: Final = "end each row with its only assistant turn, or set data.assistant_only_loss to false"
 
 
-def mask_not_exact(row: ChatRow, number: int | None, reason: str, *, hint: str = _HINT) -> DataError:
+def mask_not_exact(
+    row: ChatRow, number: int | None, reason: str, *, hint: str = _HINT
+) -> DataError:
     """Returns the error for a conversation that has no exact mask; `number` is the turn, None for all."""
     return row.refuse(
         ErrorCode.DATASET_NOT_TRAINABLE,

@@ -114,7 +114,9 @@ def mix_rows(files: Sequence[str], data: DataSection, *, key: bytes) -> Mix:
     for row, file in enumerate(files):
         members[pattern_of[file]].append(row)
     for pattern, weight in data.mix.items():
-        for row, count in zip(members[pattern], _draw(len(members[pattern]), weight, key, pattern), strict=True):
+        for row, count in zip(
+            members[pattern], _draw(len(members[pattern]), weight, key, pattern), strict=True
+        ):
             uses[row] = count
         if members[pattern] and not any(uses[row] for row in members[pattern]):
             raise DataError(
@@ -124,7 +126,9 @@ def mix_rows(files: Sequence[str], data: DataSection, *, key: bytes) -> Mix:
                 found=f"a weight of {weight} for {len(members[pattern])} rows",
             )
     counts = {
-        pattern: SetCounts(len(rows), sum(uses[row] > 0 for row in rows), sum(uses[row] for row in rows))
+        pattern: SetCounts(
+            len(rows), sum(uses[row] > 0 for row in rows), sum(uses[row] for row in rows)
+        )
         for pattern, rows in members.items()
         if rows or pattern in data.mix
     }

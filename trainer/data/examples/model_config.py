@@ -12,7 +12,12 @@ from typing import Any, Final
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import Engine, JobSpec
 
-_POSITION_KEYS: Final = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+_POSITION_KEYS: Final = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "seq_length",
+)
 """Names of the number of positions in the configurations of transformers, the usual one first."""
 
 ARCHITECTURES_WITHOUT: Final[Mapping[str, frozenset[str]]] = {
@@ -52,7 +57,9 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     try:
         config = json.loads((model_dir / "config.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json cannot be read") from error
+        raise JobError(
+            ErrorCode.MODEL_INVALID, "the base model's config.json cannot be read"
+        ) from error
     if not isinstance(config, dict):
         raise JobError(ErrorCode.MODEL_INVALID, "the base model's config.json is not an object")
     if "auto_map" in config:  # names Python classes for transformers to import
@@ -86,7 +93,10 @@ def context_length(config: Mapping[str, Any]) -> int | None:
         return None
     lengths = [int(stated)]
     for scaling in _rope_scalings(text):
-        factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings", stated)
+        factor, original = (
+            scaling.get("factor"),
+            scaling.get("original_max_position_embeddings", stated),
+        )
         if isinstance(factor, int | float) and math.isfinite(factor) and _is_count(original):
             lengths.append(int(factor * original))
     return max(lengths)
@@ -122,8 +132,14 @@ def _require_tested_with_unsloth(config: Mapping[str, Any], architecture: str) -
     # unsloth's MLP has SiLU, its attention no dropout, and that of Qwen no window, whatever config.json says.
     tested: dict[str, tuple[Iterable[object], Collection[object]]] = {
         "model_type": ([architecture], sorted(UNSLOTH_ARCHITECTURES)),
-        "max_position_embeddings": (["stated" if context_length(config) else "missing"], ["stated"]),
-        "rope_type": ((_rope_type(scaling) for scaling in _rope_scalings(config)), sorted(positions)),
+        "max_position_embeddings": (
+            ["stated" if context_length(config) else "missing"],
+            ["stated"],
+        ),
+        "rope_type": (
+            (_rope_type(scaling) for scaling in _rope_scalings(config)),
+            sorted(positions),
+        ),
         "hidden_act": ([config.get("hidden_act", "silu")], ["silu"]),
         "attention_dropout": ([config.get("attention_dropout") or 0], [0]),
         "use_sliding_window": ([config.get("use_sliding_window") or False], [False]),

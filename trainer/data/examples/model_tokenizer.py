@@ -10,7 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError, named_templates, require_read
+from trainer.data.examples.chat_template import (
+    ChatTemplate,
+    TemplateRefusedError,
+    named_templates,
+    require_read,
+)
 from trainer.data.examples.jinja_environment import require_jinja
 from trainer.data.examples.model_config import vocabulary_size
 from trainer.data.examples.text_pieces import TextTokenizer
@@ -24,7 +29,15 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 _STOP_FILES: Final = ("generation_config.json", "config.json")
-_NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMED: Final = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 _MAX_FILE_BYTES: Final = 1 << 28
 _MAX_CACHED_TEXTS: Final = 1 << 16
 _DEFAULTS: Final = DataSection()
@@ -78,14 +91,25 @@ class ModelTokenizer:
             self.require_embedded(id_, "the end of a text or turn")
         candidates = (named.get("pad_token"), named.get("unk_token"), *range(self.size))
         # A padding token that was added to the tokenizer alone has no row in the embedding.
-        usable = (id_ for id_ in candidates if id_ is not None and (vocabulary is None or id_ < vocabulary))
+        usable = (
+            id_
+            for id_ in candidates
+            if id_ is not None and (vocabulary is None or id_ < vocabulary)
+        )
         padding = (id_ for id_ in usable if id_ not in self.stop_ids)
         if (pad_id := next(padding, None)) is None:
-            raise JobError(ErrorCode.MODEL_INVALID, "no token of the tokenizer could pad", expected="one", found=0)
+            raise JobError(
+                ErrorCode.MODEL_INVALID,
+                "no token of the tokenizer could pad",
+                expected="one",
+                found=0,
+            )
         self.pad_id: int = pad_id
         self.start_ids = self._find_start()
         added = [
-            (id_, token) for id_, token in sorted(backend.get_added_tokens_decoder().items()) if token.special
+            (id_, token)
+            for id_, token in sorted(backend.get_added_tokens_decoder().items())
+            if token.special
         ]
         special_texts = (*special_tokens.values(), *(token.content for _, token in added))
         self.special_texts = tuple(dict.fromkeys(special_texts))
@@ -103,7 +127,9 @@ class ModelTokenizer:
         moment = datetime.now().astimezone() if now is None else now
         self._template: ChatTemplate | None = None
         if "default" in templates:
-            self._template = ChatTemplate(templates, special_tokens, now=moment, arguments=arguments)
+            self._template = ChatTemplate(
+                templates, special_tokens, now=moment, arguments=arguments
+            )
         require_read(self._template, arguments)
 
     @property
@@ -135,7 +161,9 @@ class ModelTokenizer:
         new = sorted(text for text in distinct if text not in self._short)
         found = dict(zip(new, self.ids_of(new), strict=True))
         if len(self._short) < _MAX_CACHED_TEXTS:
-            self._short.update((text, ids) for text, ids in found.items() if len(text) <= CACHED_CHARACTERS)
+            self._short.update(
+                (text, ids) for text, ids in found.items() if len(text) <= CACHED_CHARACTERS
+            )
         return {text: found[text] if text in found else self._short[text] for text in distinct}
 
     def text(self, ids: Sequence[int]) -> str:
@@ -160,7 +188,9 @@ class ModelTokenizer:
         Raises:
             TemplateRefusedError: there is no chat template.
         """
-        stops = (text for text, id_ in self.special_token_finder.ids.items() if id_ in self.stop_ids)
+        stops = (
+            text for text, id_ in self.special_token_finder.ids.items() if id_ in self.stop_ids
+        )
         return NextTurnStops(self.template, stops)
 
     def require_embedded(self, id_: int, use: str = "a row") -> None:
@@ -245,9 +275,16 @@ def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """Returns the named special tokens of a tokenizer_config.json, including names that the model introduces."""
     extra = config.get("extra_special_tokens")
     named = {name: config.get(name) for name in _NAMED}
-    named |= {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
+    named |= {
+        name: value
+        for name, value in config.items()
+        if name.endswith("_token") and isinstance(value, str)
+    }
     named |= extra if isinstance(extra, dict) else {}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in named.items()
+    }
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 

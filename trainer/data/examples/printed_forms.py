@@ -11,7 +11,9 @@ from trainer.data.examples.row_texts import Scalar
 _HTML: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"})
 """As Jinja's filter `escape` writes them."""
 
-_HTML_SAFE_JSON: Final = str.maketrans({"&": r"\u0026", "<": r"\u003c", ">": r"\u003e", "'": r"\u0027"})
+_HTML_SAFE_JSON: Final = str.maketrans(
+    {"&": r"\u0026", "<": r"\u003c", ">": r"\u003e", "'": r"\u0027"}
+)
 """As Jinja's own filter `tojson` writes them inside JSON text."""
 
 

@@ -16,7 +16,14 @@ from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
 from trainer.data.examples.token_boundaries import Ids
 from trainer.data.examples.tokenizer_thread import TokenizerThread
-from trainer.data.rows import ChatRow, CompletionRow, PreferenceRow, Row, TextRow, UnpairedPreferenceRow
+from trainer.data.rows import (
+    ChatRow,
+    CompletionRow,
+    PreferenceRow,
+    Row,
+    TextRow,
+    UnpairedPreferenceRow,
+)
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import DataSection, OnOverlong
 
@@ -72,7 +79,9 @@ def encode_rows(
             yield from _mask_chunk(chunk, ids_of, tokenizer, data)
 
 
-def _each_in_turn(items: Iterable[_Item], work: Callable[[_Item], _Result]) -> Iterator[tuple[_Item, _Result]]:
+def _each_in_turn(
+    items: Iterable[_Item], work: Callable[[_Item], _Result]
+) -> Iterator[tuple[_Item, _Result]]:
     for item in items:
         yield item, work(item)
 
@@ -102,7 +111,9 @@ def _render_chunks(
 
 
 def _texts(chunk: _RenderedChunk) -> list[str]:
-    return [text for rendered in chunk if isinstance(rendered, RenderedRow) for text in rendered.texts]
+    return [
+        text for rendered in chunk if isinstance(rendered, RenderedRow) for text in rendered.texts
+    ]
 
 
 def _continue(chunk: _RenderedChunk, ids: Iterator[Ids]) -> _TokenizedChunk:
@@ -116,7 +127,9 @@ def _continue(chunk: _RenderedChunk, ids: Iterator[Ids]) -> _TokenizedChunk:
 
 
 def _boundary_texts(chunk: _TokenizedChunk) -> set[str]:
-    return {text for item in chunk if not isinstance(item, DataError) for text in item[1].boundary_texts}
+    return {
+        text for item in chunk if not isinstance(item, DataError) for text in item[1].boundary_texts
+    }
 
 
 def _mask_chunk(
@@ -153,7 +166,9 @@ def _render(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> Render
     raise TypeError(f"unknown kind of row: {type(row).__name__}")
 
 
-def _render_completion(row: CompletionRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
+def _render_completion(
+    row: CompletionRow, tokenizer: ModelTokenizer, options: MaskOptions
+) -> RenderedRow:
     """Renders the prompt as generation will see it, then the completion and the end of the sequence."""
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
@@ -168,9 +183,15 @@ def _render_completion(row: CompletionRow, tokenizer: ModelTokenizer, options: M
     return RenderedRow(row, (row.prompt, row.prompt + row.completion), tokenize)
 
 
-def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: MaskOptions) -> RenderedRow:
-    chosen, rejected = (_render(side, tokenizer, _judging(options)) for side in (row.chosen, row.rejected))
-    count = len(chosen.texts)  # the ids of the chosen side come first, then those of the rejected side
+def _render_preference(
+    row: PreferenceRow, tokenizer: ModelTokenizer, options: MaskOptions
+) -> RenderedRow:
+    chosen, rejected = (
+        _render(side, tokenizer, _judging(options)) for side in (row.chosen, row.rejected)
+    )
+    count = len(
+        chosen.texts
+    )  # the ids of the chosen side come first, then those of the rejected side
 
     def tokenize(ids: list[Ids]) -> TokenizedRow:
         first, second = chosen.continue_with(ids[:count]), rejected.continue_with(ids[count:])
@@ -179,12 +200,16 @@ def _render_preference(row: PreferenceRow, tokenizer: ModelTokenizer, options: M
             lambda ids_of: first.apply_masks(ids_of) + second.apply_masks(ids_of),
         )
 
-    return RenderedRow(row, chosen.texts + rejected.texts, tokenize, chosen.unrendered | rejected.unrendered)
+    return RenderedRow(
+        row, chosen.texts + rejected.texts, tokenize, chosen.unrendered | rejected.unrendered
+    )
 
 
 def _judging(options: MaskOptions) -> MaskOptions:
     """Returns the options for answers that are judged: all of the answer counts, whatever the section says."""
-    return replace(options, assistant_only=True, completion_only=True, last_turn=False, split_turns=False)
+    return replace(
+        options, assistant_only=True, completion_only=True, last_turn=False, split_turns=False
+    )
 
 
 def add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
@@ -200,7 +225,10 @@ def _add_end(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
 
 
 def _fit_to_length(
-    rendered: RenderedRow, parts: Iterable[MaskedTokens], tokenizer: ModelTokenizer, data: DataSection
+    rendered: RenderedRow,
+    parts: Iterable[MaskedTokens],
+    tokenizer: ModelTokenizer,
+    data: DataSection,
 ) -> EncodedRow:
     """Returns the examples of a row; refuses, drops or cuts those longer than `data.max_length`.
 
@@ -222,12 +250,20 @@ def _fit_to_length(
         if end > data.max_length:
             if data.on_overlong is OnOverlong.ERROR:
                 raise _overlong(row, end, data)
-            cut = [(start, min(stop, data.max_length)) for start, stop in spans if start < data.max_length]
+            cut = [
+                (start, min(stop, data.max_length))
+                for start, stop in spans
+                if start < data.max_length
+            ]
             remaining = cut if data.on_overlong is OnOverlong.TRUNCATE else []
         tokens += end
-        lost += sum(stop - start for start, stop in spans) - sum(stop - start for start, stop in remaining)
+        lost += sum(stop - start for start, stop in spans) - sum(
+            stop - start for start, stop in remaining
+        )
         if remaining:
-            examples.append(_make_example(part.ids, remaining, tokenizer, truncated=end > data.max_length))
+            examples.append(
+                _make_example(part.ids, remaining, tokenizer, truncated=end > data.max_length)
+            )
     if isinstance(row, PreferenceRow) and not _is_usable_pair(row, examples):
         lost += sum(example.targets for example in examples)
         examples = []
@@ -267,7 +303,9 @@ def _is_usable_pair(row: PreferenceRow, examples: list[Example]) -> bool:
     return len(examples) == 2 and not same
 
 
-def _make_example(ids: Ids, spans: list[TokenSpan], tokenizer: ModelTokenizer, *, truncated: bool) -> Example:
+def _make_example(
+    ids: Ids, spans: list[TokenSpan], tokenizer: ModelTokenizer, *, truncated: bool
+) -> Example:
     end = spans[-1][1]
     trained = bytearray(end)
     for start, stop in spans:

@@ -70,7 +70,9 @@ def collect_texts(row: ChatRow) -> list[RowText]:
     return texts
 
 
-def replace_texts(row: ChatRow, count: int, values: Iterable[Scalar]) -> tuple[tuple[Message, ...], ToolList]:
+def replace_texts(
+    row: ChatRow, count: int, values: Iterable[Scalar]
+) -> tuple[tuple[Message, ...], ToolList]:
     """Returns the first `count` messages and the tools with other values in place of their texts.
 
     Args:
@@ -136,9 +138,16 @@ class _Field:
 
 
 def _rewrite(row: ChatRow, count: int, visit: _Visit) -> tuple[tuple[Message, ...], ToolList]:
-    tools = None if row.tools is None else tuple(_rewrite_tool(tool, n, visit) for n, tool in enumerate(row.tools))
+    tools = (
+        None
+        if row.tools is None
+        else tuple(_rewrite_tool(tool, n, visit) for n, tool in enumerate(row.tools))
+    )
     called = frozenset(call.name for message in row.messages for call in message.tool_calls)
-    messages = (_rewrite_message(message, n, called, visit) for n, message in enumerate(row.messages[:count]))
+    messages = (
+        _rewrite_message(message, n, called, visit)
+        for n, message in enumerate(row.messages[:count])
+    )
     return tuple(messages), tools
 
 
@@ -152,22 +161,33 @@ def _rewrite_tool(tool: Mapping[str, object], number: int, visit: _Visit) -> Map
 
 def _rewrite_function(function: Mapping[str, object], field_: _Field) -> Mapping[str, object]:
     return {
-        key: field_.text(value) if key == "name" and isinstance(value, str) else field_.schema(key, value)
+        key: field_.text(value)
+        if key == "name" and isinstance(value, str)
+        else field_.schema(key, value)
         for key, value in function.items()
     }
 
 
-def _rewrite_message(message: Message, number: int, called: frozenset[str], visit: _Visit) -> Message:
+def _rewrite_message(
+    message: Message, number: int, called: frozenset[str], visit: _Visit
+) -> Message:
     def in_field(part: RowPart, name: str) -> _Field:
         return _Field(part, f"messages[{number}].{name}", number, visit)
 
     reasoning, name = message.reasoning_content, message.name
-    if reasoning is None and name is None and not message.tool_calls and "</think>" not in message.content:
+    if (
+        reasoning is None
+        and name is None
+        and not message.tool_calls
+        and "</think>" not in message.content
+    ):
         content = in_field(_PART_OF_ROLE[message.role], "content").text(message.content)
         return message if content == message.content else replace(message, content=content)
     if reasoning is not None:
         reasoning = in_field(RowPart.REASONING_CONTENT, "reasoning_content").text(reasoning)
-    *thoughts, answer = _THINK.split(message.content) if message.role == "assistant" else (message.content,)
+    *thoughts, answer = (
+        _THINK.split(message.content) if message.role == "assistant" else (message.content,)
+    )
     if "</think>" not in thoughts:
         thoughts, answer = [], message.content
     inside = in_field(RowPart.REASONING_CONTENT, "content")
@@ -177,10 +197,14 @@ def _rewrite_message(message: Message, number: int, called: frozenset[str], visi
     # The name of a tool is in the call that it answers.
     if name is not None and not (message.role == "tool" and name in called):
         name = in_field(RowPart.NAME, "name").text(name)
-    return replace(message, reasoning_content=reasoning, content=content, tool_calls=calls, name=name)
+    return replace(
+        message, reasoning_content=reasoning, content=content, tool_calls=calls, name=name
+    )
 
 
-def _rewrite_calls(calls: Sequence[ToolCall], in_field: Callable[[RowPart, str], _Field]) -> tuple[ToolCall, ...]:
+def _rewrite_calls(
+    calls: Sequence[ToolCall], in_field: Callable[[RowPart, str], _Field]
+) -> tuple[ToolCall, ...]:
     rewritten: list[ToolCall] = []
     for number, call in enumerate(calls):
         name = in_field(RowPart.TOOL_CALLS, f"tool_calls[{number}].name").text(call.name)

@@ -30,7 +30,9 @@ class NotJudged(StrEnum):
 
     NOT_DRAWN = "not_drawn"  # there are more rows than evaluation.max_rows
     NO_PROMPT = "no_prompt"  # plain text, or an answer that nothing comes before
-    NO_ANSWER = "no_answer"  # no turn of the assistant that may be trained on, or one without a text
+    NO_ANSWER = (
+        "no_answer"  # no turn of the assistant that may be trained on, or one without a text
+    )
     CALL = "call"  # the answer calls a tool: a text does not say whether two calls are the same
     UNDESIRABLE = "undesirable"  # an answer whose label is false is none to give
     TOO_LONG = "too_long"  # beyond data.max_length, or beyond the base model's context
@@ -98,7 +100,9 @@ def read_tasks(
     """
     reader, section = TaskReader(tokenizer), spec.evaluation
     found = [reader.read(row, needs_stem=section.chooses) for row in draw.rows]
-    answers = sorted({task.choice for task in found if isinstance(task, Task)}) if section.chooses else []
+    answers = (
+        sorted({task.choice for task in found if isinstance(task, Task)}) if section.chooses else []
+    )
     longest = spec.data.max_length
     if context_length is not None:
         # What comes after the prompt must fit into the positions that the model knows.
@@ -159,7 +163,11 @@ class TaskReader:
     @cached_property
     def markers(self) -> AnswerMarkers:
         """What the chat template puts around an answer."""
-        return find_answer_markers(self._tokenizer.template) if self._tokenizer.has_template else AnswerMarkers()
+        return (
+            find_answer_markers(self._tokenizer.template)
+            if self._tokenizer.has_template
+            else AnswerMarkers()
+        )
 
     def read(self, row: Row, *, needs_stem: bool) -> Task | NotJudged:
         """Returns the row's task, or why it has none.
@@ -236,7 +244,9 @@ def _render(row: ChatRow, count: int, template: ChatTemplate, *, prompt: bool) -
     """
     messages: tuple[Message, ...] = row.messages[:count]
     try:
-        return template.render(messages, prompt=prompt, tools=row.tools, arguments=row.template_arguments)
+        return template.render(
+            messages, prompt=prompt, tools=row.tools, arguments=row.template_arguments
+        )
     except TemplateRefusedError:
         error = row.refuse(
             ErrorCode.DATASET_ROW_INVALID,

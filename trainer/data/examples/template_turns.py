@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 PROBE_CALL: Final = (
     Message("user", "probe question"),
-    Message("assistant", "", tool_calls=(ToolCall("probe_function", {"probe_key": "probe value"}, "probe1234"),)),
+    Message(
+        "assistant",
+        "",
+        tool_calls=(ToolCall("probe_function", {"probe_key": "probe value"}, "probe1234"),),
+    ),
 )
 """A call, from whose rendering follows how a template writes calls; some demand an id of nine characters."""
 
@@ -33,10 +37,16 @@ PROBE_TOOLS: Final = (
 def prints_probe_call(text: str) -> bool:
     """Returns whether the arguments of `PROBE_CALL` are in a rendering, neither as Python nor serialised twice."""
     # Python's notation has single quotes, and text that is serialised once more has quotes behind a backslash.
-    return "probe_key" in text and "probe value" in text and not re.search(r"""'probe_key|\\"probe_key""", text)
+    return (
+        "probe_key" in text
+        and "probe value" in text
+        and not re.search(r"""'probe_key|\\"probe_key""", text)
+    )
 
 
-def as_turns(messages: Sequence[Message], *, reasoning_key: str, calls_as_text: bool) -> list[dict[str, Any]]:
+def as_turns(
+    messages: Sequence[Message], *, reasoning_key: str, calls_as_text: bool
+) -> list[dict[str, Any]]:
     """Returns messages as templates expect them, without the keys that have no value.
 
     Args:
@@ -63,7 +73,11 @@ def _as_turn(message: Message, reasoning_key: str, *, calls_as_text: bool) -> di
 def _as_call(call: ToolCall, *, as_text: bool) -> dict[str, Any]:
     arguments = json.dumps(call.arguments, ensure_ascii=False) if as_text else call.arguments
     function = {"name": call.name, "arguments": arguments}
-    return {"type": "function", "function": function, **({} if call.id is None else {"id": call.id})}
+    return {
+        "type": "function",
+        "function": function,
+        **({} if call.id is None else {"id": call.id}),
+    }
 
 
 def read_keys(tree: nodes.Template) -> frozenset[str]:
@@ -72,7 +86,8 @@ def read_keys(tree: nodes.Template) -> frozenset[str]:
 
     attributes = {node.attr for node in tree.find_all(kinds.Getattr)}
     return frozenset(
-        attributes | {node.value for node in tree.find_all(kinds.Const) if isinstance(node.value, str)}
+        attributes
+        | {node.value for node in tree.find_all(kinds.Const) if isinstance(node.value, str)}
     )
 
 
@@ -87,9 +102,13 @@ def read_variables(tree: nodes.Template) -> frozenset[str]:
 
     own = {node.name for node in tree.find_all(kinds.Name) if node.ctx == "store"}
     for question in tree.find_all((kinds.Test, kinds.Filter)):
-        if question.name in ("defined", "undefined", "default", "d") and isinstance(question.node, kinds.Name):
+        if question.name in ("defined", "undefined", "default", "d") and isinstance(
+            question.node, kinds.Name
+        ):
             own.discard(question.node.name)
     for statement in tree.body:
         if isinstance(statement, kinds.Assign) and isinstance(statement.target, kinds.Name):
-            own -= {name.name for name in statement.node.find_all(kinds.Name)} & {statement.target.name}
+            own -= {name.name for name in statement.node.find_all(kinds.Name)} & {
+                statement.target.name
+            }
     return frozenset(find_undeclared_variables(tree) - own)

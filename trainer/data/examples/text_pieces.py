@@ -85,7 +85,9 @@ def _has_known_pattern(backend: Tokenizer) -> bool:
     steps = [step for step in state.get("pretokenizers", [state]) if step != _DIGITS]
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
         return False
-    return len(steps) == 1 if steps[-1]["use_regex"] else len(steps) == 2 and _is_known_split(steps[0])
+    return (
+        len(steps) == 1 if steps[-1]["use_regex"] else len(steps) == 2 and _is_known_split(steps[0])
+    )
 
 
 def _is_known_split(step: dict[str, Any]) -> bool:

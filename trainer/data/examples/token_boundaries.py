@@ -50,7 +50,8 @@ class SpecialTokenFinder:
         if [self.ids[match[0]] for match in matches] != [ids[index] for index in indices]:
             return ()
         return tuple(
-            SpecialTokenMatch(match[0], match.end(), index) for match, index in zip(matches, indices, strict=True)
+            SpecialTokenMatch(match[0], match.end(), index)
+            for match, index in zip(matches, indices, strict=True)
         )
 
 

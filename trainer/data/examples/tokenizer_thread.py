@@ -28,7 +28,9 @@ class TokenizerThread:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
-    def each(self, items: Iterable[_Item], work: Callable[[_Item], _Result]) -> Iterator[tuple[_Item, _Result]]:
+    def each(
+        self, items: Iterable[_Item], work: Callable[[_Item], _Result]
+    ) -> Iterator[tuple[_Item, _Result]]:
         """Yields each item with the result of `work`, which the thread does while later items are made.
 
         Raises:

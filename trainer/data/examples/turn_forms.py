@@ -37,7 +37,9 @@ def render_prompt(row: ChatRow, form: TurnForm, template: ChatTemplate) -> str:
         TemplateRefusedError: the template refuses the messages.
     """
     messages = move_system(row.messages) if form is TurnForm.MOVED_SYSTEM else row.messages
-    return template.render(messages[:-1], prompt=True, tools=row.tools, arguments=row.template_arguments)
+    return template.render(
+        messages[:-1], prompt=True, tools=row.tools, arguments=row.template_arguments
+    )
 
 
 def render_messages(row: ChatRow, form: TurnForm, template: ChatTemplate) -> str:
@@ -49,16 +51,22 @@ def render_messages(row: ChatRow, form: TurnForm, template: ChatTemplate) -> str
     if form is TurnForm.OPENED_THOUGHT:
         return _render_opened_thought(row, template)
     messages = move_system(row.messages) if form is TurnForm.MOVED_SYSTEM else row.messages
-    return template.render(messages, prompt=False, tools=row.tools, arguments=row.template_arguments)
+    return template.render(
+        messages, prompt=False, tools=row.tools, arguments=row.template_arguments
+    )
 
 
 def move_system(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Returns the messages with the text of the system before that of the last user turn."""
     first, *turns = messages
-    last_user = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=None)
+    last_user = max(
+        (index for index, turn in enumerate(turns) if turn.role == "user"), default=None
+    )
     if first.role != "system" or last_user is None:
         return tuple(messages)
-    turns[last_user] = replace(turns[last_user], content=f"{first.content}\n\n{turns[last_user].content}")
+    turns[last_user] = replace(
+        turns[last_user], content=f"{first.content}\n\n{turns[last_user].content}"
+    )
     return tuple(turns)
 
 
@@ -69,7 +77,9 @@ def _render_opened_thought(row: ChatRow, template: ChatTemplate) -> str:
     if turn.reasoning_content:
         said = f"{OPENED_THOUGHT}{turn.reasoning_content}{_CLOSED_THOUGHT}{turn.content}"
     prompt = render_prompt(row, TurnForm.OPENED_THOUGHT, template)
-    if not (prompt.endswith(OPENED_THOUGHT) and said.startswith(OPENED_THOUGHT) and "</think>" in said):
+    if not (
+        prompt.endswith(OPENED_THOUGHT) and said.startswith(OPENED_THOUGHT) and "</think>" in said
+    ):
         raise TemplateRefusedError
     # The template itself shows how it ends a turn: what it prints after an answer without a thought.
     probe = replace(row, messages=(*before, replace(turn, content=_ANSWER, reasoning_content=None)))

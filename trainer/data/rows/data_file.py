@@ -57,7 +57,10 @@ class DataFile:
 
         It decompresses a file whose name ends in `.gz`, and transcodes UTF-16 that begins with a byte order mark.
         """
-        raw = cast("BinaryIO", io.BufferedReader(_CountingReader(self.path, self.on_bytes_read), _BUFFER_BYTES))
+        raw = cast(
+            "BinaryIO",
+            io.BufferedReader(_CountingReader(self.path, self.on_bytes_read), _BUFFER_BYTES),
+        )
         if self.name.lower().endswith(".gz"):
             raw = cast("BinaryIO", io.BufferedReader(_BoundedGzipReader(raw, self), _BUFFER_BYTES))
         try:
@@ -73,7 +76,9 @@ class DataFile:
         return raw
 
     def _require_uncompressed(self, start: bytes) -> None:
-        found = next((name for first, name in _COMPRESSIONS.items() if start.startswith(first)), None)
+        found = next(
+            (name for first, name in _COMPRESSIONS.items() if start.startswith(first)), None
+        )
         if found is not None:
             raise DataError(
                 ErrorCode.DATASET_INVALID,
@@ -109,7 +114,9 @@ class DataFile:
         """
         if size > MAX_ROW_BYTES:
             expected = f"at most {MAX_ROW_BYTES} bytes"
-            raise row_error(self.location(index), "the row is too long", expected=expected, found="more")
+            raise row_error(
+                self.location(index), "the row is too long", expected=expected, found="more"
+            )
 
     def unreadable(self, expected: str, *, row: int | None = None) -> DataError:
         """Returns the error for a file that cannot be read, or not beyond `row`."""

@@ -34,12 +34,18 @@ class FileRoles:
     def below(self, folder: str) -> Iterator[str]:
         """Yields the unknown files below a folder, relative to it, in order; `.` is the top folder."""
         prefix = "" if folder == "." else f"{folder}/"
-        return (name.removeprefix(prefix) for name in sorted(self.unknown) if name.startswith(prefix))
+        return (
+            name.removeprefix(prefix) for name in sorted(self.unknown) if name.startswith(prefix)
+        )
 
     def folders_with(self, *names: str) -> list[str]:
         """Returns the folders in which there are unknown files of all these names, in order."""
         folders = {str(PurePosixPath(name).parent) for name in self.unknown}
-        return sorted(folder for folder in folders if all(join(folder, name) in self.unknown for name in names))
+        return sorted(
+            folder
+            for folder in folders
+            if all(join(folder, name) in self.unknown for name in names)
+        )
 
     def take(self, name: str) -> Path:
         """Removes a side file from the unknown files; returns its path."""
@@ -57,10 +63,17 @@ def join(folder: str, name: str) -> str:
 
 
 def layout_error(
-    file: str, reason: str, *, expected: str, found: str | int = "something else", hint: str | None = None
+    file: str,
+    reason: str,
+    *,
+    expected: str,
+    found: str | int = "something else",
+    hint: str | None = None,
 ) -> DataError:
     """Returns the error for a file that contradicts the layout of its dataset."""
-    return DataError(ErrorCode.DATASET_INVALID, reason, file=file, expected=expected, found=found, hint=hint)
+    return DataError(
+        ErrorCode.DATASET_INVALID, reason, file=file, expected=expected, found=found, hint=hint
+    )
 
 
 def read_side_file(name: str, path: Path) -> bytes:
@@ -73,7 +86,10 @@ def read_side_file(name: str, path: Path) -> bytes:
         content = file.read(MAX_SIDE_FILE_BYTES + 1)
     if len(content) > MAX_SIDE_FILE_BYTES:
         raise layout_error(
-            name, "the file is too long", expected=f"at most {MAX_SIDE_FILE_BYTES} bytes", found="more"
+            name,
+            "the file is too long",
+            expected=f"at most {MAX_SIDE_FILE_BYTES} bytes",
+            found="more",
         )
     return content
 
@@ -90,4 +106,6 @@ def read_json_object(name: str, path: Path) -> Mapping[str, object]:
         document = None
     if isinstance(document, dict):
         return document
-    raise layout_error(name, "the file cannot be read", expected="a JSON object, as datasets writes it")
+    raise layout_error(
+        name, "the file cannot be read", expected="a JSON object, as datasets writes it"
+    )

@@ -19,7 +19,9 @@ from trainer.strict_yaml import YamlError, load_yaml_tree
 
 README: Final = "README.md"
 
-_FRONT_MATTER: Final = re.compile(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
+_FRONT_MATTER: Final = re.compile(
+    rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE
+)
 _SHARD: Final = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 _WORD_ENDS: Final = re.compile(r"[-._ 0-9]+")
 _GLOB_PARTS: Final = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]")
@@ -55,7 +57,8 @@ def add_hub_files(roles: FileRoles) -> None:
 def _add_repository(roles: FileRoles, folder: str, patterns: Patterns | None) -> None:
     names = list(roles.below(folder))
     found = {
-        name: _matching_splits(name, patterns) if patterns is not None else _named_splits(name) for name in names
+        name: _matching_splits(name, patterns) if patterns is not None else _named_splits(name)
+        for name in names
     }
     if patterns is None and not any(found.values()):
         return  # no name says anything: `datasets` takes all files for training, and so does the job
@@ -72,7 +75,9 @@ def _add_repository(roles: FileRoles, folder: str, patterns: Patterns | None) ->
 
 
 def _matching_splits(name: str, patterns: Patterns) -> set[str]:
-    return {split for split, globs in patterns.items() if any(_matches(name, glob) for glob in globs)}
+    return {
+        split for split, globs in patterns.items() if any(_matches(name, glob) for glob in globs)
+    }
 
 
 def _matches(name: str, glob: str) -> bool:
@@ -126,7 +131,9 @@ def _read_patterns(name: str, path: Path) -> Patterns | None:
 def _read_front_matter(name: str, path: Path) -> Mapping[str, object]:
     match = _FRONT_MATTER.match(read_side_file(name, path))
     if match is None:
-        raise layout_error(name, "the file cannot be read", expected="a second line of three hyphens")
+        raise layout_error(
+            name, "the file cannot be read", expected="a second line of three hyphens"
+        )
     try:
         card = load_yaml_tree(match[1].decode("utf-8"), compose_features=True).plain_value()
     except UnicodeDecodeError:
@@ -146,14 +153,23 @@ def _split_patterns(name: str, config: Mapping[str, object]) -> Patterns:
     entries: list[tuple[object, object]]
     if isinstance(data_files, dict):
         entries = list(data_files.items())
-    elif isinstance(data_files, list) and data_files and all(isinstance(entry, dict) for entry in data_files):
+    elif (
+        isinstance(data_files, list)
+        and data_files
+        and all(isinstance(entry, dict) for entry in data_files)
+    ):
         entries = [(entry.get("split"), entry.get("path")) for entry in data_files]
     else:
         entries = [("train", data_files)]
     patterns: dict[str, tuple[str, ...]] = {}
     for split, path in entries:
         globs = [path] if isinstance(path, str) else path
-        if not isinstance(split, str) or split in patterns or not _are_texts(globs) or not isinstance(folder, str):
+        if (
+            not isinstance(split, str)
+            or split in patterns
+            or not _are_texts(globs)
+            or not isinstance(folder, str)
+        ):
             raise _wrong_configs(name)
         patterns[split] = tuple(join(folder.strip("/"), glob.removeprefix("./")) for glob in globs)
     return patterns

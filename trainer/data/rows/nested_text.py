@@ -15,7 +15,9 @@ from trainer.encoding import parse_json
 MAX_LITERAL_CHARACTERS: Final = 1 << 22
 """Longest text that is parsed as a Python literal: its syntax tree takes about a hundred times its size."""
 
-_START_OF_MESSAGES: Final = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|from|value)["']\s*:""")
+_START_OF_MESSAGES: Final = re.compile(
+    r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|from|value)["']\s*:"""
+)
 
 
 def parse_nested_text(location: RowLocation, field: str, text: str) -> object:
@@ -73,7 +75,11 @@ def _convert(node: ast.expr) -> object:
         case ast.List(elts=items):
             return [_convert(item) for item in items]
         case ast.Dict(keys=keys, values=values):
-            texts = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+            texts = [
+                key.value
+                for key in keys
+                if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            ]
             if len(set(texts)) == len(keys):
                 return dict(zip(texts, map(_convert, values), strict=True))
     raise ValueError("another expression")

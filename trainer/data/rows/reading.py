@@ -20,7 +20,9 @@ DEFAULT_SCHEMA: Final = RowSchema()
 """Columns keep their names, and the keys of each object select its kind."""
 
 
-def read_files(files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = DEFAULT_SCHEMA) -> list[Row]:
+def read_files(
+    files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = DEFAULT_SCHEMA
+) -> list[Row]:
     """Reads all rows of all files that hold rows.
 
     Args:
@@ -32,7 +34,9 @@ def read_files(files: Mapping[str, Path], *, max_rows: int, schema: RowSchema = 
         DataError: a row is not acceptable, there are more than `max_rows`, or side files contradict the others.
     """
     rows: list[Row] = []
-    for row in scan_files(list_row_files(files, eval_files=schema.eval_files), max_rows=max_rows, schema=schema):
+    for row in scan_files(
+        list_row_files(files, eval_files=schema.eval_files), max_rows=max_rows, schema=schema
+    ):
         if isinstance(row, DataError):
             raise row
         rows.append(row)
@@ -97,13 +101,17 @@ def read_rows(
         yield row
 
 
-def scan_rows(path: Path, *, name: str, schema: RowSchema = DEFAULT_SCHEMA) -> Iterator[Row | DataError]:
+def scan_rows(
+    path: Path, *, name: str, schema: RowSchema = DEFAULT_SCHEMA
+) -> Iterator[Row | DataError]:
     """Reads a file as `read_rows` does, and yields errors in place of rows that are not acceptable."""
     file = RowFile(name, path)
     return parse_raw_rows(file, read_raw_rows(file), schema)
 
 
-def read_raw_rows(file: RowFile, on_bytes_read: BytesReadCallback = lambda _count: None) -> Iterator[RawRow]:
+def read_raw_rows(
+    file: RowFile, on_bytes_read: BytesReadCallback = lambda _count: None
+) -> Iterator[RawRow]:
     """Yields what a file holds for each row, unparsed.
 
     Args:
@@ -115,14 +123,22 @@ def read_raw_rows(file: RowFile, on_bytes_read: BytesReadCallback = lambda _coun
     """
     empty = True
     try:
-        for raw_row in find_format(file.name).read_raw_rows(DataFile(file.path, file.name, on_bytes_read)):
+        for raw_row in find_format(file.name).read_raw_rows(
+            DataFile(file.path, file.name, on_bytes_read)
+        ):
             empty = False
             yield raw_row
     except DataError as error:
         yield error
         return
     if empty:
-        yield DataError(ErrorCode.DATASET_INVALID, "no rows", file=file.name, expected="at least one row", found=0)
+        yield DataError(
+            ErrorCode.DATASET_INVALID,
+            "no rows",
+            file=file.name,
+            expected="at least one row",
+            found=0,
+        )
 
 
 def parse_raw_rows(

@@ -37,7 +37,9 @@ class RowFile:
     for_evaluation: bool = False
 
 
-def list_row_files(files: Mapping[str, Path], *, eval_files: str = DEFAULT_EVAL_FILES) -> list[RowFile]:
+def list_row_files(
+    files: Mapping[str, Path], *, eval_files: str = DEFAULT_EVAL_FILES
+) -> list[RowFile]:
     """Returns the files that hold rows, in the order of their names.
 
     In the pool of a joint job each provider's files are judged by themselves, as that provider judged them.
@@ -55,7 +57,11 @@ def list_row_files(files: Mapping[str, Path], *, eval_files: str = DEFAULT_EVAL_
     bundles: dict[int, dict[str, Path]] = {}
     for name, path in files.items():
         bundles.setdefault(number_in_pool(name) or 0, {})[name_in_bundle(name)] = path
-    return [file for number in sorted(bundles) for file in _list_in_pool(number, bundles[number], eval_files)]
+    return [
+        file
+        for number in sorted(bundles)
+        for file in _list_in_pool(number, bundles[number], eval_files)
+    ]
 
 
 def _list_in_pool(number: int, files: Mapping[str, Path], eval_files: str) -> list[RowFile]:
@@ -78,7 +84,9 @@ def _list_bundle(files: Mapping[str, Path], eval_files: str) -> list[RowFile]:
     if any(fnmatchcase(name, eval_files) for name in splits):
         return [RowFile(name, files[name]) for name in sorted(splits)]
     _require_known_splits(splits)
-    return [RowFile(name, files[name], splits[name] in EVALUATION_SPLITS) for name in sorted(splits)]
+    return [
+        RowFile(name, files[name], splits[name] in EVALUATION_SPLITS) for name in sorted(splits)
+    ]
 
 
 def find_splits(files: Mapping[str, Path]) -> dict[str, str | None]:
@@ -96,7 +104,9 @@ def find_splits(files: Mapping[str, Path]) -> dict[str, str | None]:
 def _require_known_splits(splits: Mapping[str, str | None]) -> None:
     names = sorted({split for split in splits.values() if split})
     unknown = [name for name in names if name not in KNOWN_SPLITS]
-    if not unknown or len(names) == 1:  # a single split that is not for evaluation is what to train on
+    if (
+        not unknown or len(names) == 1
+    ):  # a single split that is not for evaluation is what to train on
         return
     raise layout_error(
         next(file for file in sorted(splits) if splits[file] == unknown[0]),

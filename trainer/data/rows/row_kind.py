@@ -43,4 +43,6 @@ class RowKind:
 
     def admits(self, keys: frozenset[str]) -> bool:
         """Returns whether an object with exactly these keys is of this kind."""
-        return keys <= self.columns and any(map(keys.issuperset, filter(None, (self.required, self.alternative))))
+        return keys <= self.columns and any(
+            map(keys.issuperset, filter(None, (self.required, self.alternative)))
+        )

@@ -48,8 +48,12 @@ class RowSchema:
             DataError: `DATASET_ROW_INVALID`, naming the field and the value expected there.
         """
         if not isinstance(document, dict):
-            raise row_error(location, "not an object", expected="an object", found=describe(document))
-        named = self._rename_columns(location, document) if self.columns or self.ignored else document
+            raise row_error(
+                location, "not an object", expected="an object", found=describe(document)
+            )
+        named = (
+            self._rename_columns(location, document) if self.columns or self.ignored else document
+        )
         kind = self._choose_kind(location, named)
         columns = _parse_text_columns(location, named, kind)
         if not self.ignored_message_keys:
@@ -59,7 +63,9 @@ class RowSchema:
             for column in MESSAGE_COLUMNS
             if column in columns
         }
-        row = kind.parse(location, {**columns, **{column: value for column, (value, _) in pairs.items()}})
+        row = kind.parse(
+            location, {**columns, **{column: value for column, (value, _) in pairs.items()}}
+        )
         return replace(row, ignored_keys=sum(count for _, count in pairs.values()))
 
     def _rename_columns(self, location: RowLocation, document: Document) -> Document:
@@ -92,7 +98,10 @@ def _parse_text_columns(location: RowLocation, document: Document, kind: RowKind
         column: parse_nested_text(location, column, text)
         for column, text in document.items()
         if isinstance(text, str)
-        and (column in kind.json_columns or (column in MESSAGE_COLUMNS and begins_like_messages(text)))
+        and (
+            column in kind.json_columns
+            or (column in MESSAGE_COLUMNS and begins_like_messages(text))
+        )
     }
     return {**document, **parsed} if parsed else document
 
@@ -108,7 +117,9 @@ def _leave_out_keys(value: object, keys: frozenset[str]) -> tuple[object, int]:
     return [item for item, _ in items], sum(count for _, count in items)
 
 
-def _unknown_kind(location: RowLocation, keys: frozenset[str], kinds: tuple[RowKind, ...]) -> DataError:
+def _unknown_kind(
+    location: RowLocation, keys: frozenset[str], kinds: tuple[RowKind, ...]
+) -> DataError:
     if len(kinds) == 1:
         optional = f" (and {', '.join(sorted(kinds[0].optional))})" if kinds[0].optional else ""
         expected = " and ".join(sorted(kinds[0].required)) + optional
@@ -122,7 +133,9 @@ def _unknown_kind(location: RowLocation, keys: frozenset[str], kinds: tuple[RowK
     others = len(keys) - len(known) - len(indexes)
     hint = "rename columns with data.columns, or leave them out with data.ignore_columns"
     if indexes:
-        hint = f"leave out the index of a data frame with data.ignore_columns: [{', '.join(indexes)}]"
+        hint = (
+            f"leave out the index of a data frame with data.ignore_columns: [{', '.join(indexes)}]"
+        )
     return row_error(
         location,
         "not the keys of one kind of row",

@@ -37,16 +37,24 @@ def _read_splits(roles: FileRoles, parent: str, folders: list[str]) -> dict[str,
     name = join(parent, SPLITS)
     splits = read_json_object(name, roles.take(name)).get("splits")
     if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
-        raise layout_error(name, "the splits are not named", expected="a list of names under the key splits")
+        raise layout_error(
+            name, "the splits are not named", expected="a list of names under the key splits"
+        )
     found = {join(parent, split): split for split in splits}
-    there = {folder for folder in folders if folder != parent and str(PurePosixPath(folder).parent) == parent}
+    there = {
+        folder
+        for folder in folders
+        if folder != parent and str(PurePosixPath(folder).parent) == parent
+    }
     if found.keys() != there:
         folder = min(found.keys() ^ there)
         raise layout_error(
             name,
             "the splits are not those of the folders beside it",
             expected=f"a folder and a name for each split, {folder} too",
-            found="a folder that is not named" if folder in there else f"no {STATE} and {INFO} in that folder",
+            found="a folder that is not named"
+            if folder in there
+            else f"no {STATE} and {INFO} in that folder",
         )
     return found
 
@@ -86,6 +94,8 @@ def _read_shards(name: str, state: Mapping[str, object]) -> set[str]:
     texts = {file for file in names if isinstance(file, str)}
     if len(texts) < len(names):
         raise layout_error(
-            name, "the files are not named", expected="a list of objects with a filename each under _data_files"
+            name,
+            "the files are not named",
+            expected="a list of objects with a filename each under _data_files",
         )
     return texts

@@ -116,13 +116,17 @@ def check_objects(
     return value
 
 
-def check_keys(location: RowLocation, field: str, item: Mapping[str, object], known: tuple[str, ...]) -> None:
+def check_keys(
+    location: RowLocation, field: str, item: Mapping[str, object], known: tuple[str, ...]
+) -> None:
     """Requires that a message has no other keys than the `known` ones, unless their value is null or empty.
 
     Raises:
         DataError: another key has a value. The error does not name it: a key may be part of the content.
     """
-    others = [key for key, value in item.items() if key not in known and value not in (None, "", [], {})]
+    others = [
+        key for key, value in item.items() if key not in known and value not in (None, "", [], {})
+    ]
     if others:
         raise row_error(
             location,
@@ -143,7 +147,9 @@ def parse_json_text(location: RowLocation, field: str, value: str) -> object:
     try:
         return parse_json(value)
     except ValueError:
-        error = row_error(location, "wrong value", field=field, expected="JSON text", found=describe(value))
+        error = row_error(
+            location, "wrong value", field=field, expected="JSON text", found=describe(value)
+        )
     # Raised outside the handler: the parser's error quotes the text, and would be attached as the context.
     raise error
 

@@ -48,7 +48,9 @@ class RequestRefused(Exception):  # noqa: N818 -- it is a response, not a fault
         headers: further headers of the answer.
     """
 
-    def __init__(self, status: int, code: ErrorCode, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, code: ErrorCode, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(code.value)
         self.status = status
         self.code = code
@@ -56,7 +58,11 @@ class RequestRefused(Exception):  # noqa: N818 -- it is a response, not a fault
 
 
 def refusal_response(
-    status: int, code: ErrorCode, headers: Mapping[str, str] | None = None, *, phase: Phase | None = None
+    status: int,
+    code: ErrorCode,
+    headers: Mapping[str, str] | None = None,
+    *,
+    phase: Phase | None = None,
 ) -> JSONResponse:
     """Returns the response for a refusal."""
     body = {"error": code.value} if phase is None else {"error": code.value, "phase": phase.value}
@@ -87,7 +93,9 @@ async def answer_routing_error(request: Request, error: Exception) -> JSONRespon
     """Answers a request for an unknown path, or with a method that the path does not have."""
     assert isinstance(error, HTTPException)  # noqa: S101
     if error.status_code == 405:
-        return refusal_response(405, ErrorCode.REQUEST_INVALID, {"Allow": ", ".join(_allowed_methods(request))})
+        return refusal_response(
+            405, ErrorCode.REQUEST_INVALID, {"Allow": ", ".join(_allowed_methods(request))}
+        )
     code = ErrorCode.NOT_FOUND if error.status_code == 404 else ErrorCode.REQUEST_INVALID
     return refusal_response(error.status_code, code, error.headers)
 
@@ -121,7 +129,8 @@ def documented_responses(
         if code.value not in codes.setdefault(status, []):
             codes[status].append(code.value)
     return {
-        status: _response_schema(values, (headers or {}).get(status)) for status, values in sorted(codes.items())
+        status: _response_schema(values, (headers or {}).get(status))
+        for status, values in sorted(codes.items())
     }
 
 
@@ -138,4 +147,8 @@ def _response_schema(codes: list[str], headers: dict[str, Any] | None) -> dict[s
 
 def header_schema(pattern: str, description: str, *, required: bool = True) -> dict[str, Any]:
     """Returns the OpenAPI object of a response header."""
-    return {"description": description, "required": required, "schema": {"type": "string", "pattern": pattern}}
+    return {
+        "description": description,
+        "required": required,
+        "schema": {"type": "string", "pattern": pattern},
+    }

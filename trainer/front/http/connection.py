@@ -181,8 +181,14 @@ class CappedProtocol(H11Protocol):
             self.transport.abort()
             return
         length = str(len(_BAD_REQUEST)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
-        headers += [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", length),
+            (b"connection", b"close"),
+        ]
+        headers += [
+            (name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()
+        ]
         head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
         for event in (head, h11.Data(data=_BAD_REQUEST), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

@@ -159,10 +159,14 @@ class ControlClient:
         """
         # Quotes are expensive, and VMs may share a quoting enclave: the limit holds for all clients together.
         if (wait := self._bucket.take()) > 0:
-            raise RequestRefused(429, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait) + 1)})
+            raise RequestRefused(
+                429, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait) + 1)}
+            )
         reply = await self._request_evidence(nonce)
         if reply.evidence is None:
-            raise RequestRefused(503, reply.error if reply.error in EVIDENCE_ERRORS else ErrorCode.INTERNAL)
+            raise RequestRefused(
+                503, reply.error if reply.error in EVIDENCE_ERRORS else ErrorCode.INTERNAL
+            )
         return reply.evidence
 
     async def _request_evidence(self, nonce: str) -> EvidenceReply:
@@ -201,7 +205,9 @@ class ControlClient:
 
     def acknowledges(self, shown: str) -> bool:
         """Returns whether `shown` acknowledges the result that is served."""
-        return self.result is not None and has_sha256(shown.encode(), self.result.acknowledgement_sha256)
+        return self.result is not None and has_sha256(
+            shown.encode(), self.result.acknowledgement_sha256
+        )
 
 
 class _TokenBucket:

@@ -31,7 +31,9 @@ UPLOAD_SCHEME: Final = "uploadAuthorization"
 UploadId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 
 
-def _require_tus_version(tus_resumable: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
+def _require_tus_version(
+    tus_resumable: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> None:
     if tus_resumable != VERSION:
         raise RequestRefused(412, ErrorCode.REQUEST_INVALID, {"Tus-Version": VERSION})
 
@@ -40,7 +42,12 @@ def _require_tus_version(tus_resumable: Annotated[str | None, Header(include_in_
 # not 400; the body of PATCH is read as a stream, so no parameter declares it.
 _TUS_REQUEST: Final[dict[str, Any]] = {
     "parameters": [
-        {"name": "Tus-Resumable", "in": "header", "required": True, "schema": {"type": "string", "const": VERSION}}
+        {
+            "name": "Tus-Resumable",
+            "in": "header",
+            "required": True,
+            "schema": {"type": "string", "const": VERSION},
+        }
     ]
 }
 _PIECE: Final = {
@@ -54,7 +61,11 @@ _PIECE: Final = {
 _SPOKEN = {"Tus-Resumable": header_schema(r"^1\.0\.0$", "on every answer below /dataset")}
 _NUMBER = "^(0|[1-9][0-9]*)$"
 _OFFSET = {**_SPOKEN, "Upload-Offset": header_schema(_NUMBER, "bytes that are safe")}
-_EXPIRY = {"Upload-Expires": header_schema(" GMT$", "when another upload may take its place", required=False)}
+_EXPIRY = {
+    "Upload-Expires": header_schema(
+        " GMT$", "when another upload may take its place", required=False
+    )
+}
 _MAXIMUM = {"Tus-Max-Size": header_schema(_NUMBER, "largest sealed dataset, in bytes")}
 _VERSION = {"Tus-Version": header_schema(r"^1\.0\.0$", "the version to speak")}
 _ABLE = {"Tus-Extension": header_schema("^[a-z,]+$", "extensions of tus")}
@@ -78,7 +89,11 @@ _OF_APPEND = (
 )
 _PLACE = "^/dataset/[0-9a-f]{32}$"
 _CREATED = {**_OFFSET, **_EXPIRY, **_MAXIMUM, "Location": header_schema(_PLACE, "the upload")}
-_HEAD = {**_OFFSET, **_EXPIRY, "Upload-Length": header_schema(_NUMBER, "bytes of the sealed dataset")}
+_HEAD = {
+    **_OFFSET,
+    **_EXPIRY,
+    "Upload-Length": header_schema(_NUMBER, "bytes of the sealed dataset"),
+}
 
 
 def _refusals(*refusals: tuple[int, ErrorCode]) -> dict[int | str, dict[str, Any]]:
@@ -117,7 +132,9 @@ class DatasetRoutes:
             response_class=Response,
             responses={
                 201: {"headers": _CREATED},
-                **_refusals(_NO_TUS, UNAUTHORIZED, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL),
+                **_refusals(
+                    _NO_TUS, UNAUTHORIZED, _CLOSED, (409, ErrorCode.JOB_BUSY), _TOO_LARGE, _FULL
+                ),
             },
             openapi_extra={**_TUS_REQUEST, "security": [{}, {UPLOAD_SCHEME: []}]},
         )
@@ -226,5 +243,7 @@ class DatasetRoutes:
     def _progress_headers(self, upload: Upload) -> dict[str, str]:
         headers = {"Upload-Offset": str(upload.offset)}
         if not upload.complete:
-            headers["Upload-Expires"] = formatdate(time.time() + self._store.expires_in(upload), usegmt=True)
+            headers["Upload-Expires"] = formatdate(
+                time.time() + self._store.expires_in(upload), usegmt=True
+            )
         return headers

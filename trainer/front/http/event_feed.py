@@ -56,7 +56,10 @@ class EventFeed:
         """Adds a sealed event (base64); discards the oldest ones above the limits."""
         self._private.append(FeedEvent(self._next_event_id(), "private", sealed))
         self._private_bytes += len(sealed)
-        while len(self._private) > self._limits.kept_events or self._private_bytes > self._limits.kept_event_bytes:
+        while (
+            len(self._private) > self._limits.kept_events
+            or self._private_bytes > self._limits.kept_event_bytes
+        ):
             self._private_bytes -= len(self._private.popleft().data)
         self._notify_readers()
 

@@ -45,7 +45,9 @@ _STATEMENT: Final[dict[str, object]] = {
     "description": "the signed statement of what the job destroyed; after an acknowledgement, to who accepts it",
 }
 
-JobNonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$", description="32 random bytes of the verifier, in hex")]
+JobNonce = Annotated[
+    str, Query(pattern=r"^[0-9a-f]{64}$", description="32 random bytes of the verifier, in hex")
+]
 
 
 class JobRoutes:
@@ -74,7 +76,9 @@ class JobRoutes:
                 ),
             },
         )
-        router.add_api_route("/status", self.status, methods=["GET"], responses=documented_responses())
+        router.add_api_route(
+            "/status", self.status, methods=["GET"], responses=documented_responses()
+        )
         router.add_api_route(
             "/events",
             self.events,
@@ -101,7 +105,9 @@ class JobRoutes:
             response_model=None,
             responses={
                 200: _STATEMENT,
-                **documented_responses(UNAUTHORIZED, (409, ErrorCode.WRONG_PHASE), headers={401: CHALLENGE}),
+                **documented_responses(
+                    UNAUTHORIZED, (409, ErrorCode.WRONG_PHASE), headers={401: CHALLENGE}
+                ),
             },
             openapi_extra={"security": [{ACKNOWLEDGEMENT_SCHEME: []}]},
         )
@@ -128,7 +134,9 @@ class JobRoutes:
 
     async def acknowledge(
         self,
-        authorization: Annotated[str | None, Header(max_length=256, include_in_schema=False)] = None,
+        authorization: Annotated[
+            str | None, Header(max_length=256, include_in_schema=False)
+        ] = None,
         accept: Annotated[str, Header(max_length=256)] = "",
     ) -> Response:
         """Acknowledges the result: the job may end, unless it is the report on a refused dataset.
@@ -145,7 +153,10 @@ class JobRoutes:
         missing = await self._pass_on(result, shown)
         if missing or not result.final:
             return Response(status_code=204)
-        if accept == DELETION_TYPE and (statement := await self._control.deletion_statement()) is not None:
+        if (
+            accept == DELETION_TYPE
+            and (statement := await self._control.deletion_statement()) is not None
+        ):
             return Response(statement, media_type=DELETION_TYPE)
         return Response(status_code=204)
 
@@ -167,8 +178,12 @@ class JobRoutes:
 
     async def events(
         self,
-        authorization: Annotated[str | None, Header(max_length=256, include_in_schema=False)] = None,
-        last_event_id: Annotated[str, Header(alias="Last-Event-ID", pattern=r"^(0|[1-9][0-9]{0,15})$")] = "0",
+        authorization: Annotated[
+            str | None, Header(max_length=256, include_in_schema=False)
+        ] = None,
+        last_event_id: Annotated[
+            str, Header(alias="Last-Event-ID", pattern=r"^(0|[1-9][0-9]{0,15})$")
+        ] = "0",
     ) -> StreamingResponse:
         """Streams server-sent events: status for all, sealed private events for who has the grant's token."""
         token = self._bearer_token(authorization)
@@ -192,14 +207,20 @@ class JobRoutes:
 
     def _is_wrong_token(self, token: str | None) -> bool:
         """Returns whether `token` is wrong; False while no dataset has been opened and the hash is unknown."""
-        return token is not None and self._control.has_token_hash() and not self._control.token_matches(token)
+        return (
+            token is not None
+            and self._control.has_token_hash()
+            and not self._control.token_matches(token)
+        )
 
     async def _stream_events(self, token: str | None, cursor: int) -> AsyncIterator[bytes]:
         feed = self._control.feed
         end = time.monotonic() + self._limits.event_stream_seconds
         # The token is checked again before each batch: a stream may begin before the hash of the token is known.
         while not feed.closed and not self._is_wrong_token(token) and time.monotonic() < end:
-            events = feed.events_since(cursor, private=token is not None and self._control.token_matches(token))
+            events = feed.events_since(
+                cursor, private=token is not None and self._control.token_matches(token)
+            )
             for event in events:
                 yield event.encode()
                 cursor = event.id

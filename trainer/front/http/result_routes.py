@@ -19,13 +19,17 @@ from trainer.front.http.answers import RequestRefused, documented_responses, hea
 from trainer.front.http.control_client import ControlClient
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,16})-(\d{0,16})")
-_BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_BINARY: Final = {
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+}
 
 _STATE: Final = {
     "ETag": header_schema('^"[0-9a-f]{64}"$', "SHA-256 of the sealed result"),
     "Accept-Ranges": header_schema("^bytes$", "RFC 9110"),
 }
-_PART: Final = {"Content-Range": header_schema(r"^bytes [0-9]+-[0-9]+/[0-9]+$", "which bytes, of how many")}
+_PART: Final = {
+    "Content-Range": header_schema(r"^bytes [0-9]+-[0-9]+/[0-9]+$", "which bytes, of how many")
+}
 
 ShortHeader = Annotated[str | None, Header(max_length=256)]
 
@@ -70,14 +74,20 @@ class ResultRoutes:
             response_class=Response,
             responses={
                 200: {**_BINARY, "description": "the sealed result", "headers": _STATE},
-                206: {**_BINARY, "description": "the range asked for", "headers": {**_STATE, **_PART}},
+                206: {
+                    **_BINARY,
+                    "description": "the range asked for",
+                    "headers": {**_STATE, **_PART},
+                },
                 304: {"description": "the client has it: `If-None-Match`", "headers": _STATE},
                 **documented_responses(
                     (409, ErrorCode.WRONG_PHASE),
                     (416, ErrorCode.REQUEST_INVALID),
                     headers={
                         416: {
-                            "Content-Range": header_schema(r"^bytes \*/[0-9]+$", "the size of the sealed result")
+                            "Content-Range": header_schema(
+                                r"^bytes \*/[0-9]+$", "the size of the sealed result"
+                            )
                         }
                     },
                 ),

@@ -106,7 +106,9 @@ class UploadStore:
         """
         self.require_accepting()
         if length > self.max_bytes:
-            raise RequestRefused(413, ErrorCode.DATASET_TOO_LARGE, {"Tus-Max-Size": str(self.max_bytes)})
+            raise RequestRefused(
+                413, ErrorCode.DATASET_TOO_LARGE, {"Tus-Max-Size": str(self.max_bytes)}
+            )
         if self._current is not None and self.expires_in(self._current) > 0:
             raise RequestRefused(409, ErrorCode.JOB_BUSY)
         # Before the space is measured: that of an expired upload counts as free.
@@ -136,7 +138,9 @@ class UploadStore:
         """
         if upload.lock.locked():
             return self._limits.upload_idle_seconds
-        idle = self._limits.upload_idle_seconds if upload.offset else self._limits.empty_upload_seconds
+        idle = (
+            self._limits.upload_idle_seconds if upload.offset else self._limits.empty_upload_seconds
+        )
         return max(0.0, upload.last_active + idle - self._clock())
 
     async def stop_and_get_offset(self, upload: Upload) -> int:
@@ -159,7 +163,11 @@ class UploadStore:
             # All three are checked under the lock: while this request waited, another may have changed them.
             if self._current is not upload:
                 raise RequestRefused(409, ErrorCode.WRONG_PHASE)
-            if upload.complete or offset != upload.offset or request_number != upload.request_number:
+            if (
+                upload.complete
+                or offset != upload.offset
+                or request_number != upload.request_number
+            ):
                 raise RequestRefused(409, ErrorCode.UPLOAD_CONFLICT)
             await self._receive_body(upload, request_number, body)
             if upload.complete and self._current is upload:
@@ -181,7 +189,9 @@ class UploadStore:
             if self._current is upload:
                 self._drop_current()
 
-    async def _receive_body(self, upload: Upload, request_number: int, body: AsyncIterator[bytes]) -> None:
+    async def _receive_body(
+        self, upload: Upload, request_number: int, body: AsyncIterator[bytes]
+    ) -> None:
         # No link: whoever else writes to the spool must not choose the file that the client's bytes go to.
         descriptor = os.open(upload.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         writer = _SyncedWriter(descriptor, upload)
@@ -235,7 +245,11 @@ class UploadStore:
             return error
         finally:
             upload.waiting = None
-        return RequestRefused(409, ErrorCode.UPLOAD_CONFLICT) if request_number != upload.request_number else None
+        return (
+            RequestRefused(409, ErrorCode.UPLOAD_CONFLICT)
+            if request_number != upload.request_number
+            else None
+        )
 
     def _drop_current(self) -> None:
         if self._current is not None:

@@ -79,7 +79,9 @@ def fetch_collateral(
         parsed = dcap_qvl.parse_quote(quote)
         platform = Platform(parsed.fmspc().lower(), parsed.ca())
     except ValueError as error:
-        raise VerificationError(ErrorCode.EVIDENCE_INVALID, f"the quote cannot be parsed: {error}") from error
+        raise VerificationError(
+            ErrorCode.EVIDENCE_INVALID, f"the quote cannot be parsed: {error}"
+        ) from error
     if cache_dir is None:
         return _download(quote, url, timeout)
     name = f"collateral-{platform.fmspc}-{platform.ca}-{sha256_hex(url.encode())[:16]}.json"
@@ -100,7 +102,8 @@ def earliest_next_update(collateral: bytes) -> int:
         raise ValueError(f"more than {_MAX_COLLATERAL_BYTES} bytes")
     document = _CollateralDates.model_validate_json(collateral)
     ends = [
-        _SignedDocument.model_validate_json(text).next_update for text in (document.tcb_info, document.qe_identity)
+        _SignedDocument.model_validate_json(text).next_update
+        for text in (document.tcb_info, document.qe_identity)
     ]
     for text in (document.root_ca_crl, document.pck_crl):
         # The syntax of a CRL makes nextUpdate optional; RFC 5280, section 5.1.2.5, requires it.

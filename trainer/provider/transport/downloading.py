@@ -66,7 +66,9 @@ class ResultDownloader:
                     self._retry_policy.record_failure(error)
             return self._finish(digest)
         except OSError as error:
-            raise UsageError(ErrorCode.USAGE, f"cannot write {self._target}: {error.strerror}") from error
+            raise UsageError(
+                ErrorCode.USAGE, f"cannot write {self._target}: {error.strerror}"
+            ) from error
 
     def _attempt(self) -> str:
         """Downloads what is missing and returns the digest that the job announced."""
@@ -79,14 +81,18 @@ class ResultDownloader:
                 return self._accept_complete(response, digest, size)
             etag = _ETAG_PATTERN.fullmatch(response.headers.get("etag", ""))
             if etag is None:
-                raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job announced no digest of the result")
+                raise UnavailableError(
+                    ErrorCode.JOB_UNREACHABLE, "the job announced no digest of the result"
+                )
             announced = etag[1]
             total = _announced_size(response)
             if total > self._limit:
                 raise result_too_large(self._limit, total)
             appends = response.status_code == 206
             if appends and (announced != digest or not _continues_at(response, size)):
-                raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job answered with another range")
+                raise UnavailableError(
+                    ErrorCode.JOB_UNREACHABLE, "the job answered with another range"
+                )
             if not appends:
                 self._remove_partials()
             with _open_partial(self._partial_path(announced), is_new=not appends) as file:
@@ -102,7 +108,10 @@ class ResultDownloader:
             stored += len(block)
             if stored > total:
                 raise UnavailableError(
-                    ErrorCode.JOB_UNREACHABLE, "the job's answer", expected=f"{total} bytes", found="more"
+                    ErrorCode.JOB_UNREACHABLE,
+                    "the job's answer",
+                    expected=f"{total} bytes",
+                    found="more",
                 )
             file.write(block)
             # Only bytes beyond the highest offset count: another result each time must not reset the failures.
@@ -153,7 +162,11 @@ class ResultDownloader:
         """
         for path, digest in self._list_partials().items():
             state = path.lstat()
-            if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and 0 < state.st_size <= self._limit:
+            if (
+                stat.S_ISREG(state.st_mode)
+                and state.st_nlink == 1
+                and 0 < state.st_size <= self._limit
+            ):
                 return digest, state.st_size
         return None, 0
 
@@ -181,7 +194,9 @@ def _announced_size(response: httpx.Response) -> int:
         UnavailableError: it has no length: nothing would bound it.
     """
     name = "content-range" if response.status_code == 206 else "content-length"
-    match = re.fullmatch(r"(?:bytes [0-9]{1,16}-[0-9]{1,16}/)?([0-9]{1,16})", response.headers.get(name, ""))
+    match = re.fullmatch(
+        r"(?:bytes [0-9]{1,16}-[0-9]{1,16}/)?([0-9]{1,16})", response.headers.get(name, "")
+    )
     if match is None:
         raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job announced no size of the result")
     return int(match[1])

@@ -53,8 +53,15 @@ class _RimResponse(BaseModel):
 class _EndorsementService:
     """Size-capped requests to one service, all before one deadline; no redirects."""
 
-    def __init__(self, url: str, client: httpx.Client, deadline: float, clock: Callable[[], float]) -> None:
-        self._url, self._client, self._deadline, self._clock = url.rstrip("/"), client, deadline, clock
+    def __init__(
+        self, url: str, client: httpx.Client, deadline: float, clock: Callable[[], float]
+    ) -> None:
+        self._url, self._client, self._deadline, self._clock = (
+            url.rstrip("/"),
+            client,
+            deadline,
+            clock,
+        )
 
     def unavailable(self, why: str) -> UnavailableError:
         """Returns the error for a service that cannot be used."""
@@ -65,7 +72,13 @@ class _EndorsementService:
         )
 
     def request(
-        self, method: str, path: str, *, limit: int, content: bytes | None = None, media_type: str | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        limit: int,
+        content: bytes | None = None,
+        media_type: str | None = None,
     ) -> bytes | None:
         """Returns the body of a response, of at most `limit` bytes; None for status 404.
 
@@ -80,7 +93,9 @@ class _EndorsementService:
         if remaining <= 0:
             raise self.unavailable("no answer in time")
         # Without a content encoding the limit counts the bytes that are parsed: a small body cannot expand.
-        headers = {"Accept-Encoding": "identity"} | ({} if media_type is None else {"Content-Type": media_type})
+        headers = {"Accept-Encoding": "identity"} | (
+            {} if media_type is None else {"Content-Type": media_type}
+        )
         try:
             with self._client.stream(
                 method, self._url + path, content=content, headers=headers, timeout=remaining
@@ -133,22 +148,32 @@ def fetch_gpu_endorsements(
     responses: Iterator[bytes] = iter(())
     with httpx.Client(follow_redirects=False) as client:
         if isinstance(values, ServiceUrl):
-            manifests = _download_manifests(shown, _EndorsementService(values.url, client, deadline, clock))
+            manifests = _download_manifests(
+                shown, _EndorsementService(values.url, client, deadline, clock)
+            )
         if isinstance(answers, ServiceUrl):
-            responses = _download_responses(shown, _EndorsementService(answers.url, client, deadline, clock))
+            responses = _download_responses(
+                shown, _EndorsementService(answers.url, client, deadline, clock)
+            )
         return GpuEndorsements(tuple(manifests), tuple(responses))
 
 
 # reference values
 
 
-def _download_manifests(shown: Sequence[FreshGpuEvidence], service: _EndorsementService) -> Iterator[str]:
+def _download_manifests(
+    shown: Sequence[FreshGpuEvidence], service: _EndorsementService
+) -> Iterator[str]:
     """Yields the manifests that the service has, each once: GPUs of one model share theirs."""
     names: dict[str, None] = {}
     for item in shown:
-        with contextlib.suppress(ValueError):  # the appraisal reports what is wrong with the report or chain
+        with contextlib.suppress(
+            ValueError
+        ):  # the appraisal reports what is wrong with the report or chain
             report = parse_gpu_report(bytes.fromhex(item.report))
-            names |= dict.fromkeys(manifest_ids(report, certified_model(parse_chain(item.certificate_chain))))
+            names |= dict.fromkeys(
+                manifest_ids(report, certified_model(parse_chain(item.certificate_chain)))
+            )
     for name in names:
         # Base64 makes 4 characters of 3 bytes; twice the manifest leaves room for the other fields.
         body = service.request("GET", f"/v1/rim/{name}", limit=2 * MAX_MANIFEST_BYTES)
@@ -172,13 +197,19 @@ def _parse_manifest(body: bytes, service: _EndorsementService) -> str:
 # revocation
 
 
-def _download_responses(shown: Sequence[FreshGpuEvidence], service: _EndorsementService) -> Iterator[bytes]:
+def _download_responses(
+    shown: Sequence[FreshGpuEvidence], service: _EndorsementService
+) -> Iterator[bytes]:
     """Yields one OCSP response per certificate, each once: GPUs share the CA certificates."""
     requests = dict.fromkeys(request for item in shown for request in _build_requests(item))
     for request in requests:
         # RFC 6960, appendix A.1: the request is the body of a POST to the service's URL.
         body = service.request(
-            "POST", "", limit=MAX_ANSWER_BYTES, content=request, media_type="application/ocsp-request"
+            "POST",
+            "",
+            limit=MAX_ANSWER_BYTES,
+            content=request,
+            media_type="application/ocsp-request",
         )
         if body is None:
             raise service.unavailable("the response has status 404")
@@ -193,7 +224,9 @@ def _build_requests(item: FreshGpuEvidence) -> Iterator[bytes]:
         return
     for certificate, issuer in asked_about(chain):
         with contextlib.suppress(*MALFORMED):  # such a chain will not be verified either
-            builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA384())
+            builder = ocsp.OCSPRequestBuilder().add_certificate(
+                certificate, issuer, hashes.SHA384()
+            )
             yield builder.build().public_bytes(Encoding.DER)
 
 

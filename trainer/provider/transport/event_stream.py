@@ -29,7 +29,9 @@ class EventStreamReader:
         token: the grant's token for events; None leaves private ones out.
     """
 
-    def __init__(self, http: PinnedHttpClient, retry_policy: RetryPolicy, token: str | None) -> None:
+    def __init__(
+        self, http: PinnedHttpClient, retry_policy: RetryPolicy, token: str | None
+    ) -> None:
         self._http = http
         self._retry_policy = retry_policy
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -107,4 +109,6 @@ def _parse_event(fields: Mapping[str, str]) -> tuple[int, JobEvent] | None:
 
 
 def _invalid_event() -> UnavailableError:
-    return UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job sent something that is not an event")
+    return UnavailableError(
+        ErrorCode.JOB_UNREACHABLE, "the job sent something that is not an event"
+    )

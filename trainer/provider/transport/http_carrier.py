@@ -56,7 +56,9 @@ class JobClient:
         retries: int = 6,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._http = PinnedHttpClient(url, pinned_spki_sha256=pinned_spki_sha256, timeout=timeout, proxy=proxy)
+        self._http = PinnedHttpClient(
+            url, pinned_spki_sha256=pinned_spki_sha256, timeout=timeout, proxy=proxy
+        )
         # Each transfer counts its own failures.
         self._new_retry_policy = functools.partial(RetryPolicy, retries=retries, sleep=sleep)
 
@@ -76,7 +78,9 @@ class JobClient:
             UnavailableError: the job has no evidence yet, or cannot be reached.
             VerificationError: another TLS key answers.
         """
-        return self._http.fetch("GET", "/attestation", params={"nonce": nonce}, limit=MAX_EVIDENCE_ANSWER_BYTES)[1]
+        return self._http.fetch(
+            "GET", "/attestation", params={"nonce": nonce}, limit=MAX_EVIDENCE_ANSWER_BYTES
+        )[1]
 
     def upload(
         self,
@@ -114,7 +118,9 @@ class JobClient:
         try:
             return Status.model_validate_json(body)
         except ValidationError:
-            raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job's status cannot be read") from None
+            raise UnavailableError(
+                ErrorCode.JOB_UNREACHABLE, "the job's status cannot be read"
+            ) from None
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:
         """Yields events until the job is done or failed; reconnects after a broken connection.
@@ -143,7 +149,9 @@ class JobClient:
             UnavailableError: there is no result yet, or the job cannot be reached.
             SealingError: the file is not the one that the job announced (`result-digest-mismatch`).
         """
-        return ResultDownloader(self._http, self._new_retry_policy(), target, limit, progress).fetch()
+        return ResultDownloader(
+            self._http, self._new_retry_policy(), target, limit, progress
+        ).fetch()
 
     def deletion_statement(self) -> bytes:
         """Returns the deletion statement that the job serves beside its result, unverified.
@@ -165,7 +173,9 @@ class JobClient:
         """
         self._http.require_pin()
         headers = {"Accept": DELETION_TYPE, "Authorization": f"Bearer {acknowledgement}"}
-        _, body = self._http.fetch("POST", "/ack", limit=MAX_DELETION_BYTES, headers=headers, accept=(200, 204))
+        _, body = self._http.fetch(
+            "POST", "/ack", limit=MAX_DELETION_BYTES, headers=headers, accept=(200, 204)
+        )
         return body or None
 
     def close(self) -> None:

@@ -21,7 +21,9 @@ from trainer.exchange.limits import MAX_ERROR_BYTES
 from trainer.exchange.tls import PinnedContext
 from trainer.models import Phase
 
-_USAGE_CODES: Final = frozenset({ErrorCode.REQUEST_INVALID, ErrorCode.NOT_FOUND, ErrorCode.UNAUTHORIZED})
+_USAGE_CODES: Final = frozenset(
+    {ErrorCode.REQUEST_INVALID, ErrorCode.NOT_FOUND, ErrorCode.UNAUTHORIZED}
+)
 _RETRIED_CODES: Final = frozenset({
     ErrorCode.JOB_BUSY,
     ErrorCode.JOB_UNREACHABLE,
@@ -53,8 +55,12 @@ _UPLOAD_HINTS: Final[Mapping[ErrorCode, str]] = {
 
 _TURNS: Final[Mapping[Phase, str]] = {
     **dict.fromkeys((Phase.STARTING, Phase.PREPARING), "it is the job's turn, which prepares"),
-    **dict.fromkeys((Phase.AWAITING_DATASET, Phase.AWAITING_GRANT), "it is a provider's turn to send a dataset"),
-    **dict.fromkeys((Phase.OPENING, Phase.TRAINING, Phase.SEALING), "it is the job's turn, which has a dataset"),
+    **dict.fromkeys(
+        (Phase.AWAITING_DATASET, Phase.AWAITING_GRANT), "it is a provider's turn to send a dataset"
+    ),
+    **dict.fromkeys(
+        (Phase.OPENING, Phase.TRAINING, Phase.SEALING), "it is the job's turn, which has a dataset"
+    ),
     Phase.AWAITING_PULL: "it is the turn of the provider whose result the job offers",
     **dict.fromkeys((Phase.DONE, Phase.FAILED), "the job has ended"),
 }
@@ -122,7 +128,9 @@ class PinnedHttpClient:
         UsageError: not an https URL, or one with a path, query or user.
     """
 
-    def __init__(self, url: str, *, pinned_spki_sha256: str | None, timeout: float, proxy: str | None) -> None:
+    def __init__(
+        self, url: str, *, pinned_spki_sha256: str | None, timeout: float, proxy: str | None
+    ) -> None:
         parts = urlsplit(url)
         if (
             parts.scheme != "https"
@@ -131,7 +139,9 @@ class PinnedHttpClient:
             or parts.query
             or "@" in url
         ):
-            raise UsageError(ErrorCode.USAGE, "not the address of a job", expected="https://HOST:PORT", found=url)
+            raise UsageError(
+                ErrorCode.USAGE, "not the address of a job", expected="https://HOST:PORT", found=url
+            )
         self.url = f"https://{parts.netloc}"
         self._timeout = timeout
         # No certificate authority: the pin decides, during the handshake and before a byte of a request is sent.
@@ -160,7 +170,9 @@ class PinnedHttpClient:
         """
         if self.pin is None:
             raise UsageError(
-                ErrorCode.USAGE, "the job's TLS key is not known yet", hint="ask for its attestation first"
+                ErrorCode.USAGE,
+                "the job's TLS key is not known yet",
+                hint="ask for its attestation first",
             )
 
     @contextlib.contextmanager
@@ -181,9 +193,13 @@ class PinnedHttpClient:
             TrainerError: the job refused the request, or cannot be reached (`job-unreachable`).
         """
         try:
-            with self._client.stream(method, path, headers=headers, params=params, content=content) as response:
+            with self._client.stream(
+                method, path, headers=headers, params=params, content=content
+            ) as response:
                 if response.status_code not in accept:
-                    raise _parse_refusal(response, self._read_body(response, MAX_ERROR_BYTES), self.url)
+                    raise _parse_refusal(
+                        response, self._read_body(response, MAX_ERROR_BYTES), self.url
+                    )
                 # A compressed body of a few bytes may expand beyond every limit.
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise UnavailableError(

@@ -130,14 +130,24 @@ class SpoolClient:
             with path.open("rb") as source:
                 size = os.fstat(source.fileno()).st_size
                 if size > terms.max_upload_bytes:
-                    expected, what = f"at most {terms.max_upload_bytes} bytes", "the sealed dataset is too large"
-                    raise JobError(ErrorCode.DATASET_TOO_LARGE, what, expected=expected, found=f"{size} bytes")
+                    expected, what = (
+                        f"at most {terms.max_upload_bytes} bytes",
+                        "the sealed dataset is too large",
+                    )
+                    raise JobError(
+                        ErrorCode.DATASET_TOO_LARGE, what, expected=expected, found=f"{size} bytes"
+                    )
                 self._dataset_name = terms.dataset_name(source)
                 if authorize is not None:  # first: the job reads it once the dataset is there
-                    self._spool.put(authorization_name(self._dataset_name), authorize(size, None).encode() + b"\n")
+                    self._spool.put(
+                        authorization_name(self._dataset_name),
+                        authorize(size, None).encode() + b"\n",
+                    )
             self._spool.send_file(self._dataset_name, path, state, progress)
         except OSError as error:
-            raise UsageError(ErrorCode.USAGE, f"cannot copy {path} to the spool: {error.strerror}") from error
+            raise UsageError(
+                ErrorCode.USAGE, f"cannot copy {path} to the spool: {error.strerror}"
+            ) from error
 
     def status(self) -> Status:
         """Returns the job's public status.
@@ -179,7 +189,9 @@ class SpoolClient:
 
     def _events_after(self, last_id: int) -> Iterator[SpoolEvent]:
         data = self._spool.read(EVENTS_NAME, MAX_EVENTS_BYTES) or b""
-        for line in data.split(b"\n")[:-1]:  # what follows the last line end is a line that is being written
+        for line in data.split(b"\n")[
+            :-1
+        ]:  # what follows the last line end is a line that is being written
             try:
                 event = SpoolEvent.model_validate_json(line)
             except ValidationError:
@@ -207,7 +219,9 @@ class SpoolClient:
         try:
             self._spool.receive_file(RESULT_NAME, target, announced, progress)
         except OSError as error:
-            raise UsageError(ErrorCode.USAGE, f"cannot copy the result to {target}: {error.strerror}") from error
+            raise UsageError(
+                ErrorCode.USAGE, f"cannot copy the result to {target}: {error.strerror}"
+            ) from error
         return announced.sha256
 
     def deletion_statement(self) -> bytes | None:
@@ -227,10 +241,15 @@ class SpoolClient:
         Raises:
             UnavailableError: the acknowledgement cannot be written.
         """
-        earlier, announced = self.deletion_statement(), self._spool.load(RESULT_INFO_NAME, SpoolResult)
+        earlier, announced = (
+            self.deletion_statement(),
+            self._spool.load(RESULT_INFO_NAME, SpoolResult),
+        )
         terms = self._spool.load(TERMS_NAME, SpoolTerms) or _ANY_TERMS
         self._put(terms.acknowledgement_name(acknowledgement), acknowledgement.encode() + b"\n")
-        seconds = _DELETION_SECONDS if announced is None or announced.final else 0  # a job that goes on signs none
+        seconds = (
+            _DELETION_SECONDS if announced is None or announced.final else 0
+        )  # a job that goes on signs none
 
         def look() -> bytes | None:
             return None if (statement := self.deletion_statement()) == earlier else statement
@@ -246,7 +265,9 @@ class SpoolClient:
         except OSError as error:
             raise _unusable(name, "a file that can be written", error) from error
 
-    def _poll(self, look: Callable[[], Answer | None], failure: str, *, timeout: float | None = None) -> Answer:
+    def _poll(
+        self, look: Callable[[], Answer | None], failure: str, *, timeout: float | None = None
+    ) -> Answer:
         """Returns the first answer of `look` that is not None.
 
         Args:

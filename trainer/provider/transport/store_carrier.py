@@ -16,7 +16,13 @@ from trainer.encoding import file_sha256
 from trainer.errors import ErrorCode, SealingError
 from trainer.exchange.limits import MAX_STATUS_BYTES
 from trainer.exchange.object_store import ObjectStore
-from trainer.exchange.parted_file import ConfirmedParts, PartIndex, download_parts, read_index, upload_parts
+from trainer.exchange.parted_file import (
+    ConfirmedParts,
+    PartIndex,
+    download_parts,
+    read_index,
+    upload_parts,
+)
 from trainer.exchange.spool import Document, Progress, SpoolResult, parse_document
 from trainer.exchange.store_registry import is_store_location, open_store
 from trainer.provider.transport.carrier import CarrierKind
@@ -38,7 +44,9 @@ class StoreSpool:
         sleep: waits for some seconds; an argument for tests.
     """
 
-    def __init__(self, store: ObjectStore, where: str, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, store: ObjectStore, where: str, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._store = store
         self._where = where
         self._sleep = sleep
@@ -76,7 +84,9 @@ class StoreSpool:
         """Places a small file; raises UnavailableError or UsageError if the store does not take it."""
         self._store.put(name, data)
 
-    def send_file(self, name: str, source: Path, state: Path | None, progress: Progress | None) -> None:
+    def send_file(
+        self, name: str, source: Path, state: Path | None, progress: Progress | None
+    ) -> None:
         """Uploads `source` in parts; those that `state` remembers were confirmed by the store before.
 
         Raises:
@@ -84,7 +94,9 @@ class StoreSpool:
         """
         upload_parts(self._store, name, source, ConfirmedParts(state), progress)
 
-    def receive_file(self, name: str, target: Path, result: SpoolResult, progress: Progress | None) -> None:
+    def receive_file(
+        self, name: str, target: Path, result: SpoolResult, progress: Progress | None
+    ) -> None:
         """Downloads a file in parts; goes on with those that an interrupted download has left beside `target`.
 
         Raises:

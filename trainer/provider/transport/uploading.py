@@ -106,7 +106,9 @@ class DatasetUploader:
             with path.open("rb") as file:
                 self._send(file, path)
         except OSError as error:
-            raise UsageError(ErrorCode.FILE_NOT_FOUND, f"cannot read {path}: {error.strerror}") from error
+            raise UsageError(
+                ErrorCode.FILE_NOT_FOUND, f"cannot read {path}: {error.strerror}"
+            ) from error
         if self._state is not None:
             self._state.unlink(missing_ok=True)
 
@@ -128,7 +130,9 @@ class DatasetUploader:
                     # The job dropped this upload (it restarted, or the upload was idle for too long): create a new
                     # one. It counts as a failure, so that a job that drops every upload is not tried for ever.
                     self._location = None
-                    error = UnavailableError(ErrorCode.UPLOAD_CONFLICT, "the job no longer knows the upload")
+                    error = UnavailableError(
+                        ErrorCode.UPLOAD_CONFLICT, "the job no longer knows the upload"
+                    )
                 self._retry_policy.record_failure(error)
 
     def _attempt(self, file: BinaryIO, size: int, ends: str) -> int:
@@ -162,7 +166,9 @@ class DatasetUploader:
             raise
         location = str(headers.get("location", ""))
         if not _LOCATION_PATTERN.fullmatch(location):
-            raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job gave no location for the upload")
+            raise UnavailableError(
+                ErrorCode.JOB_UNREACHABLE, "the job gave no location for the upload"
+            )
         if self._state is not None:
             self._make_state(location, size, ends).write(self._state)
         return location
@@ -177,7 +183,9 @@ class DatasetUploader:
             "Content-Length": str(end - offset),
         }
         body = self._read_blocks(file, offset, end)
-        with self._http.open("PATCH", location, headers=headers, content=body, accept=(204,)) as response:
+        with self._http.open(
+            "PATCH", location, headers=headers, content=body, accept=(204,)
+        ) as response:
             confirmed = _parse_offset(response.headers, size)
         self._choose_segment(time.monotonic() - started)
         return confirmed

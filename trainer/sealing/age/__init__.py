@@ -35,7 +35,13 @@ from trainer.sealing.age.keys import (
 )
 from trainer.sealing.age.passphrase import ScryptIdentity, ScryptRecipient
 from trainer.sealing.age.stanza import Stanza
-from trainer.sealing.age.stream import ProgressCallback, decrypt, decrypting_reader, encrypt, encrypting_writer
+from trainer.sealing.age.stream import (
+    ProgressCallback,
+    decrypt,
+    decrypting_reader,
+    encrypt,
+    encrypting_writer,
+)
 from trainer.sealing.age.x25519 import X25519Identity, X25519Recipient
 
 __all__ = [

@@ -17,19 +17,34 @@ from typing import BinaryIO, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from trainer.atomic_files import PRIVATE_MODE, SHARED_MODE, replace_atomically, translate_storage_errors
+from trainer.atomic_files import (
+    PRIVATE_MODE,
+    SHARED_MODE,
+    replace_atomically,
+    translate_storage_errors,
+)
 from trainer.sealing.age.armor import is_armored
 from trainer.sealing.age.byte_streams import buffered_reader, write_all
 from trainer.sealing.age.chunk_batches import ChunkBatch, ChunkBatchPool
 from trainer.sealing.age.header import create_header, read_header
 from trainer.sealing.age.identity import Identity, Recipient
 from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
-from trainer.sealing.age.payload import BATCH_CHUNKS, DECRYPT, ENCRYPT, PayloadOperation, payload_invalid
+from trainer.sealing.age.payload import (
+    BATCH_CHUNKS,
+    DECRYPT,
+    ENCRYPT,
+    PayloadOperation,
+    payload_invalid,
+)
 from trainer.sealing.age.stream import ProgressCallback, decrypt, encrypt
 
 
 def encrypt_file(
-    source: Path, target: Path, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
+    source: Path,
+    target: Path,
+    recipients: Sequence[Recipient],
+    *,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Encrypts a file. `target` is replaced atomically at the end and left as it was on any error.
 
@@ -62,7 +77,11 @@ def encrypt_file(
 
 
 def decrypt_file(
-    source: Path, target: Path, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
+    source: Path,
+    target: Path,
+    identities: Sequence[Identity],
+    *,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Decrypts a file. `target` appears once every chunk has authenticated, and not at all on any error.
 
@@ -127,11 +146,15 @@ class _PayloadTransfer:
             while submitted < batch_count or not threads.is_empty:
                 if submitted < batch_count and not threads.is_full:
                     ends = submitted == batch_count - 1
-                    threads.submit(partial(self._transfer_batch, submitted, pool.acquire(), ends=ends))
+                    threads.submit(
+                        partial(self._transfer_batch, submitted, pool.acquire(), ends=ends)
+                    )
                     submitted += 1
                     continue
                 batch = threads.take_result()
-                plaintext_bytes += batch.source_bytes if self.operation is ENCRYPT else batch.target_bytes
+                plaintext_bytes += (
+                    batch.source_bytes if self.operation is ENCRYPT else batch.target_bytes
+                )
                 pool.release(batch)
                 if progress:
                     progress(plaintext_bytes)
@@ -148,7 +171,10 @@ class _PayloadTransfer:
                 raise payload_invalid("the source became shorter while it was read")
             unread, offset = unread[size:], offset + size
         batch.process(self.cipher, number * BATCH_CHUNKS, ends=ends)
-        unwritten, offset = batch.output, self.target_start + number * self.operation.target_batch_bytes
+        unwritten, offset = (
+            batch.output,
+            self.target_start + number * self.operation.target_batch_bytes,
+        )
         while unwritten:
             size = os.pwrite(self.target, unwritten, offset)
             unwritten, offset = unwritten[size:], offset + size

@@ -47,7 +47,9 @@ class ChunkBatch:
             first_index: index of the first chunk in the payload.
             ends: whether this is the last batch of the payload.
         """
-        self.target_bytes = self._operation.apply(cipher, first_index, self.input, self.target, ends)
+        self.target_bytes = self._operation.apply(
+            cipher, first_index, self.input, self.target, ends
+        )
         return self
 
 
@@ -69,7 +71,9 @@ class ChunkBatchPool:
         self._free.append(batch)
 
 
-def read_batches(source: io.BufferedReader, pool: ChunkBatchPool) -> Iterator[tuple[ChunkBatch, bool]]:
+def read_batches(
+    source: io.BufferedReader, pool: ChunkBatchPool
+) -> Iterator[tuple[ChunkBatch, bool]]:
     """Reads a stream to its end in batches.
 
     Yields:
@@ -88,6 +92,8 @@ def read_batches(source: io.BufferedReader, pool: ChunkBatchPool) -> Iterator[tu
 
 def _read_batch(source: io.BufferedReader, pool: ChunkBatchPool) -> ChunkBatch:
     batch = pool.acquire()
-    while batch.source_bytes < len(batch.source) and (size := source.readinto(batch.source[batch.source_bytes :])):
+    while batch.source_bytes < len(batch.source) and (
+        size := source.readinto(batch.source[batch.source_bytes :])
+    ):
         batch.source_bytes += size
     return batch

@@ -124,7 +124,8 @@ class HybridIdentity:
     def recipient(self) -> HybridRecipient:
         """Returns the public key of this identity."""
         return HybridRecipient(
-            self._mlkem.public_key().public_bytes_raw() + self._x25519.public_key().public_bytes_raw()
+            self._mlkem.public_key().public_bytes_raw()
+            + self._x25519.public_key().public_bytes_raw()
         )
 
     def destroy(self) -> None:
@@ -145,7 +146,10 @@ class HybridIdentity:
         for stanza in stanzas:
             if stanza.type != RecipientType.HYBRID:
                 continue
-            encapsulated_key, body = stanza.single_argument(_ENCAPSULATED_KEY_BYTES), stanza.wrapped_file_key()
+            encapsulated_key, body = (
+                stanza.single_argument(_ENCAPSULATED_KEY_BYTES),
+                stanza.wrapped_file_key(),
+            )
             # HPKE would report a low-order share as a wrong tag, which here means "for another identity". The
             # format demands an error instead.
             share = X25519PublicKey.from_public_bytes(encapsulated_key[_MLKEM_CIPHERTEXT_BYTES:])

@@ -26,7 +26,9 @@ def parse_recipient(text: str) -> Recipient:
         return X25519Recipient(bech32_decode(x25519.RECIPIENT_PREFIX, text))
     except ValueError as error:
         hint = "recipients look like age1…"
-        if text.upper().startswith(x25519.IDENTITY_PREFIX.upper()):  # the beginning of hybrid identities too
+        if text.upper().startswith(
+            x25519.IDENTITY_PREFIX.upper()
+        ):  # the beginning of hybrid identities too
             hint = "that is an identity: keep it secret; its recipient starts with age1"
         raise UsageError(ErrorCode.RECIPIENT_INVALID, f"the recipient {error}", hint=hint) from None
 
@@ -60,7 +62,9 @@ def parse_identity_file(text: str) -> tuple[Identity, ...]:
             try:
                 identities.append(parse_identity(line.strip()))
             except UsageError as error:
-                raise UsageError(error.code, f"identity file, line {number}: {error.message}") from None
+                raise UsageError(
+                    error.code, f"identity file, line {number}: {error.message}"
+                ) from None
     if not identities:
         raise UsageError(ErrorCode.IDENTITY_INVALID, "the identity file holds no identity")
     return tuple(identities)

@@ -13,7 +13,9 @@ T = TypeVar("T")
 _MAX_THREADS: Final = 8  # with more threads, memory bandwidth is the limit
 
 # A container may use fewer CPUs than the machine has. Only Linux has `sched_getaffinity`.
-_CPUS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_CPUS: Final = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 
 THREADS: Final = min(_MAX_THREADS, _CPUS)
 

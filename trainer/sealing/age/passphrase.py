@@ -123,4 +123,6 @@ class ScryptIdentity:
 
 
 def _derive_wrap_key(passphrase: bytes, salt: bytes, work_factor: int) -> bytes:
-    return Scrypt(salt=_SALT_LABEL + salt, length=32, n=1 << work_factor, r=8, p=1).derive(passphrase)
+    return Scrypt(salt=_SALT_LABEL + salt, length=32, n=1 << work_factor, r=8, p=1).derive(
+        passphrase
+    )

@@ -67,7 +67,9 @@ def _encrypt_batch(
     for index, start in enumerate(range(0, max(len(source), 1), CHUNK_BYTES), first_index):
         chunk = source[start : start + CHUNK_BYTES]
         nonce = _chunk_nonce(index, last=ends and start + CHUNK_BYTES >= len(source))
-        written += cipher.encrypt_into(nonce, chunk, None, target[written : written + len(chunk) + TAG_BYTES])
+        written += cipher.encrypt_into(
+            nonce, chunk, None, target[written : written + len(chunk) + TAG_BYTES]
+        )
     return written
 
 
@@ -84,7 +86,9 @@ def _decrypt_batch(
             raise payload_invalid(f"it is cut short in chunk {index}")
         nonce = _chunk_nonce(index, last=ends and start + sealed_chunk_bytes >= len(source))
         try:
-            written += cipher.decrypt_into(nonce, chunk, None, target[written : written + plaintext_bytes])
+            written += cipher.decrypt_into(
+                nonce, chunk, None, target[written : written + plaintext_bytes]
+            )
         except InvalidTag:
             raise payload_invalid(f"chunk {index} does not authenticate") from None
     return written

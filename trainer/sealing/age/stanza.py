@@ -64,13 +64,17 @@ class Stanza:
             SealingError: HEADER_INVALID: another size.
         """
         if len(self.body) != WRAPPED_FILE_KEY_BYTES:
-            raise header_invalid(f"{self.type} stanza: bytes of the body", WRAPPED_FILE_KEY_BYTES, len(self.body))
+            raise header_invalid(
+                f"{self.type} stanza: bytes of the body", WRAPPED_FILE_KEY_BYTES, len(self.body)
+            )
         return self.body
 
 
 def header_invalid(reason: str, expected: object = None, found: object = None) -> SealingError:
     """Makes the error for a header that does not follow the format."""
-    return SealingError(ErrorCode.HEADER_INVALID, f"age header: {reason}", expected=expected, found=found)
+    return SealingError(
+        ErrorCode.HEADER_INVALID, f"age header: {reason}", expected=expected, found=found
+    )
 
 
 def encode_base64(data: bytes) -> str:

@@ -116,7 +116,10 @@ class X25519Identity:
             except ValueError:
                 raise header_invalid("X25519 stanza: the share is a point of low order") from None
             # A stanza does not name its recipient, so whether it is for this identity shows only by the tag.
-            with wiped(hkdf_sha256(secret, share + self._public, _INFO)) as key, suppress(InvalidTag):
+            with (
+                wiped(hkdf_sha256(secret, share + self._public, _INFO)) as key,
+                suppress(InvalidTag),
+            ):
                 return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, body, None)
         return None
 

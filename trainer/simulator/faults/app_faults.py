@@ -14,34 +14,58 @@ from trainer.simulator.key_service import AppKeys
 
 def _change_gpu_event(**changes: Any) -> Callable[[Events], Events]:
     """Returns the change of fields in the measured event `gpu-attestation`."""
-    return replace_payload("gpu-attestation", lambda text: json.dumps(json.loads(text) | changes).encode())
+    return replace_payload(
+        "gpu-attestation", lambda text: json.dumps(json.loads(text) | changes).encode()
+    )
 
 
 _GPU: Final = (
     measured_fault(
-        "gpu-evidence", "gpu-boot", "other GPU evidence measured", _change_gpu_event(evidence_sha256="00" * 32)
+        "gpu-evidence",
+        "gpu-boot",
+        "other GPU evidence measured",
+        _change_gpu_event(evidence_sha256="00" * 32),
     ),
-    measured_fault("gpu-event-version", "gpu-boot", "a GPU event of version 0", _change_gpu_event(version=0)),
+    measured_fault(
+        "gpu-event-version", "gpu-boot", "a GPU event of version 0", _change_gpu_event(version=0)
+    ),
     measured_fault(
         "gpu-event-form",
         "gpu-boot",
         "a GPU event without fields",
         replace_payload("gpu-attestation", lambda _: b"{}"),
     ),
-    measured_fault("gpu-vendor", "gpu-required", "GPUs of another maker", _change_gpu_event(provider="other")),
     measured_fault(
-        "gpu-cc-off", "gpu-cc-mode", "a GPU outside confidential mode", _change_gpu_event(cc_mode="off")
+        "gpu-vendor", "gpu-required", "GPUs of another maker", _change_gpu_event(provider="other")
     ),
     measured_fault(
-        "gpu-devtools", "gpu-devtools", "a GPU open to developer tools", _change_gpu_event(devtools=True)
+        "gpu-cc-off",
+        "gpu-cc-mode",
+        "a GPU outside confidential mode",
+        _change_gpu_event(cc_mode="off"),
     ),
     measured_fault(
-        "gpu-count", "gpu-boot-count", "a GPU more than the evidence shows", _change_gpu_event(devices=2)
+        "gpu-devtools",
+        "gpu-devtools",
+        "a GPU open to developer tools",
+        _change_gpu_event(devtools=True),
+    ),
+    measured_fault(
+        "gpu-count",
+        "gpu-boot-count",
+        "a GPU more than the evidence shows",
+        _change_gpu_event(devices=2),
     ),
     Fault(
-        FaultLayer.GPU_INFO, "gpu-text", "gpu-boot", "GPU evidence other than measured", lambda text: text + " "
+        FaultLayer.GPU_INFO,
+        "gpu-text",
+        "gpu-boot",
+        "GPU evidence other than measured",
+        lambda text: text + " ",
     ),
-    Fault(FaultLayer.GPU_INFO, "gpu-text-missing", "gpu-boot", "GPU evidence withheld", lambda _: ""),
+    Fault(
+        FaultLayer.GPU_INFO, "gpu-text-missing", "gpu-boot", "GPU evidence withheld", lambda _: ""
+    ),
 )
 
 

@@ -22,7 +22,9 @@ Document = dict[str, Any]
 
 def _terms_fault(name: str, code: str, description: str, **changes: Any) -> Fault:
     """Returns a fault that changes arguments of `DevelopmentPki.collateral`."""
-    return Fault(FaultLayer.COLLATERAL_TERMS, name, code, description, lambda terms: terms | changes)
+    return Fault(
+        FaultLayer.COLLATERAL_TERMS, name, code, description, lambda terms: terms | changes
+    )
 
 
 def _issue_time_fault(name: str, description: str, seconds: int) -> Fault:
@@ -49,9 +51,13 @@ def _update(*path: str | int, **changes: Any) -> Callable[[Document], Document]:
     return change
 
 
-def _replacement_fault(name: str, key: str, code: str, description: str, change: Callable[[str], Any]) -> Fault:
+def _replacement_fault(
+    name: str, key: str, code: str, description: str, change: Callable[[str], Any]
+) -> Fault:
     """Returns a fault that changes one part of the collateral after it was signed."""
-    return Fault(FaultLayer.COLLATERAL, name, code, description, lambda made: made | {key: change(made[key])})
+    return Fault(
+        FaultLayer.COLLATERAL, name, code, description, lambda made: made | {key: change(made[key])}
+    )
 
 
 def _omission_fault(key: str) -> Fault:
@@ -76,18 +82,33 @@ _PLATFORM_STATUSES: Final = (
 
 _TERMS: Final = (
     *(
-        _terms_fault(f"tcb-status-{status}".lower(), "tcb-status", f"a platform that is {status}", status=status)
+        _terms_fault(
+            f"tcb-status-{status}".lower(),
+            "tcb-status",
+            f"a platform that is {status}",
+            status=status,
+        )
         for status in _PLATFORM_STATUSES
     ),
     _terms_fault(
-        "qe-status-outofdate", "tcb-status", "a quoting enclave that is OutOfDate", qe_status="OutOfDate"
+        "qe-status-outofdate",
+        "tcb-status",
+        "a quoting enclave that is OutOfDate",
+        qe_status="OutOfDate",
     ),
-    _terms_fault("qe-status-revoked", "tcb-status", "a quoting enclave that is Revoked", qe_status="Revoked"),
     _terms_fault(
-        "advisory", "tcb-advisories", "a platform open to INTEL-SA-00001", advisories=("INTEL-SA-00001",)
+        "qe-status-revoked", "tcb-status", "a quoting enclave that is Revoked", qe_status="Revoked"
+    ),
+    _terms_fault(
+        "advisory",
+        "tcb-advisories",
+        "a platform open to INTEL-SA-00001",
+        advisories=("INTEL-SA-00001",),
     ),
     _terms_fault("pck-revoked", "platform-certificate", "a revoked platform", revoked=("pck",)),
-    _terms_fault("pck-ca-revoked", "platform-certificate", "a revoked platform CA", revoked=("pck-ca",)),
+    _terms_fault(
+        "pck-ca-revoked", "platform-certificate", "a revoked platform CA", revoked=("pck-ca",)
+    ),
     _issue_time_fault("collateral-expired", "collateral that ran out yesterday", -31 * _DAY),
     _issue_time_fault("collateral-from-the-future", "collateral of tomorrow", _DAY),
     Fault(
@@ -106,9 +127,24 @@ _TCB_INFO: Final = tuple(
         ("version", "tcb-level", "TCB info of version 1", _update(version=1)),
         ("fmspc", "tcb-level", "TCB info of another platform model", _update(fmspc="00" * 6)),
         ("pce-id", "tcb-level", "TCB info of another provisioning enclave", _update(pceId="0001")),
-        ("issue-date", "collateral-validity", "TCB info not yet issued", _update(issueDate=_FAR_AWAY)),
-        ("next-update", "collateral-validity", "TCB info that ran out", _update(nextUpdate=_LONG_AGO)),
-        ("evaluation", "tcb-evaluation-number", "an early evaluation", _update(tcbEvaluationDataNumber=18)),
+        (
+            "issue-date",
+            "collateral-validity",
+            "TCB info not yet issued",
+            _update(issueDate=_FAR_AWAY),
+        ),
+        (
+            "next-update",
+            "collateral-validity",
+            "TCB info that ran out",
+            _update(nextUpdate=_LONG_AGO),
+        ),
+        (
+            "evaluation",
+            "tcb-evaluation-number",
+            "an early evaluation",
+            _update(tcbEvaluationDataNumber=18),
+        ),
         ("no-levels", "tcb-level", "TCB info without levels", _update(tcbLevels=[])),
         (
             "pce-svn",
@@ -174,14 +210,39 @@ _QE_IDENTITY: Final = tuple(
         ("id", "quoting-enclave", "identity of an SGX quoting enclave", _update(id="QE")),
         ("version", "quoting-enclave", "QE identity of version 9", _update(version=9)),
         ("misc-select", "quoting-enclave", "other enclave state", _update(miscselect="00000001")),
-        ("attributes", "quoting-enclave", "other enclave attributes", _update(attributes="13" + "00" * 15)),
+        (
+            "attributes",
+            "quoting-enclave",
+            "other enclave attributes",
+            _update(attributes="13" + "00" * 15),
+        ),
         ("signer", "quoting-enclave", "another enclave signer", _update(mrsigner="00" * 32)),
         ("product", "quoting-enclave", "another enclave", _update(isvprodid=9)),
         ("no-levels", "quoting-enclave", "QE identity without levels", _update(tcbLevels=[])),
-        ("level", "quoting-enclave", "levels above the enclave", _update("tcbLevels", 0, "tcb", isvsvn=99)),
-        ("issue-date", "collateral-validity", "QE identity not yet issued", _update(issueDate=_FAR_AWAY)),
-        ("next-update", "collateral-validity", "QE identity that ran out", _update(nextUpdate=_LONG_AGO)),
-        ("evaluation", "tcb-evaluation-number", "an early evaluation", _update(tcbEvaluationDataNumber=18)),
+        (
+            "level",
+            "quoting-enclave",
+            "levels above the enclave",
+            _update("tcbLevels", 0, "tcb", isvsvn=99),
+        ),
+        (
+            "issue-date",
+            "collateral-validity",
+            "QE identity not yet issued",
+            _update(issueDate=_FAR_AWAY),
+        ),
+        (
+            "next-update",
+            "collateral-validity",
+            "QE identity that ran out",
+            _update(nextUpdate=_LONG_AGO),
+        ),
+        (
+            "evaluation",
+            "tcb-evaluation-number",
+            "an early evaluation",
+            _update(tcbEvaluationDataNumber=18),
+        ),
     )
 )
 
@@ -237,7 +298,10 @@ _FINISHED: Final = (
         "the root's CRL in place of the platform CA's",
         lambda made: made | {"pck_crl": made["root_ca_crl"]},
     ),
-    *(_omission_fault(key) for key in ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl", "tcb_info_signature")),
+    *(
+        _omission_fault(key)
+        for key in ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl", "tcb_info_signature")
+    ),
 )
 
 COLLATERAL_FAULTS: Final = (*_TERMS, *_TCB_INFO, *_QE_IDENTITY, *_FINISHED)

@@ -28,7 +28,14 @@ _SYSTEM: Final = (
 )
 """Events of every simulated VM; a VM with a GPU has two more."""
 
-_REQUIRED: Final = ("system-preparing", "app-id", "compose-hash", "boot-mr-done", "key-provider", "system-ready")
+_REQUIRED: Final = (
+    "system-preparing",
+    "app-id",
+    "compose-hash",
+    "boot-mr-done",
+    "key-provider",
+    "system-ready",
+)
 _JUDGED_BY_CONTENT: Final = ("app-id", "compose-hash", "key-provider")
 _MISSING_TOO: Final = {
     "app-id": ("app-id", "key-chain"),
@@ -55,7 +62,10 @@ def _change_at(name: str, change: Callable[[Any, int], Events]) -> Callable[[Eve
         names = [getattr(event, "name", "") for event in events]
         if name not in names:
             raise UsageError(
-                ErrorCode.USAGE, "a fault", expected=f"a VM that measures {name}", found="one that does not"
+                ErrorCode.USAGE,
+                "a fault",
+                expected=f"a VM that measures {name}",
+                found="one that does not",
             )
         return change(events, names.index(name))
 
@@ -95,7 +105,10 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
     false_digest, other_register = {"digest": "07" * 48}, {"imr": 2}
     return (
         _shown_log_fault(
-            f"digest-{name}", "event-digests", f"a false digest of {name}", _set_entry_fields(name, **false_digest)
+            f"digest-{name}",
+            "event-digests",
+            f"a false digest of {name}",
+            _set_entry_fields(name, **false_digest),
         ),
         _shown_log_fault(
             f"preimage-{name}",
@@ -104,7 +117,10 @@ def _shown_each(name: str) -> tuple[Fault, ...]:
             _set_entry_fields(name, preimage="07"),
         ),
         _shown_log_fault(
-            f"register-{name}", "event-log-format", f"{name} in RTMR2", _set_entry_fields(name, **other_register)
+            f"register-{name}",
+            "event-log-format",
+            f"{name} in RTMR2",
+            _set_entry_fields(name, **other_register),
         ),
         _shown_log_fault(
             f"type-{name}",
@@ -141,7 +157,13 @@ def _measured_each(name: str) -> tuple[Fault, ...]:
                 "event-order",
                 f"{name} before its turn",
                 _change_at(
-                    name, lambda events, at: (*events[: at - 1], events[at], events[at - 1], *events[at + 1 :])
+                    name,
+                    lambda events, at: (
+                        *events[: at - 1],
+                        events[at],
+                        events[at - 1],
+                        *events[at + 1 :],
+                    ),
                 ),
             )
         )
@@ -162,7 +184,10 @@ _EVENTS: Final = (
     ),
     *(
         measured_fault(
-            f"rtmr{index}-event", "os-measurements", f"RTMR{index} of another OS", _replace_boot_digest(index)
+            f"rtmr{index}-event",
+            "os-measurements",
+            f"RTMR{index} of another OS",
+            _replace_boot_digest(index),
         )
         for index in range(3)
     ),
@@ -183,14 +208,17 @@ _EVENTS: Final = (
         "key-provider",
         "key-provider",
         "another key service",
-        replace_payload("key-provider", lambda text: json.dumps(json.loads(text) | {"id": "00"}).encode()),
+        replace_payload(
+            "key-provider", lambda text: json.dumps(json.loads(text) | {"id": "00"}).encode()
+        ),
     ),
     measured_fault(
         "key-provider-name",
         "key-provider",
         "keys of this machine in place of a key service's",
         replace_payload(
-            "key-provider", lambda text: json.dumps(json.loads(text) | {"name": "local-sgx"}).encode()
+            "key-provider",
+            lambda text: json.dumps(json.loads(text) | {"name": "local-sgx"}).encode(),
         ),
     ),
     measured_fault(
@@ -221,7 +249,10 @@ _LOG: Final = (
         if name not in _JUDGED_BY_CONTENT
     ),
     _shown_log_fault(
-        "log-without-event", "rtmr3-replay", "a log without storage-fs", lambda log: [*log[:-2], log[-1]]
+        "log-without-event",
+        "rtmr3-replay",
+        "a log without storage-fs",
+        lambda log: [*log[:-2], log[-1]],
     ),
     _shown_log_fault(
         "log-with-event",
@@ -230,13 +261,22 @@ _LOG: Final = (
         lambda log: [*log, RuntimeEvent("mine").entry(with_digest=False)],
     ),
     _shown_log_fault(
-        "log-version", "event-log-format", "events of version 3", _set_entry_fields("storage-fs", version=3)
+        "log-version",
+        "event-log-format",
+        "events of version 3",
+        _set_entry_fields("storage-fs", version=3),
     ),
     _shown_log_fault(
-        "log-digest-length", "event-log-format", "a digest cut short", _set_entry_fields("storage-fs", digest="07")
+        "log-digest-length",
+        "event-log-format",
+        "a digest cut short",
+        _set_entry_fields("storage-fs", digest="07"),
     ),
     _shown_log_fault(
-        "log-field", "event-log-format", "a field that no log has", _set_entry_fields("storage-fs", more=1)
+        "log-field",
+        "event-log-format",
+        "a field that no log has",
+        _set_entry_fields("storage-fs", more=1),
     ),
     Fault(FaultLayer.EVENT_LOG_TEXT, "log-empty", "event-log-format", "no event log", lambda _: ""),
     Fault(

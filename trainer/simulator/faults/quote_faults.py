@@ -24,7 +24,9 @@ _parts_fault: Final = functools.partial(Fault, FaultLayer.PARTS)
 
 
 def _set_part_fields(part: str, **changes: Any) -> Callable[[QuoteParts], QuoteParts]:
-    return lambda parts: dataclasses.replace(parts, **{part: dataclasses.replace(getattr(parts, part), **changes)})
+    return lambda parts: dataclasses.replace(
+        parts, **{part: dataclasses.replace(getattr(parts, part), **changes)}
+    )
 
 
 def _change_chain(change: Callable[[list[str]], list[str]]) -> Callable[[QuoteParts], QuoteParts]:
@@ -73,7 +75,9 @@ def _append_counted_bytes(quote: bytes) -> bytes:
 
 
 def _platform_fault(name: str, code: str, description: str, **changes: Any) -> Fault:
-    return Fault(FaultLayer.PKI, name, code, description, lambda given: given | {"platform": changes})
+    return Fault(
+        FaultLayer.PKI, name, code, description, lambda given: given | {"platform": changes}
+    )
 
 
 _FORGED_REGIONS: Final = {
@@ -102,7 +106,12 @@ _FORGED_REGIONS: Final = {
 """Fields that only a signature protects, or that are read after the signature is verified."""
 
 _HEADER: Final = (
-    _parts_fault("header-version", "quote-format", "a quote of version 3", _set_part_fields("header", version=3)),
+    _parts_fault(
+        "header-version",
+        "quote-format",
+        "a quote of version 3",
+        _set_part_fields("header", version=3),
+    ),
     _parts_fault(
         "header-key-type",
         "quote-format",
@@ -110,7 +119,10 @@ _HEADER: Final = (
         _set_part_fields("header", attestation_key_type=3),
     ),
     _parts_fault(
-        "header-tee-type", "quote-format", "a quote of an SGX enclave", _set_part_fields("header", tee_type=0)
+        "header-tee-type",
+        "quote-format",
+        "a quote of an SGX enclave",
+        _set_part_fields("header", tee_type=0),
     ),
     _parts_fault(
         "header-vendor",
@@ -132,8 +144,20 @@ _SIGNED: Final = tuple(
 )
 
 _SHAPE: Final = (
-    Fault(FaultLayer.QUOTE, "quote-cut-short", "quote-format", "a quote without its end", lambda q: q[:-9]),
-    Fault(FaultLayer.QUOTE, "quote-header-only", "quote-format", "a header and nothing more", lambda q: q[:48]),
+    Fault(
+        FaultLayer.QUOTE,
+        "quote-cut-short",
+        "quote-format",
+        "a quote without its end",
+        lambda q: q[:-9],
+    ),
+    Fault(
+        FaultLayer.QUOTE,
+        "quote-header-only",
+        "quote-format",
+        "a header and nothing more",
+        lambda q: q[:48],
+    ),
     Fault(
         FaultLayer.QUOTE,
         "certification-kind",
@@ -211,14 +235,24 @@ _ENCLAVE: Final = (
 )
 
 _CERTIFICATES: Final = (
-    _parts_fault("chain-empty", "platform-certificate", "no certificates", _change_chain(lambda _: [])),
     _parts_fault(
-        "chain-without-leaf", "platform-certificate", "no platform certificate", _change_chain(lambda c: c[1:])
+        "chain-empty", "platform-certificate", "no certificates", _change_chain(lambda _: [])
     ),
     _parts_fault(
-        "chain-without-ca", "platform-certificate", "no platform CA", _change_chain(lambda c: [c[0], c[2]])
+        "chain-without-leaf",
+        "platform-certificate",
+        "no platform certificate",
+        _change_chain(lambda c: c[1:]),
     ),
-    _parts_fault("chain-reversed", "platform-certificate", "the root first", _change_chain(lambda c: c[::-1])),
+    _parts_fault(
+        "chain-without-ca",
+        "platform-certificate",
+        "no platform CA",
+        _change_chain(lambda c: [c[0], c[2]]),
+    ),
+    _parts_fault(
+        "chain-reversed", "platform-certificate", "the root first", _change_chain(lambda c: c[::-1])
+    ),
     _parts_fault(
         "chain-foreign-root",
         "root-of-trust",
@@ -235,7 +269,9 @@ _CERTIFICATES: Final = (
         "root-key-kind",
         "quote-format",
         "a root key of a kind that does not exist",
-        _change_chain(lambda c: [*c[:-1], _replace_bytes(c[-1], "06072a8648ce3d0201", "06072b8648ce3d0201")]),
+        _change_chain(
+            lambda c: [*c[:-1], _replace_bytes(c[-1], "06072a8648ce3d0201", "06072b8648ce3d0201")]
+        ),
     ),
     Fault(
         FaultLayer.PKI,
@@ -255,7 +291,9 @@ _CERTIFICATES: Final = (
     _platform_fault("pck-fmspc", "tcb-level", "a platform of another model", fmspc=bytes(6)),
     _platform_fault("pck-pce-id", "tcb-level", "another provisioning enclave", pce_id=b"\1\0"),
     _platform_fault("pck-pce-svn", "tcb-level", "an older provisioning enclave", pce_svn=10),
-    _platform_fault("pck-cpu-svn", "tcb-level", "microcode older than any known", cpu_svn=bytes(16)),
+    _platform_fault(
+        "pck-cpu-svn", "tcb-level", "microcode older than any known", cpu_svn=bytes(16)
+    ),
 )
 
 QUOTE_FAULTS: Final = (*_HEADER, *_SHAPE, *_SIGNED, *_ENCLAVE, *_CERTIFICATES)

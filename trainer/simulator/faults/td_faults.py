@@ -29,7 +29,9 @@ def _flip_bit(bit: int) -> Callable[[bytes], bytes]:
     return lambda value: (int.from_bytes(value, "little") ^ 1 << bit).to_bytes(len(value), "little")
 
 
-def _td_fault(code: str, name: str, description: str, field: str, change: Callable[[bytes], bytes]) -> Fault:
+def _td_fault(
+    code: str, name: str, description: str, field: str, change: Callable[[bytes], bytes]
+) -> Fault:
     return Fault(
         FaultLayer.TD,
         name,
@@ -41,7 +43,9 @@ def _td_fault(code: str, name: str, description: str, field: str, change: Callab
 
 def _add_service_td(parts: QuoteParts) -> QuoteParts:
     """Returns parts with a TD report 1.5 that names a service TD; quotes of version 4 have no field for it."""
-    fields: dict[str, Any] = {field.name: getattr(parts.td, field.name) for field in dataclasses.fields(parts.td)}
+    fields: dict[str, Any] = {
+        field.name: getattr(parts.td, field.name) for field in dataclasses.fields(parts.td)
+    }
     td = TdFields15(**fields | {"mr_service_td": _ONE})
     return dataclasses.replace(parts, td=td, header=dataclasses.replace(parts.header, version=V5))
 
@@ -53,7 +57,9 @@ def _attribute_fault(bit: int) -> Fault:
     return _td_fault(code, f"td-attributes-{name}", f"a TD {what}", "td_attributes", _flip_bit(bit))
 
 
-_XFAM_BITS: Final = tuple(bit for bit in range(64) if bit in _XFAM_NAMES or not XFAM_KNOWN >> bit & 1)
+_XFAM_BITS: Final = tuple(
+    bit for bit in range(64) if bit in _XFAM_NAMES or not XFAM_KNOWN >> bit & 1
+)
 """The bits that a production TD must set or must not set; the other bits are free."""
 
 _MODULE: Final = (
@@ -78,8 +84,20 @@ _MODULE: Final = (
         "tee_tcb_svn",
         lambda svn: svn[:2] + b"\0" + svn[3:],
     ),
-    _td_fault("mr-seam", "mr-seam", "a TDX module that the policy does not list", "mr_seam", lambda _: _ONE),
-    _td_fault("tdx-module", "mr-signer-seam", "a TDX module of another signer", "mr_signer_seam", lambda _: _ONE),
+    _td_fault(
+        "mr-seam",
+        "mr-seam",
+        "a TDX module that the policy does not list",
+        "mr_seam",
+        lambda _: _ONE,
+    ),
+    _td_fault(
+        "tdx-module",
+        "mr-signer-seam",
+        "a TDX module of another signer",
+        "mr_signer_seam",
+        lambda _: _ONE,
+    ),
     _td_fault(
         "tdx-module",
         "seam-attributes",
@@ -94,9 +112,21 @@ _REGISTERS: Final = (
         _td_fault("os-measurements", name, f"another {name.upper()}", name, _flip_bit(7))
         for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")
     ),
-    _td_fault("rtmr3-replay", "rtmr3", "an RTMR3 that the event log does not lead to", "rtmr3", _flip_bit(7)),
+    _td_fault(
+        "rtmr3-replay",
+        "rtmr3",
+        "an RTMR3 that the event log does not lead to",
+        "rtmr3",
+        _flip_bit(7),
+    ),
     _td_fault("mr-owner", "mr-owner", "a VM with an owner", "mr_owner", lambda _: _ONE),
-    _td_fault("mr-owner-config", "mr-owner-config", "an owner's settings", "mr_owner_config", lambda _: _ONE),
+    _td_fault(
+        "mr-owner-config",
+        "mr-owner-config",
+        "an owner's settings",
+        "mr_owner_config",
+        lambda _: _ONE,
+    ),
     _td_fault("report-data", "report-data", "another report_data", "report_data", _flip_bit(0)),
     _td_fault(
         "report-data",
@@ -105,7 +135,13 @@ _REGISTERS: Final = (
         "report_data",
         _flip_bit(511),
     ),
-    Fault(FaultLayer.PARTS, "service-td", "service-td", "a service TD with power over the VM", _add_service_td),
+    Fault(
+        FaultLayer.PARTS,
+        "service-td",
+        "service-td",
+        "a service TD with power over the VM",
+        _add_service_td,
+    ),
 )
 
 _CONFIG_ID: Final = (

@@ -88,7 +88,9 @@ def choose_precision(spec: JobSpec) -> tuple[Precision, tuple[str, ...]]:
     if spec.train.bf16 and not autocast:
         warnings.append("train.bf16 is off: this CPU has no bfloat16 instructions")
     if spec.train.torch_compile_mode == "reduce-overhead":
-        warnings.append("train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs")
+        warnings.append(
+            "train.torch_compile_mode reduce-overhead is default here: no GPU replays graphs"
+        )
     return Precision(torch.device("cpu"), weights, autocast), tuple(warnings)
 
 

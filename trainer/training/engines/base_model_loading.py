@@ -23,7 +23,9 @@ def check_model_dir(model_dir: Path, spec: JobSpec) -> ModelFiles:
     Raises:
         JobError: `MODEL_INVALID`.
     """
-    names = {path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file()}
+    names = {
+        path.relative_to(model_dir).as_posix() for path in model_dir.rglob("*") if path.is_file()
+    }
     return check_model_files(model_dir, names, spec)
 
 
@@ -75,8 +77,15 @@ def _require_exact_tensors(info: Mapping[str, Collection[Any]]) -> None:
 
     transformers has taken out tied weights, and those that the architecture declares as dispensable.
     """
-    shapes = [f"{name} {list(found)} for {list(expected)}" for name, found, expected in info["mismatched_keys"]]
-    problems = {"missing": info["missing_keys"], "unknown": info["unexpected_keys"], "of other shapes": shapes}
+    shapes = [
+        f"{name} {list(found)} for {list(expected)}"
+        for name, found, expected in info["mismatched_keys"]
+    ]
+    problems = {
+        "missing": info["missing_keys"],
+        "unknown": info["unexpected_keys"],
+        "of other shapes": shapes,
+    }
     if found := "; ".join(f"{kind}: {shorten(names)}" for kind, names in problems.items() if names):
         raise JobError(
             ErrorCode.MODEL_INVALID,

@@ -39,7 +39,9 @@ class TransformersLoader(Loader):
         model.config.use_cache = False
         if spec.train.gradient_checkpointing:
             # The reentrant form needs an input that requires gradients, and the embedding is frozen.
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         return attach_adapter(model, spec.lora)
 
 

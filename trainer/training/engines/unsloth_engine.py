@@ -50,7 +50,8 @@ class UnslothLoader(Loader):
             from unsloth import FastLanguageModel  # noqa: PLC0415 -- an optional dependency
         except Exception as error:
             raise JobError(
-                ErrorCode.ENGINE_UNAVAILABLE, f"unsloth is installed but does not start ({type(error).__name__})"
+                ErrorCode.ENGINE_UNAVAILABLE,
+                f"unsloth is installed but does not start ({type(error).__name__})",
             ) from error
         self._fast_model: Any = FastLanguageModel
 
@@ -69,7 +70,9 @@ class UnslothLoader(Loader):
                 model_name=str(model_dir.resolve()),
                 use_exact_model_name=True,
                 # No more than the model was made for: unsloth would stretch its rotary positions.
-                max_seq_length=min(spec.data.max_length, context_length(read_config(model_dir)) or 1 << 30),
+                max_seq_length=min(
+                    spec.data.max_length, context_length(read_config(model_dir)) or 1 << 30
+                ),
                 dtype=precision.weights,
                 load_in_4bit=False,  # its default is True; the job spec refuses quantized weights
                 trust_remote_code=False,
@@ -89,7 +92,8 @@ class UnslothLoader(Loader):
         except Exception as error:  # a damaged file can make the libraries raise anything
             raise_if_out_of_memory(error)
             raise JobError(
-                ErrorCode.MODEL_INVALID, f"unsloth cannot load the base model ({type(error).__name__})"
+                ErrorCode.MODEL_INVALID,
+                f"unsloth cannot load the base model ({type(error).__name__})",
             ) from error
         _require_as_specified(adapted, spec, precision)
         return adapted
@@ -117,7 +121,11 @@ def _require_as_specified(model: Any, spec: JobSpec, precision: Precision) -> No
     problems = {
         "layers without unsloth's forward pass": _foreign_layers(model),
         f"base weights that are not {precision.weights}": sorted(
-            {str(p.dtype) for p in model.parameters() if not p.requires_grad and p.is_floating_point()}
+            {
+                str(p.dtype)
+                for p in model.parameters()
+                if not p.requires_grad and p.is_floating_point()
+            }
             - {str(precision.weights)}
         ),
         "trained weights that are not float32 and LoRA's": sorted(
@@ -134,7 +142,9 @@ def _require_as_specified(model: Any, spec: JobSpec, precision: Precision) -> No
             }
         ),
     }
-    if found := "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in problems.items() if names):
+    if found := "; ".join(
+        f"{what}: {', '.join(names[:5])}" for what, names in problems.items() if names
+    ):
         raise JobError(
             ErrorCode.ENGINE_UNAVAILABLE,
             "unsloth has made another model than the job spec asks for",
@@ -149,4 +159,6 @@ def _foreign_layers(model: Any) -> list[str]:
     decoder = model.get_base_model().model
     parts = {f"layers.{n}": layer for n, layer in enumerate(decoder.layers)}
     parts |= {f"{name}.self_attn": layer.self_attn for name, layer in parts.items()}
-    return [name for name, part in parts.items() if not type(part).forward.__module__.startswith(_OWN)]
+    return [
+        name for name, part in parts.items() if not type(part).forward.__module__.startswith(_OWN)
+    ]

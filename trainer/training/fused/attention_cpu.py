@@ -43,7 +43,9 @@ class RowAttention(Function):
     """Attention on a CPU, with rotary position embedding; see `attention_layout` for the arrangement."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, heads: Heads, segments: Segments, tables: RotaryTables
+    ) -> Tensor:
         """Computes attention as `attend` describes it: [tokens, query heads * head_dim]."""
         layout = segments.attention_layout(heads)
         kernel = _BatchAttention if segments.max_seqlen <= MAX_BATCH_TOKENS else _BlockAttention
@@ -75,11 +77,15 @@ class RowAttention(Function):
         ctx.kernel.backward(layout, vectors, saved, doutput, gradients)
         rotated = gradients[: len(ctx.rotation[0])]
         rotated.copy_(_rotate(rotated.float(), ctx.rotation, backward=True))
-        dqkv = gradients.index_select(0, layout.scatter).view(grad_output.shape[0], heads.total, heads.head_dim)
+        dqkv = gradients.index_select(0, layout.scatter).view(
+            grad_output.shape[0], heads.total, heads.head_dim
+        )
         # The scatter brought the prefix the gradient of its own rectangle; add those of the rows that see it.
         for rectangle in layout.rectangles:
             if rectangle.prefix_length:
-                dqkv[rectangle.prefix, heads.query :] += _sum_prefix_gradients(layout, rectangle, gradients)
+                dqkv[rectangle.prefix, heads.query :] += _sum_prefix_gradients(
+                    layout, rectangle, gradients
+                )
         return dqkv, None, None, None
 
 
@@ -93,12 +99,15 @@ def _rotate(x: Tensor, rotation: RotaryTables, *, backward: bool = False) -> Ten
     return x.mul_(rotation[0]).addcmul_(swapped, rotation[1], value=-1 if backward else 1)
 
 
-def _sum_prefix_gradients(layout: AttentionLayout, rectangle: Rectangle, gradients: Tensor) -> Tensor:
+def _sum_prefix_gradients(
+    layout: AttentionLayout, rectangle: Rectangle, gradients: Tensor
+) -> Tensor:
     """Sums the gradients of the prefix's keys and values over rows: float32 [prefix, 2 * key heads, head_dim]."""
     _, *keys_and_values = layout.split_sections(gradients)
     shape = (rectangle.rows, layout.heads.key, rectangle.key_length, layout.heads.head_dim)
     parts = (
-        rectangle.view_keys(section).view(shape)[:, :, : rectangle.prefix_length] for section in keys_and_values
+        rectangle.view_keys(section).view(shape)[:, :, : rectangle.prefix_length]
+        for section in keys_and_values
     )
     return torch.cat([part.sum(0, dtype=torch.float32) for part in parts]).transpose(0, 1)
 
@@ -107,7 +116,9 @@ class _BatchAttention:
     """Attention as plain batched matrix products: scores in float32, the rest in the inputs' dtype."""
 
     @staticmethod
-    def forward(layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor) -> list[Tensor]:
+    def forward(
+        layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor
+    ) -> list[Tensor]:
         """Writes O to `output`; returns each rectangle's P: [rows * key heads, queries per key * length, keys]."""
         all_queries, all_keys = torch.split(exact, [layout.num_queries, layout.num_keys])
         all_values = layout.split_sections(vectors)[2]
@@ -125,10 +136,17 @@ class _BatchAttention:
 
     @staticmethod
     def backward(
-        layout: AttentionLayout, vectors: Tensor, saved: list[Tensor], doutput: Tensor, gradients: Tensor
+        layout: AttentionLayout,
+        vectors: Tensor,
+        saved: list[Tensor],
+        doutput: Tensor,
+        gradients: Tensor,
     ) -> None:
         """Writes dQ, dK and dV of each rectangle to `gradients`; formulas in the module."""
-        sections, gradient_sections = layout.split_sections(vectors), layout.split_sections(gradients)
+        sections, gradient_sections = (
+            layout.split_sections(vectors),
+            layout.split_sections(gradients),
+        )
         for rectangle, weights in zip(layout.rectangles, saved, strict=True):
             query, key, value = _view_sections(rectangle, sections)
             dquery, dkey, dvalue = _view_sections(rectangle, gradient_sections)
@@ -148,7 +166,9 @@ class _BlockAttention:
     """
 
     @staticmethod
-    def forward(layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor) -> list[Tensor]:
+    def forward(
+        layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor
+    ) -> list[Tensor]:
         """Writes O to `output`; returns each block's P, or nothing if it must be computed again."""
         keeps = max(rectangle.key_length for rectangle in layout.rectangles) <= MAX_KEPT_TOKENS
         queries, keys, values = layout.split_sections(vectors)
@@ -166,7 +186,11 @@ class _BlockAttention:
 
     @staticmethod
     def backward(
-        layout: AttentionLayout, vectors: Tensor, saved: list[Tensor], doutput: Tensor, gradients: Tensor
+        layout: AttentionLayout,
+        vectors: Tensor,
+        saved: list[Tensor],
+        doutput: Tensor,
+        gradients: Tensor,
     ) -> None:
         """Writes dQ, dK and dV of each rectangle to `gradients`; formulas in the module."""
         queries, keys, values = layout.split_sections(vectors)
@@ -175,8 +199,16 @@ class _BlockAttention:
         sums = [torch.zeros_like(section, dtype=torch.float32) for section in dkeys_and_dvalues]
         scores = None if saved else _score_buffer(layout)
         for number, block in enumerate(_query_blocks(layout)):
-            query, key, dout = block.copy_queries(queries), block.view_keys(keys), block.copy_queries(doutput)
-            weights = saved[number] if scores is None else block.weights(query, key, scores).to(values.dtype)
+            query, key, dout = (
+                block.copy_queries(queries),
+                block.view_keys(keys),
+                block.copy_queries(doutput),
+            )
+            weights = (
+                saved[number]
+                if scores is None
+                else block.weights(query, key, scores).to(values.dtype)
+            )
             dweights = dout @ block.view_keys(values).t()
             dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # noqa: SLF001
             block.write_queries(dqueries, dscores @ key)
@@ -213,11 +245,15 @@ class _QueryBlock:
 
     def view_keys(self, keys: Tensor) -> Tensor:
         """Views the keys, or values, that take part: [prefix + tokens before `end`, head_dim]."""
-        return self.rectangle.view_keys(keys)[self.key_head, : self.rectangle.prefix_length + self.end]
+        return self.rectangle.view_keys(keys)[
+            self.key_head, : self.rectangle.prefix_length + self.end
+        ]
 
     def weights(self, query: Tensor, key: Tensor, buffer: Tensor) -> Tensor:
         """Computes P in the buffer: float32 [query heads * tokens, keys]."""
-        scores = torch.mm(query.float(), key.float().t(), out=buffer[: len(query) * len(key)].view(-1, len(key)))
+        scores = torch.mm(
+            query.float(), key.float().t(), out=buffer[: len(query) * len(key)].view(-1, len(key))
+        )
         # From the block's first token on, keys may be later than a query; all others are earlier.
         count, later = self.tokens.stop - self.tokens.start, self.end - self.tokens.start
         own = scores.view(-1, count, len(key))[..., -later:]
@@ -227,7 +263,9 @@ class _QueryBlock:
     def _by_head(self, queries: Tensor) -> Tensor:
         """Views this block's part: [query heads, tokens, head_dim]."""
         rectangle = self.rectangle
-        row = rectangle.view_queries(queries)[self.key_head].view(-1, rectangle.length, rectangle.heads.head_dim)
+        row = rectangle.view_queries(queries)[self.key_head].view(
+            -1, rectangle.length, rectangle.heads.head_dim
+        )
         return row[:, self.tokens]
 
 
@@ -239,16 +277,22 @@ def _query_blocks(layout: AttentionLayout) -> Iterator[_QueryBlock]:
         for key_head in range(rectangle.rows * rectangle.heads.key):
             for start in range(0, length, QUERY_BLOCK):
                 tokens = slice(start, min(start + QUERY_BLOCK, length))
-                yield _QueryBlock(rectangle, key_head, tokens, min(math.ceil(tokens.stop / step) * step, length))
+                yield _QueryBlock(
+                    rectangle, key_head, tokens, min(math.ceil(tokens.stop / step) * step, length)
+                )
 
 
 def _score_buffer(layout: AttentionLayout) -> Tensor:
     """Allocates the scores of the largest block, float32: once for all blocks, so that its pages stay mapped."""
     heads = layout.heads.queries_per_key
-    return torch.empty(max(min(part.length, QUERY_BLOCK) * heads * part.key_length for part in layout.rectangles))
+    return torch.empty(
+        max(min(part.length, QUERY_BLOCK) * heads * part.key_length for part in layout.rectangles)
+    )
 
 
-def _view_sections(rectangle: Rectangle, sections: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _view_sections(
+    rectangle: Rectangle, sections: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Views a rectangle's part of queries, keys and values, or of their gradients."""
     queries, keys, values = sections
     return rectangle.view_queries(queries), rectangle.view_keys(keys), rectangle.view_keys(values)

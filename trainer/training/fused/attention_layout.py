@@ -154,8 +154,12 @@ class AttentionLayout:
         parts = [part for group in groups for part in _split_group(group)]
         queries = [_index_vectors(part.tokens, heads, 0, heads.query) for part in parts]
         keys = [_index_vectors(part.visible, heads, heads.query, heads.key) for part in parts]
-        is_query = np.concatenate([part.is_token.repeat(heads.query, axis=0).ravel() for part in parts])
-        is_own_key = np.concatenate([part.is_own.repeat(heads.key, axis=0).ravel() for part in parts])
+        is_query = np.concatenate(
+            [part.is_token.repeat(heads.query, axis=0).ravel() for part in parts]
+        )
+        is_own_key = np.concatenate(
+            [part.is_own.repeat(heads.key, axis=0).ravel() for part in parts]
+        )
         # A token's value heads follow its key heads.
         gather = np.concatenate([*queries, *keys, *(key + heads.key for key in keys)])
         # The inverse of the gather. Without padding and repeated prefixes, each vector occurs in it exactly once.
@@ -171,9 +175,16 @@ class AttentionLayout:
         self.results = torch.from_numpy(scatter.reshape(-1, heads.total)[:, : heads.query].ravel())
         self.result_gradients = torch.from_numpy(token * heads.query + head)
         self.padding = torch.from_numpy(np.flatnonzero(~is_query))
-        slices = zip(parts, consecutive_slices(map(len, queries)), consecutive_slices(map(len, keys)), strict=True)
+        slices = zip(
+            parts,
+            consecutive_slices(map(len, queries)),
+            consecutive_slices(map(len, keys)),
+            strict=True,
+        )
         self.rectangles = tuple(
-            Rectangle(heads, len(part.tokens), part.tokens.shape[1], part.prefix, query_slice, key_slice)
+            Rectangle(
+                heads, len(part.tokens), part.tokens.shape[1], part.prefix, query_slice, key_slice
+            )
             for part, query_slice, key_slice in slices
         )
         self._rotation: tuple[RotaryTables, RotaryTables] | None = None
@@ -230,7 +241,9 @@ def _split_group(group: PrefixGroup) -> Iterator[_RectangleTokens]:
     prefix_tokens, start = np.arange(prefix.start, prefix.stop)[None], prefix.stop
     if group.prefix_length:
         is_token = np.ones_like(prefix_tokens, dtype=bool)
-        yield _RectangleTokens(prefix_tokens, prefix_tokens, is_token, slice(group.start, group.start))
+        yield _RectangleTokens(
+            prefix_tokens, prefix_tokens, is_token, slice(group.start, group.start)
+        )
     for run in _similar_lengths(group.lengths):
         lengths = np.array(run)[:, None]
         column = np.arange(max(run))

@@ -98,7 +98,9 @@ class NormLinear(Function):
 
 def _normalize_into_new(x: Tensor, norm: RmsNorm, inverse_rms: Tensor, group: LoraGroup) -> Tensor:
     """Allocates a group's [x, x A^T] and writes the normalized x into its first columns."""
-    extended = torch.empty(x.shape[0], group.inputs + group.rank, dtype=group.weight.dtype, device=x.device)
+    extended = torch.empty(
+        x.shape[0], group.inputs + group.rank, dtype=group.weight.dtype, device=x.device
+    )
     norm.write(extended[:, : group.inputs], x, inverse_rms)
     return extended
 
@@ -113,7 +115,12 @@ class ResidualLinear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, residual: Tensor, x: Tensor, group: LoraGroup, training: bool, *_parameters: Tensor
+        ctx: Any,
+        residual: Tensor,
+        x: Tensor,
+        group: LoraGroup,
+        training: bool,
+        *_parameters: Tensor,
     ) -> Tensor:
         """Computes it.
 
@@ -177,7 +184,9 @@ class GatedMlp(Function):
         ctx.norm, ctx.gate_up, ctx.down, ctx.num_masks = norm, gate_up, down, len(masks)
         # `inner` is wide: kept is its low-rank part only, and the backward pass multiplies the rest again.
         inner_xa = inner[:, down.inputs :].clone()
-        ctx.save_for_backward(x, inverse_rms, extended, hidden, activation, inner_xa, *masks, *inner_masks)
+        ctx.save_for_backward(
+            x, inverse_rms, extended, hidden, activation, inner_xa, *masks, *inner_masks
+        )
         return _add_residual(x, down.forward(inner))
 
     @staticmethod
@@ -193,7 +202,9 @@ class GatedMlp(Function):
         # first: the second line overwrites dinner.
         dhidden = torch.empty_like(hidden)
         torch.mul(dinner, activation, out=dhidden[:, down.inputs :])
-        torch.ops.aten.silu_backward.grad_input(dinner.mul_(up), gate, grad_input=dhidden[:, : down.inputs])
+        torch.ops.aten.silu_backward.grad_input(
+            dinner.mul_(up), gate, grad_input=dhidden[:, : down.inputs]
+        )
         dnormalized, gradients = gate_up.backward(dhidden, extended, masks[: ctx.num_masks])
         # The residual's gradient, dy, is added to that through the norm.
         dx = ctx.norm.backward(dnormalized, x, inverse_rms).add_(dy).to(x.dtype)

@@ -102,7 +102,9 @@ class FusedDecoder:
         cu_seqlens = batch.segments.cu_seqlens
         if cu_seqlens is not None:
             lengths = cu_seqlens.diff()
-            row_lengths = torch.repeat_interleave(lengths, lengths, output_size=len(batch.input_ids))
+            row_lengths = torch.repeat_interleave(
+                lengths, lengths, output_size=len(batch.input_ids)
+            )
             self.row_lengths = row_lengths.unsqueeze(1)
         x = self._model.embed_tokens(batch.input_ids)
         # transformers repeats the angles for both halves of a head; here one half is enough.
@@ -115,7 +117,9 @@ class FusedDecoder:
             selected = batch.logit_positions if layer is self._layers[-1] else None
             # Without gradients there is no backward pass to recompute for.
             if self._checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._run_layer, layer, x, tables, batch.segments, selected, use_reentrant=False)
+                x = checkpoint(
+                    self._run_layer, layer, x, tables, batch.segments, selected, use_reentrant=False
+                )
             else:
                 x = self._run_layer(layer, x, tables, batch.segments, selected)
         normalized: Tensor = self._model.norm(x)
@@ -146,11 +150,15 @@ class FusedDecoder:
         output = layer.attention_output
         x = ResidualLinear.apply(x, attended, output, training, *output.parameters)  # type: ignore[no-untyped-call]
         parameters = (*layer.gate_up.parameters, *layer.down.parameters)
-        result: Tensor = GatedMlp.apply(x, layer.mlp_norm, layer.gate_up, layer.down, training, *parameters)  # type: ignore[no-untyped-call]
+        result: Tensor = GatedMlp.apply(
+            x, layer.mlp_norm, layer.gate_up, layer.down, training, *parameters
+        )  # type: ignore[no-untyped-call]
         return result
 
 
-def find_obstacle(causal: Any, dtype: torch.dtype, device: torch.device, *, longest: int) -> str | None:
+def find_obstacle(
+    causal: Any, dtype: torch.dtype, device: torch.device, *, longest: int
+) -> str | None:
     """Names what keeps a model from the fused pass; None where nothing does.
 
     Args:
@@ -162,11 +170,16 @@ def find_obstacle(causal: Any, dtype: torch.dtype, device: torch.device, *, long
     # A closed list of what is known: anything else, known or not to be harmless, takes the model's own pass.
     config = causal.config
     # Qwen 2 has a window in its configuration even where it is off.
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    window = (
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None
+    )
+    attention = config._attn_implementation  # noqa: SLF001
     head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
     obstacles = {
         "another kind of model": config.model_type not in MODEL_TYPES,
-        "another attention implementation": config._attn_implementation not in _ATTENTION_IMPLEMENTATIONS,  # noqa: SLF001
+        "another attention implementation": attention not in _ATTENTION_IMPLEMENTATIONS,
         "float32 on a GPU": device.type != "cpu" and dtype == torch.float32,
         "a sliding window": window is not None and longest > window,
         "attention dropout": bool(getattr(config, "attention_dropout", 0.0)),
@@ -176,7 +189,8 @@ def find_obstacle(causal: Any, dtype: torch.dtype, device: torch.device, *, long
     }
     obstacle = next((text for text, applies in obstacles.items() if applies), None)
     return obstacle or next(
-        (text for layer in causal.base_model.layers if (text := _find_obstacle_in_layer(layer))), None
+        (text for layer in causal.base_model.layers if (text := _find_obstacle_in_layer(layer))),
+        None,
     )
 
 
@@ -185,13 +199,17 @@ def _find_obstacle_in_layer(layer: Any) -> str | None:
         return "other layers than a Llama's"
     attention, mlp = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    if set(attention) not in (_ATTENTION_PARTS, _ATTENTION_PARTS | _HEAD_NORMS) or set(mlp) != _MLP_PARTS:
+    if (
+        set(attention) not in (_ATTENTION_PARTS, _ATTENTION_PARTS | _HEAD_NORMS)
+        or set(mlp) != _MLP_PARTS
+    ):
         return "another attention or MLP"
     if type(mlp["act_fn"]).__name__ not in ("SiLU", "SiLUActivation"):
         return "another activation"
     # A bias would be another formula; so would Gemma's 1 + weight, whose norm has no `variance_epsilon`.
     if any(
-        not hasattr(norm, "variance_epsilon") or set(dict(norm.named_parameters())) != {"weight"} for norm in norms
+        not hasattr(norm, "variance_epsilon") or set(dict(norm.named_parameters())) != {"weight"}
+        for norm in norms
     ):
         return "another norm"
     if _is_trained(*norms):
@@ -220,7 +238,8 @@ def read_heads(causal: Any) -> Heads:
     """Reads from a model's first layer how its attention is divided into heads."""
     attention = causal.base_model.layers[0].self_attn
     query, key = (
-        _base_layer(module).out_features // attention.head_dim for module in (attention.q_proj, attention.k_proj)
+        _base_layer(module).out_features // attention.head_dim
+        for module in (attention.q_proj, attention.k_proj)
     )
     return Heads(query, key, attention.head_dim, attention.scaling)
 

@@ -52,13 +52,17 @@ def loss_is_equivalent(model: Any, unfused_loss: LossFunction, fused_loss: LossF
     # The reference comes first: the fused pass then turns the copy's weights into views of its own.
     expected_loss, expected_gradient = _loss_and_gradient(unfused_loss(excerpt, batch), parameters)
     loss, gradient = _loss_and_gradient(fused_loss(excerpt, batch), parameters)
-    return _is_near(loss, expected_loss, _TOLERANCE) and _is_near(gradient, expected_gradient, _TOLERANCE)
+    return _is_near(loss, expected_loss, _TOLERANCE) and _is_near(
+        gradient, expected_gradient, _TOLERANCE
+    )
 
 
 def attention_is_equivalent(heads: Heads, dtype: torch.dtype, device: torch.device) -> bool:
     """Returns whether attention over concatenated rows is attention over each row, forward and backward."""
     generator = torch.Generator(device).manual_seed(1)
-    qkv = torch.randn(sum(LENGTHS), heads.total, heads.head_dim, generator=generator, device=device).to(dtype)
+    qkv = torch.randn(
+        sum(LENGTHS), heads.total, heads.head_dim, generator=generator, device=device
+    ).to(dtype)
     qkv.requires_grad_(True)
     # Another angle for each token and pair of numbers, so that no two of them could be swapped unnoticed.
     count = len(qkv) * heads.head_dim // 2
@@ -71,10 +75,15 @@ def attention_is_equivalent(heads: Heads, dtype: torch.dtype, device: torch.devi
         output = attention(qkv.clone(), heads, segments, tables)
         (gradient,) = torch.autograd.grad(output.float().square().sum(), qkv)
         results.append((output, gradient))
-    return all(_is_near(one, other, _ATTENTION_TOLERANCE[dtype]) for one, other in zip(*results, strict=True))
+    return all(
+        _is_near(one, other, _ATTENTION_TOLERANCE[dtype])
+        for one, other in zip(*results, strict=True)
+    )
 
 
-def _attend_row_by_row(qkv: Tensor, heads: Heads, _segments: Segments, tables: RotaryTables) -> Tensor:
+def _attend_row_by_row(
+    qkv: Tensor, heads: Heads, _segments: Segments, tables: RotaryTables
+) -> Tensor:
     """Computes attention by its definition, one row at a time; the reference of the comparison."""
     rows = []
     to_rotate, values = torch.split(qkv, [heads.query + heads.key, heads.key], dim=1)
@@ -112,7 +121,14 @@ def _make_batch() -> Batch:
     position_ids = torch.cat([torch.arange(length, dtype=torch.int32) for length in LENGTHS])
     logit_positions = torch.tensor(_LOGIT_POSITIONS, dtype=torch.int32)
     targets = input_ids[logit_positions + 1].to(torch.int64)
-    return Batch(input_ids, position_ids, LENGTHS, _make_cu_seqlens(input_ids.device), logit_positions, targets)
+    return Batch(
+        input_ids,
+        position_ids,
+        LENGTHS,
+        _make_cu_seqlens(input_ids.device),
+        logit_positions,
+        targets,
+    )
 
 
 def _loss_and_gradient(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, Tensor]:

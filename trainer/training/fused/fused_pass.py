@@ -48,7 +48,9 @@ class FusedPass:
         """Length of the row that each token of the present batch is in: [tokens, 1], for noise on embeddings."""
         return self._decoder.row_lengths
 
-    def token_losses(self, batch: Batch, *, rows_per_unit: int = 1, is_noisy: bool = False) -> Tensor:
+    def token_losses(
+        self, batch: Batch, *, rows_per_unit: int = 1, is_noisy: bool = False
+    ) -> Tensor:
         """Computes the negative log-likelihood of each target: float32 [targets], in nats, with its graph.
 
         Args:
@@ -65,7 +67,12 @@ class FusedPass:
 
 
 def try_fused(
-    model: Any, precision: Precision, unfused_loss: UnfusedLoss, *, longest: int, checkpointing: bool
+    model: Any,
+    precision: Precision,
+    unfused_loss: UnfusedLoss,
+    *,
+    longest: int,
+    checkpointing: bool,
 ) -> FusedPass | None:
     """Makes the fused pass of a model, if its kind is known and it passes the equivalence check.
 
@@ -93,12 +100,20 @@ def try_fused(
     # The check works on a copy; only a model that passes is taken over by a decoder of its own.
     try:
         equivalent = loss_is_equivalent(model, unfused_loss, fused_loss)
-        equivalent = equivalent and attention_is_equivalent(read_heads(causal), dtype, precision.device)
-    except (RuntimeError, TypeError, AttributeError) as error:  # such as a kernel that this device lacks
+        equivalent = equivalent and attention_is_equivalent(
+            read_heads(causal), dtype, precision.device
+        )
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:  # such as a kernel that this device lacks
         if is_out_of_memory(error):
             raise
         equivalent = False
-    return FusedPass(FusedDecoder(causal, dtype, checkpointing=checkpointing)) if equivalent else None
+    return (
+        FusedPass(FusedDecoder(causal, dtype, checkpointing=checkpointing)) if equivalent else None
+    )
 
 
 def _token_losses(decoder: FusedDecoder, batch: FlatBatch, targets: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ class HeadLoss(Function):
     """Negative log-likelihood of each token's target, in nats."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_states: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_states: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
         """Computes the losses, and the hidden states' gradient.
 
         Args:
@@ -44,7 +46,9 @@ class HeadLoss(Function):
         """
         # In an evaluation no gradient is needed, and none is computed.
         gradient = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
-        losses = torch.empty(hidden_states.shape[0], dtype=torch.float32, device=hidden_states.device)
+        losses = torch.empty(
+            hidden_states.shape[0], dtype=torch.float32, device=hidden_states.device
+        )
         size = _tokens_per_block(PRODUCT_ELEMENTS, head.device, vocabulary=head.shape[0])
         for start in range(0, hidden_states.shape[0], size):
             block = slice(start, start + size)
@@ -77,7 +81,9 @@ def _losses_and_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     size = _tokens_per_block(SOFTMAX_ELEMENTS, logits.device, vocabulary=logits.shape[1])
     # One float32 buffer for all blocks: it stays in the cache, where new memory would not be.
-    buffer = torch.empty(min(size, logits.shape[0]), logits.shape[1], dtype=torch.float32, device=logits.device)
+    buffer = torch.empty(
+        min(size, logits.shape[0]), logits.shape[1], dtype=torch.float32, device=logits.device
+    )
     minus_one = buffer.new_full((1, 1), -1.0)
     for start in range(0, logits.shape[0], size):
         rows = slice(start, start + size)

@@ -83,7 +83,11 @@ class LoraGroup:
         # Zeros: the blocks beside each B stay zero for good.
         self.weight = bases[0].weight.new_zeros(sum(outputs), self.inputs + self.rank, dtype=dtype)
         self._scaled_A = self.weight.new_empty(self.rank, self.inputs)
-        self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases]).to(dtype)
+        self.bias = (
+            None
+            if bases[0].bias is None
+            else torch.cat([base.bias.detach() for base in bases]).to(dtype)
+        )
         # After this the base layer reads the group's matrix, with a row stride of inputs + rank.
         for base, rows in zip(bases, consecutive_slices(outputs), strict=True):
             view = self.weight[rows, : self.inputs]
@@ -93,7 +97,9 @@ class LoraGroup:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """A and B of each update, alternating."""
-        return [parameter for update in self.updates for parameter in (update.lora_A, update.lora_B)]
+        return [
+            parameter for update in self.updates for parameter in (update.lora_A, update.lora_B)
+        ]
 
     @property
     def parameter_copies(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -160,7 +166,9 @@ class LoraGroup:
             The gradient of x [tokens, inputs] or None, and those of `parameters`.
         """
         if not needs_dx:
-            return None, self._parameter_gradients(dy, dy @ self.weight[:, self.inputs :], extended, masks)
+            return None, self._parameter_gradients(
+                dy, dy @ self.weight[:, self.inputs :], extended, masks
+            )
         # [tokens, all outputs] . [all outputs, inputs + rank]: both gradients in one product.
         dextended = dy @ self.weight
         dx, dxa = dextended[:, : self.inputs], dextended[:, self.inputs :]
@@ -172,15 +180,23 @@ class LoraGroup:
             dx = dx + mask * (dxa[:, columns] @ self._scaled_A[columns])
         return dx, gradients
 
-    def _parameter_gradients(self, dy: Tensor, dxa: Tensor, extended: Tensor, masks: list[Tensor]) -> list[Tensor]:
+    def _parameter_gradients(
+        self, dy: Tensor, dxa: Tensor, extended: Tensor, masks: list[Tensor]
+    ) -> list[Tensor]:
         """Computes dA and dB of each update, alternating, in the parameters' dtype."""
         if not self.rank:
             return []
         x, xa = extended[:, : self.inputs], extended[:, self.inputs :]
         stacked_da = None if masks else dxa.t() @ x
         gradients = []
-        for number, (update, (rows, columns)) in enumerate(zip(self.updates, self._slices, strict=True)):
-            da = dxa[:, columns].t() @ (x * masks[number]) if stacked_da is None else stacked_da[columns]
+        for number, (update, (rows, columns)) in enumerate(
+            zip(self.updates, self._slices, strict=True)
+        ):
+            da = (
+                dxa[:, columns].t() @ (x * masks[number])
+                if stacked_da is None
+                else stacked_da[columns]
+            )
             # dB^T = (x A^T)^T dy: on two threads a third faster than dy^T (x A^T).
             db = (xa[:, columns].t() @ dy[:, rows]).t()
             gradients += [

@@ -59,7 +59,9 @@ def share_prefixes(batch: Batch, rows_per_unit: int) -> FlatBatch:
         units = list(_split_units(batch, rows_per_unit))
         prefixes = [common_prefix_length(unit) for unit in units]
         if sum(prefixes) * (rows_per_unit - 1) > prefix_of_all * (len(batch.lengths) - 1):
-            return _concatenate([share_prefix(unit, prefix) for unit, prefix in zip(units, prefixes, strict=True)])
+            return _concatenate(
+                [share_prefix(unit, prefix) for unit, prefix in zip(units, prefixes, strict=True)]
+            )
     return share_prefix(batch, prefix_of_all)
 
 
@@ -88,16 +90,21 @@ def share_prefix(batch: Batch, prefix_length: int) -> FlatBatch:
         return FlatBatch.without_sharing(batch)
     lengths = [length - prefix_length for length in batch.lengths]
     starts = batch.cu_seqlens[:-1]
-    new_starts = prefix_length + torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    new_starts = prefix_length + torch.tensor(
+        [0, *itertools.accumulate(lengths)], dtype=torch.int32
+    )
     first = int(starts[0])
     own_tokens = [
-        torch.arange(start + prefix_length, end) for start, end in itertools.pairwise(batch.cu_seqlens.tolist())
+        torch.arange(start + prefix_length, end)
+        for start, end in itertools.pairwise(batch.cu_seqlens.tolist())
     ]
     index = torch.cat([torch.arange(first, first + prefix_length), *own_tokens])
     # A logit position p of row r moves to p in the prefix, or to new_starts[r] + p - prefix_length after it.
     row = batch.row_of_targets()
     position = batch.logit_positions - starts[row]
-    logit_positions = torch.where(position < prefix_length, position, new_starts[row] + position - prefix_length)
+    logit_positions = torch.where(
+        position < prefix_length, position, new_starts[row] + position - prefix_length
+    )
     segments = Segments((PrefixGroup(0, tuple(lengths), prefix_length),))
     return FlatBatch(batch.input_ids[index], batch.position_ids[index], segments, logit_positions)
 
@@ -107,7 +114,9 @@ def _split_units(batch: Batch, rows_per_unit: int) -> Iterator[Batch]:
     token_bounds = batch.cu_seqlens[::rows_per_unit].contiguous()
     # Logit positions are ascending, so the targets of a unit are consecutive too.
     target_bounds = torch.searchsorted(batch.logit_positions, token_bounds).tolist()
-    bounds = zip(itertools.pairwise(token_bounds.tolist()), itertools.pairwise(target_bounds), strict=True)
+    bounds = zip(
+        itertools.pairwise(token_bounds.tolist()), itertools.pairwise(target_bounds), strict=True
+    )
     for number, ((first, last), (first_target, last_target)) in enumerate(bounds):
         rows = slice(number * rows_per_unit, (number + 1) * rows_per_unit)
         targets = slice(first_target, last_target)
@@ -133,5 +142,7 @@ def _concatenate(units: Sequence[FlatBatch]) -> FlatBatch:
         torch.cat([unit.input_ids for unit in units]),
         torch.cat([unit.position_ids for unit in units]),
         Segments(tuple(groups)),
-        torch.cat([unit.logit_positions + start for unit, start in zip(units, starts, strict=True)]),
+        torch.cat(
+            [unit.logit_positions + start for unit, start in zip(units, starts, strict=True)]
+        ),
     )

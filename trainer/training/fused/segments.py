@@ -27,7 +27,9 @@ class Segments:
 
     groups: tuple[PrefixGroup, ...]
     cu_seqlens: Tensor | None = None
-    _layouts: dict[Heads, AttentionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _layouts: dict[Heads, AttentionLayout] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def without_prefix(cls, lengths: Sequence[int], cu_seqlens: Tensor) -> Segments:

@@ -48,7 +48,10 @@ class DirectPreferenceOptimization(PairMethod):
             MetricChart(
                 "Reward accuracy",
                 "share of pairs in the right order",
-                (("each step", "rewards_accuracies"), ("held-out pairs", "eval_rewards_accuracies")),
+                (
+                    ("each step", "rewards_accuracies"),
+                    ("held-out pairs", "eval_rewards_accuracies"),
+                ),
             ),
             MetricChart(
                 "Rewards",

@@ -34,7 +34,9 @@ class JudgedRows:
     mismatched_reference: Tensor
 
     @classmethod
-    def of_examples(cls, examples: Sequence[Example], inputs: MethodInputs, longest: int) -> JudgedRows:
+    def of_examples(
+        cls, examples: Sequence[Example], inputs: MethodInputs, longest: int
+    ) -> JudgedRows:
         """Chooses mismatched answers and computes the log-probabilities; the model must be the reference.
 
         Args:
@@ -54,8 +56,12 @@ class JudgedRows:
             )
             for rows in (examples, mismatched)
         )
-        desirable = torch.tensor([example.label is True for example in examples], device=inputs.device)
-        return cls(desirable, reference, TokenStore(mismatched, inputs.device), mismatched_reference)
+        desirable = torch.tensor(
+            [example.label is True for example in examples], device=inputs.device
+        )
+        return cls(
+            desirable, reference, TokenStore(mismatched, inputs.device), mismatched_reference
+        )
 
 
 def mismatch_answers(examples: Sequence[Example], *, seed: int, longest: int) -> list[Example]:
@@ -67,7 +73,9 @@ def mismatch_answers(examples: Sequence[Example], *, seed: int, longest: int) ->
         longest: tokens to which a longer result is cut; at least the length of each example.
     """
     starts = [example.trained.index(1) for example in examples]
-    prompts = [example.ids[:start].tobytes() for example, start in zip(examples, starts, strict=True)]
+    prompts = [
+        example.ids[:start].tobytes() for example, start in zip(examples, starts, strict=True)
+    ]
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)  # noqa: S311 -- nothing secret: it must be the same in a resumed run
     groups: dict[bytes, list[int]] = {}

@@ -27,7 +27,14 @@ from torch import Tensor
 from trainer.training.batches import token_budget
 from trainer.training.distributed import RankShare
 from trainer.training.methods.judged_rows import JudgedRows
-from trainer.training.methods.method import Method, MethodInputs, MethodWords, MetricChart, MetricTile, StepRows
+from trainer.training.methods.method import (
+    Method,
+    MethodInputs,
+    MethodWords,
+    MetricChart,
+    MetricTile,
+    StepRows,
+)
 from trainer.training.methods.reference import share_units, sort_units
 from trainer.training.methods.step_sums import StepSums
 from trainer.training.progress import Meter
@@ -104,7 +111,9 @@ class KahnemanTverskyOptimization(Method):
         start, rows = step.rows.start, len(step.share.target_counts)
         parts = [
             (slice(start + part.start, start + part.stop), weight)
-            for part, weight in step.share.weighted_slices(self.split(step.ordered.lengths[step.rows], budget))
+            for part, weight in step.share.weighted_slices(
+                self.split(step.ordered.lengths[step.rows], budget)
+            )
         ]
         # A step that is computed again in smaller micro-batches keeps its z: the other ranks exchange it once.
         if self._point is None or self._point[0] is not step:
@@ -226,7 +235,9 @@ class JudgedEvaluation:
         extra: metrics of the last evaluation apart from the loss, with the prefix `eval_`.
     """
 
-    def __init__(self, method: KahnemanTverskyOptimization, inputs: MethodInputs, longest: int) -> None:
+    def __init__(
+        self, method: KahnemanTverskyOptimization, inputs: MethodInputs, longest: int
+    ) -> None:
         self.extra: dict[str, float] = {}
         examples, self._loss = inputs.dataset.evaluation, inputs.loss
         self._method, self._ranks, self._count = method, inputs.ranks, len(examples)
@@ -234,7 +245,9 @@ class JudgedEvaluation:
             return
         self._rows = JudgedRows.of_examples(examples, inputs, longest)
         store = TokenStore(examples, inputs.device)
-        budget = token_budget(inputs.train.per_device_eval_batch_size * max(store.lengths), inputs.device)
+        budget = token_budget(
+            inputs.train.per_device_eval_batch_size * max(store.lengths), inputs.device
+        )
         share, self._ordered, slices = share_units(
             sort_units(store.lengths, 1), store, inputs.loss, budget, inputs.ranks, 1
         )
@@ -246,7 +259,9 @@ class JudgedEvaluation:
         if not self._count:
             return None
         method = self._method
-        log_ratios = self._ranks.all_reduce(method.mismatched_ratios(self._mismatched, self._rows, self._parts))
+        log_ratios = self._ranks.all_reduce(
+            method.mismatched_ratios(self._mismatched, self._rows, self._parts)
+        )
         point = (log_ratios / self._count).clamp(min=0)
         sums = torch.zeros(_SUMS, dtype=torch.float64, device=point.device)
         with self._loss.evaluating():

@@ -164,7 +164,9 @@ class Method(ABC):
 
     def split(self, lengths: Sequence[int], budget: int) -> list[slice]:
         """Splits rows of these lengths into micro-batches of at most `budget` tokens, or of one longer unit."""
-        return split_micro_batches(lengths, budget, self._loss.cost, rows_per_unit=self.rows_per_unit)
+        return split_micro_batches(
+            lengths, budget, self._loss.cost, rows_per_unit=self.rows_per_unit
+        )
 
     @abstractmethod
     def compute_gradients(self, step: StepRows, budget: int) -> Tensor:

@@ -57,7 +57,10 @@ class OddsRatioPreferenceOptimization(PairMethod):
             MetricChart(
                 "Reward accuracy",
                 "share of pairs in the right order",
-                (("each step", "rewards_accuracies"), ("held-out pairs", "eval_rewards_accuracies")),
+                (
+                    ("each step", "rewards_accuracies"),
+                    ("held-out pairs", "eval_rewards_accuracies"),
+                ),
             ),
             MetricChart(
                 "Loss of the chosen answers",

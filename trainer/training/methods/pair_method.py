@@ -53,7 +53,13 @@ class Pairs:
         """
         # Column 0 of [pairs, 2] is the even rows, column 1 the odd ones: the chosen and the rejected answers, in
         # the order of the fields.
-        return cls(*(part for values in (policy, reference, tokens) for part in values.view(-1, 2).unbind(1)))
+        return cls(
+            *(
+                part
+                for values in (policy, reference, tokens)
+                for part in values.view(-1, 2).unbind(1)
+            )
+        )
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -114,7 +120,9 @@ class PairMethod(Method):
         self._section = inputs.train
         self._rows = RowValues.of_examples(inputs.dataset.train, train_reference, inputs.device)
         self._recent = StepSums(self.zero_sums(inputs.device))
-        held_out = RowValues.of_examples(inputs.dataset.evaluation, held_out_reference, inputs.device)
+        held_out = RowValues.of_examples(
+            inputs.dataset.evaluation, held_out_reference, inputs.device
+        )
         self.evaluation = PairEvaluation(self, inputs, held_out)
 
     @abstractmethod
@@ -135,7 +143,9 @@ class PairMethod(Method):
         totals = PairTotals.of_counts(step.share.target_counts)
         sums = self.zero_sums(self._rows.tokens.device)
         start = step.rows.start
-        for part, weight in step.share.weighted_slices(self.split(step.ordered.lengths[step.rows], budget)):
+        for part, weight in step.share.weighted_slices(
+            self.split(step.ordered.lengths[step.rows], budget)
+        ):
             rows = slice(start + part.start, start + part.stop)
             loss, part_sums = self.evaluate_pairs(step.ordered, rows, self._rows, totals)
             # `loss_part` divides by the totals of all ranks, so the gradients add up over micro-batches and ranks
@@ -212,7 +222,9 @@ class RowValues:
     tokens: Tensor
 
     @classmethod
-    def of_examples(cls, examples: Sequence[Example], reference: Tensor | None, device: torch.device) -> RowValues:
+    def of_examples(
+        cls, examples: Sequence[Example], reference: Tensor | None, device: torch.device
+    ) -> RowValues:
         """Counts the trained tokens of each row. Without `reference`, its log-probabilities are 0."""
         tokens = torch.tensor([float(example.targets) for example in examples], device=device)
         return cls(torch.zeros_like(tokens) if reference is None else reference, tokens)
@@ -251,7 +263,9 @@ class PairEvaluation:
         sums = self._method.zero_sums(self._values.tokens.device)
         with self._loss.evaluating():
             for rows, weight in self._share.weighted_slices(self._slices):
-                _, part_sums = self._method.evaluate_pairs(self._ordered, rows, self._values, self._totals)
+                _, part_sums = self._method.evaluate_pairs(
+                    self._ordered, rows, self._values, self._totals
+                )
                 sums += part_sums * weight
         values = self._method.means_of(self._ranks.all_reduce(sums), self._totals.pairs)
         mean_loss = values.pop("loss")

@@ -44,10 +44,16 @@ def log_probabilities(
     budget = token_budget(rows_per_unit * units * max(store.lengths), device)
     rows = sort_units(store.lengths, rows_per_unit)
     # A section never separates the rows of a unit.
-    sorted_units = (rows[start : start + rows_per_unit] for start in range(0, len(rows), rows_per_unit))
-    for section in split_sections(sorted_units, lambda unit: sum(store.lengths[row] for row in unit)):
+    sorted_units = (
+        rows[start : start + rows_per_unit] for start in range(0, len(rows), rows_per_unit)
+    )
+    for section in split_sections(
+        sorted_units, lambda unit: sum(store.lengths[row] for row in unit)
+    ):
         section_rows = [row for unit in section for row in unit]
-        share, ordered, slices = share_units(section_rows, store, loss, budget, ranks, rows_per_unit)
+        share, ordered, slices = share_units(
+            section_rows, store, loss, budget, ranks, rows_per_unit
+        )
         for part, weight in share.weighted_slices(slices):
             # The loss is -log p. Rows of other ranks remain 0 here, so the sum over ranks has every row.
             row_losses = loss.row_losses(ordered.batch(part), rows_per_unit=rows_per_unit)
@@ -57,7 +63,9 @@ def log_probabilities(
 
 def sort_units(lengths: Sequence[int], rows_per_unit: int) -> list[int]:
     """Returns the rows of all units, sorted by the unit's longest row; the rows of a unit are neighbours."""
-    units = [list(range(start, start + rows_per_unit)) for start in range(0, len(lengths), rows_per_unit)]
+    units = [
+        list(range(start, start + rows_per_unit)) for start in range(0, len(lengths), rows_per_unit)
+    ]
     return sort_rows(units, lengths, keep_units=True)
 
 
@@ -71,6 +79,8 @@ def share_units(
 ) -> tuple[RankShare, OrderedTokens, list[slice]]:
     """Returns this rank's share of units, which must be sorted by length, its rows, and their micro-batches."""
     split = partial(split_micro_batches, budget=budget, cost=loss.cost, rows_per_unit=rows_per_unit)
-    share = ranks.share_rows(rows, store.lengths, store.target_counts, split, rows_per_unit=rows_per_unit)
+    share = ranks.share_rows(
+        rows, store.lengths, store.target_counts, split, rows_per_unit=rows_per_unit
+    )
     ordered = store.reorder(share.rows)
     return share, ordered, split(ordered.lengths)

@@ -59,8 +59,12 @@ class SupervisedFineTuning(Method):
         """
         total = torch.zeros(1, dtype=torch.float64, device=step.ordered.rows.device)
         start, share = step.rows.start, step.share
-        for part, weight in share.weighted_slices(self.split(step.ordered.lengths[step.rows], budget)):
-            loss_sum = self._loss.total_loss(step.ordered.batch(slice(start + part.start, start + part.stop)))
+        for part, weight in share.weighted_slices(
+            self.split(step.ordered.lengths[step.rows], budget)
+        ):
+            loss_sum = self._loss.total_loss(
+                step.ordered.batch(slice(start + part.start, start + part.stop))
+            )
             # Divided by the trained tokens of all ranks: the gradients add up over micro-batches and ranks to that
             # of the mean. The weight is 0 for rows that a rank computes only to keep pace with the others.
             (loss_sum * weight / share.trained_tokens).backward()  # type: ignore[no-untyped-call]

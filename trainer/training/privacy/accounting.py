@@ -53,7 +53,9 @@ class Mechanism:
         return min(1.0, self.expected_rows / self.rows)
 
 
-def plan_mechanism(section: PrivacySection, *, rows: int, expected_rows: int, steps: int) -> Mechanism:
+def plan_mechanism(
+    section: PrivacySection, *, rows: int, expected_rows: int, steps: int
+) -> Mechanism:
     """Chooses the noise that keeps a run within its privacy budget.
 
     Args:
@@ -72,7 +74,9 @@ def plan_mechanism(section: PrivacySection, *, rows: int, expected_rows: int, st
     require_rows_for_delta(rows, delta)
     rate = min(1.0, expected_rows / rows)
     multiplier = section.noise_multiplier or _noise_for(section, rate, steps)
-    return Mechanism(rows, expected_rows, steps, multiplier, section.max_grad_norm, delta, section.accountant)
+    return Mechanism(
+        rows, expected_rows, steps, multiplier, section.max_grad_norm, delta, section.accountant
+    )
 
 
 def _noise_for(section: PrivacySection, rate: float, steps: int) -> float:

@@ -69,7 +69,9 @@ def canary_examples(
     rows = [_canary_row(like, secret, index) for index, secret in enumerate(secrets)]
     encoded = list(encode_rows(rows, tokens, data))
     complete = [
-        row for row in encoded if not isinstance(row, DataError) and len(row.examples) == 1 and not row.lost
+        row
+        for row in encoded
+        if not isinstance(row, DataError) and len(row.examples) == 1 and not row.lost
     ]
     if len(complete) < len(secrets):
         raise DataError(

@@ -37,7 +37,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         random: source of the noise.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, mechanism: Mechanism, random: SecretRandom) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, mechanism: Mechanism, random: SecretRandom
+    ) -> None:
         super().__init__(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
@@ -65,7 +67,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         factors = (_ROUNDING * self.max_grad_norm / norms).clamp(max=1.0).float()
         for parameter, sample in zip(self.params, samples, strict=True):
             summed = torch.einsum("i,i...", factors, sample)
-            parameter.summed_grad = summed if parameter.summed_grad is None else parameter.summed_grad + summed
+            parameter.summed_grad = (
+                summed if parameter.summed_grad is None else parameter.summed_grad + summed
+            )
             _mark_as_processed(parameter.grad_sample)
 
     def add_noise(self) -> None:

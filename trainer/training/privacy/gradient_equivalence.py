@@ -55,7 +55,9 @@ def require_independent_rows(
     random = state.random()
     with _perturbed(gradients.parameters):
         alone = {row: gradients.by_autograd(_batch(store, (row,))) for row in rows}
-        sums, differences = _compare_cuts(gradients, store, alone, _cuts(by_length, rows, micro_batch))
+        sums, differences = _compare_cuts(
+            gradients, store, alone, _cuts(by_length, rows, micro_batch)
+        )
         # In the opposite order: what the model keeps of the longest row would change the gradients after it.
         again = {row: gradients.by_autograd(_batch(store, (row,))) for row in reversed(rows)}
     differences += [_difference(again[row], alone[row]) for row in rows]
@@ -82,7 +84,9 @@ def _compare_cuts(
     sums, differences = {}, []
     for cut in cuts:
         found = gradients.of_each_row(_batch(store, cut))
-        differences += [_difference(found[place], alone[row]) for place, row in enumerate(cut) if row in alone]
+        differences += [
+            _difference(found[place], alone[row]) for place, row in enumerate(cut) if row in alone
+        ]
         # At the same norm each: a row that is clipped counts in full, however small its gradient is here.
         sums[cut] = torch.nn.functional.normalize(found, dim=1).sum(0)
     return sums, differences
@@ -139,7 +143,9 @@ def _perturbed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in parameters:
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
+            parameter.add_(
+                0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            )
     try:
         yield
     finally:

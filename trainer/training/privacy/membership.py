@@ -81,14 +81,19 @@ def auc(inside: Floats, outside: Floats) -> tuple[float, float]:
     by_inside = _shares_below(first, second)
     by_outside = 1 - _shares_below(second, first)
     # DeLong: the sum over both samples of the variance of these shares, divided by the size of the sample.
-    variance = sum(float(part.var(ddof=1)) / len(part) for part in (by_inside, by_outside) if len(part) > 1)
+    variance = sum(
+        float(part.var(ddof=1)) / len(part) for part in (by_inside, by_outside) if len(part) > 1
+    )
     return float(by_inside.mean()), max(math.sqrt(variance), 1 / (4 * min(len(first), len(second))))
 
 
 def _shares_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Returns for each score the share of `others` below it, with equal ones counted half: float64 [scores]."""
     ordered = np.sort(others)
-    below, not_above = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
+    below, not_above = (
+        np.searchsorted(ordered, scores, "left"),
+        np.searchsorted(ordered, scores, "right"),
+    )
     return (below + not_above) / (2 * len(others))
 
 
@@ -131,5 +136,9 @@ def wilson(found: int, total: int) -> tuple[float, float]:
     # in p; the roots are centre ± half.
     share, square = found / total, _Z95**2
     centre = (share + square / (2 * total)) / (1 + square / total)
-    half = _Z95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    half = (
+        _Z95
+        / (1 + square / total)
+        * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    )
     return max(0.0, centre - half), min(1.0, centre + half)

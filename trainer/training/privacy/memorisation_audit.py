@@ -80,7 +80,8 @@ def add_probes(
         outsiders = [example for example in data.evaluation if row_digest([example]) not in trained]
         require_audit_rows(len(data.train), len(outsiders), privacy)
         samples = (
-            tuple(random.sample(part, min(privacy.audit_rows, len(part)))) for part in (data.train, outsiders)
+            tuple(random.sample(part, min(privacy.audit_rows, len(part))))
+            for part in (data.train, outsiders)
         )
         probes = Probes(*samples)
     if not privacy.canaries:
@@ -105,7 +106,9 @@ class MemorisationAudit:
         losses: losses of the members and outsiders, in nats per token, for the report; set by `membership`.
     """
 
-    def __init__(self, loss: CausalLoss, probes: Probes, *, repetitions: int, device: torch.device) -> None:
+    def __init__(
+        self, loss: CausalLoss, probes: Probes, *, repetitions: int, device: torch.device
+    ) -> None:
         self._loss = loss
         self._probes = probes
         self._repetitions = repetitions
@@ -115,7 +118,10 @@ class MemorisationAudit:
 
     def before(self) -> None:
         """Measures the rows before training, while the adapter is fresh and the model is the base model."""
-        self._before = self._losses_of(self._probes.members), self._losses_of(self._probes.outsiders)
+        self._before = (
+            self._losses_of(self._probes.members),
+            self._losses_of(self._probes.outsiders),
+        )
 
     def membership(self) -> Membership | None:
         """Runs the membership test with the present adapter and sets `losses`; None without `privacy.audit`."""
@@ -137,7 +143,10 @@ class MemorisationAudit:
         # The paper ranks by log-perplexity, the negative log-probability of the text: the sum over tokens, not the
         # mean.
         canaries, references = (
-            [mean * example.targets for mean, example in zip(self._losses_of(texts), texts, strict=True)]
+            [
+                mean * example.targets
+                for mean, example in zip(self._losses_of(texts), texts, strict=True)
+            ]
             for texts in (self._probes.canaries, self._probes.references)
         )
         return Exposure(

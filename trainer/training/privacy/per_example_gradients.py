@@ -95,7 +95,9 @@ class RowGradients:
     @property
     def is_16_bit(self) -> bool:
         """Whether weights or products have 16 bits."""
-        return self._loss.is_low_precision or any(one.dtype != torch.float32 for one in self.parameters)
+        return self._loss.is_low_precision or any(
+            one.dtype != torch.float32 for one in self.parameters
+        )
 
     def _require_rows(self, rows: int) -> None:
         """Checks that each parameter has one gradient for each row: without them it would escape clipping."""
@@ -104,7 +106,9 @@ class RowGradients:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             if shape != (rows, *parameter.shape):
                 raise unproven(
-                    "a parameter has no gradient for each row", expected=(rows, *parameter.shape), found=shape
+                    "a parameter has no gradient for each row",
+                    expected=(rows, *parameter.shape),
+                    found=shape,
                 )
 
     @torch.no_grad()
@@ -156,7 +160,9 @@ def require_linear(model: Any) -> None:
                 continue
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
             # The exact type: a subclass, or a layer with buffers, may compute more than Opacus's rule assumes.
-            plain = type(module) is nn.Linear and not any(True for _ in module.buffers(recurse=False))
+            plain = type(module) is nn.Linear and not any(
+                True for _ in module.buffers(recurse=False)
+            )
             if not plain or id(parameter) in inside_head or owners[id(parameter)] > 1:
                 raise unproven(
                     "a trained parameter is not the weight of a linear layer of its own",

@@ -75,7 +75,11 @@ class PrivateStepPolicy(StepPolicy):
         max_length: int,
         random: SecretRandom | None = None,
     ) -> None:
-        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        named = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         self.parameters = list(named.values())
         self.warnings = []
         self._store = TokenStore(examples, self.device)
@@ -92,7 +96,9 @@ class PrivateStepPolicy(StepPolicy):
             steps=self.plan.total_steps,
         )
         self._accountant = new_accountant(privacy.accountant)
-        self._private_optimizer = PrivateOptimizer(make_optimizer(named, section), self.mechanism, self._random)
+        self._private_optimizer = PrivateOptimizer(
+            make_optimizer(named, section), self.mechanism, self._random
+        )
         # The accountant counts a step where the optimizer makes it, whatever the loop around it believes.
         self._private_optimizer.attach_step_hook(
             self._accountant.get_optimizer_hook_fn(self.mechanism.sample_rate)
@@ -105,17 +111,26 @@ class PrivateStepPolicy(StepPolicy):
         self._row_gradients = RowGradients(model, loss)
         # With 16-bit products the last bits of a row's gradient depend on the shape of its micro-batch. That is
         # small for one row, but one row would move those of all others: each row is then computed by itself.
-        self.micro_batch = 1 if self._row_gradients.is_16_bit else section.per_device_train_batch_size
+        self.micro_batch = (
+            1 if self._row_gradients.is_16_bit else section.per_device_train_batch_size
+        )
         self._mean_norm = torch.zeros((), device=self.device)
         self._model_state = ModelState(model)
-        require_independent_rows(self._row_gradients, self._store, self._model_state, self.micro_batch)
+        require_independent_rows(
+            self._row_gradients, self._store, self._model_state, self.micro_batch
+        )
 
     def steps(self, done: int) -> Iterator[StepRows]:
         """Yields rows that are drawn independently for each step, from secret randomness; may be none."""
         lengths, target_counts = self._store.lengths, self._store.target_counts
         for _ in range(done, self.plan.total_steps):
-            rows = sorted(self._random.choose(len(lengths), self.mechanism.sample_rate), key=lengths.__getitem__)
-            share = RankShare(rows, [target_counts[row] for row in rows], sum(lengths[row] for row in rows))
+            rows = sorted(
+                self._random.choose(len(lengths), self.mechanism.sample_rate),
+                key=lengths.__getitem__,
+            )
+            share = RankShare(
+                rows, [target_counts[row] for row in rows], sum(lengths[row] for row in rows)
+            )
             # A store is never empty: without a drawn row it has one, which the empty slice leaves out.
             yield StepRows(self._store.reorder(rows or [0]), slice(0, len(rows)), share)
         # After the last step, over all rows that were drawn: the comparison before the first saw only a few.
@@ -128,12 +143,17 @@ class PrivateStepPolicy(StepPolicy):
             float64 [1]: the sum of the losses of the step's trained tokens, in nats.
         """
         rows = step.rows
-        losses, norms = torch.zeros(1, dtype=torch.float64, device=self.device), self._mean_norm.new_zeros(())
+        losses, norms = (
+            torch.zeros(1, dtype=torch.float64, device=self.device),
+            self._mean_norm.new_zeros(()),
+        )
         for start in range(0, rows.stop, self.micro_batch):
             part = slice(start, min(start + self.micro_batch, rows.stop))
             loss, row_norms = self._row_gradients.compute(step.ordered.batch(part))
             losses, norms = losses + loss, norms + row_norms.sum()
-            if part.stop < rows.stop:  # clip and add up only; the step comes with the last micro-batch
+            if (
+                part.stop < rows.stop
+            ):  # clip and add up only; the step comes with the last micro-batch
                 self._private_optimizer.signal_skip_step()
                 self._private_optimizer.step()
                 self._private_optimizer.zero_grad(set_to_none=True)
@@ -164,7 +184,9 @@ class PrivateStepPolicy(StepPolicy):
         counted = sum(int(count) for _, _, count in self._accountant.history)
         if counted != steps or steps != self.mechanism.steps:
             raise unproven(
-                "steps that the accountant did not see", expected=self.mechanism.steps, found=(counted, steps)
+                "steps that the accountant did not see",
+                expected=self.mechanism.steps,
+                found=(counted, steps),
             )
         epsilon = spent(self._accountant, self.mechanism.delta)
         require_within(epsilon, self._privacy)

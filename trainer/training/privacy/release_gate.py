@@ -17,7 +17,11 @@ def refusal(section: PrivacySection, privacy: Privacy) -> JobError | None:
     exposure = privacy.exposure.largest if privacy.exposure else math.nan
     if section.max_exposure is not None and not exposure <= section.max_exposure:
         return _withheld(
-            "the weights remember a canary", "privacy.max_exposure", section.max_exposure, exposure, "bits"
+            "the weights remember a canary",
+            "privacy.max_exposure",
+            section.max_exposure,
+            exposure,
+            "bits",
         )
     # The upper end of the confidence interval: what few rows cannot exclude is not taken for excluded.
     area = privacy.membership.upper_bound if privacy.membership else math.nan

@@ -44,7 +44,11 @@ def unproven(
 ) -> JobError:
     """Returns the error for a run whose privacy guarantee cannot be established."""
     return JobError(
-        ErrorCode.PRIVACY_UNPROVEN, message, expected=expected, found=found, hint=f"{hint}; see docs/privacy.md"
+        ErrorCode.PRIVACY_UNPROVEN,
+        message,
+        expected=expected,
+        found=found,
+        hint=f"{hint}; see docs/privacy.md",
     )
 
 

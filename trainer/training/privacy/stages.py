@@ -33,7 +33,9 @@ def require_privacy_package(section: PrivacySection) -> None:
         )
 
 
-def private_step_policy(model: Any, loss: CausalLoss, examples: Sequence[Example], spec: JobSpec) -> StepPolicy:
+def private_step_policy(
+    model: Any, loss: CausalLoss, examples: Sequence[Example], spec: JobSpec
+) -> StepPolicy:
     """Returns the step policy of a spec that asks for differential privacy.
 
     Raises:
@@ -41,7 +43,9 @@ def private_step_policy(model: Any, loss: CausalLoss, examples: Sequence[Example
     """
     from trainer.training.privacy.private_step_policy import PrivateStepPolicy  # noqa: PLC0415 -- optional package
 
-    return PrivateStepPolicy(model, loss, examples, spec.train, spec.privacy, max_length=spec.data.max_length)
+    return PrivateStepPolicy(
+        model, loss, examples, spec.train, spec.privacy, max_length=spec.data.max_length
+    )
 
 
 def judge_privacy(
@@ -55,7 +59,9 @@ def judge_privacy(
     if not section.enabled:
         return None, None
     privacy = Privacy(
-        differential=trainer.privacy_spent(), membership=audit.membership(), exposure=audit.exposure()
+        differential=trainer.privacy_spent(),
+        membership=audit.membership(),
+        exposure=audit.exposure(),
     )
     reason = refusal(section, privacy)
     return privacy.model_copy(update={"withheld": str(reason)}) if reason else privacy, reason

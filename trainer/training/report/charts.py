@@ -71,7 +71,9 @@ def render_line_chart(curves: Sequence[Curve], *, x_label: str) -> str:
     # What a screen reader says instead of the picture; in an attribute, quotes need escaping too.
     label = f"{', '.join(curve.label for curve in curves)} by {x_label}"
     legend = "".join(
-        f'<span class="key {curve.style}">{escape(curve.label)}</span>' for curve in curves if curve.points
+        f'<span class="key {curve.style}">{escape(curve.label)}</span>'
+        for curve in curves
+        if curve.points
     )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">'
@@ -90,7 +92,9 @@ def nice_ticks(low: float, high: float) -> list[float]:
     # step pass that is too small by rounding only.
     wanted = (high - low) / _TICKS
     magnitude = 10.0 ** math.floor(math.log10(wanted))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= wanted * 0.999)
+    step = next(
+        factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= wanted * 0.999
+    )
     # Rounding may put a bound a little beside the multiple of `step` that it is meant to be.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, max(last, first + 1) + 1)]
@@ -100,22 +104,32 @@ def _render_grid(axes: _Axes, x_label: str) -> str:
     parts = []
     for value in nice_ticks(*axes.y):
         x, y = axes.to_pixels((axes.x[0], value))
-        parts.append(f'<line class=grid x1="{x:.1f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{_format_number(value)}</text>')
+        parts.append(
+            f'<line class=grid x1="{x:.1f}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{_format_number(value)}</text>'
+        )
     # The y axis begins and ends at a tick. The x axis does not, so ticks beyond its ends are left out.
     for value in (tick for tick in nice_ticks(*axes.x) if axes.x[0] <= tick <= axes.x[1]):
         x, _ = axes.to_pixels((value, axes.y[0]))
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_format_number(value)}</text>'
         )
-    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(
+        f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>'
+    )
     return "".join(parts)
 
 
 def _render_curve(curve: Curve, axes: _Axes) -> str:
     placed = [axes.to_pixels(point) for point in curve.points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed) if curve.dots else ""
+    dots = (
+        "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed)
+        if curve.dots
+        else ""
+    )
     return f'<g class="{curve.style}"><polyline points="{line}"/>{dots}</g>'
 
 

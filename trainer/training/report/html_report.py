@@ -61,7 +61,9 @@ class MetricsRecorder:
     def __call__(self, event: TrainingEvent) -> None:
         """Records an event if it holds metrics, and passes it on."""
         if isinstance(event, MetricsMeasured):
-            shown = {name: value for name, value in event.values.items() if name not in self._hidden}
+            shown = {
+                name: value for name, value in event.values.items() if name not in self._hidden
+            }
             event = event.model_copy(update={"values": shown})
             self._record(event)
         self._forward(event)
@@ -76,7 +78,10 @@ class MetricsRecorder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()
 
@@ -123,11 +128,14 @@ def render_page(
     words = METHODS[spec.train.method].words
     warnings = "".join(f"<li>{escape(text)}</li>" for text in summary.warnings)
     settings = "".join(
-        render_table(name, getattr(spec, name).model_dump(mode="json")) for name in ("lora", "data", "train")
+        render_table(name, getattr(spec, name).model_dump(mode="json"))
+        for name in ("lora", "data", "train")
     )
     parts = (
         _render_headline(summary, spec, words),
-        f"<section class=warnings><h2>Warnings</h2><ul>{warnings}</ul></section>" if warnings else "",
+        f"<section class=warnings><h2>Warnings</h2><ul>{warnings}</ul></section>"
+        if warnings
+        else "",
         _render_charts(metrics, words),
         render_privacy_section(summary.privacy, losses or {}),
         _render_samples(samples),
@@ -154,7 +162,9 @@ def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str
         ("steps", f"{summary.steps:,}"),
         ("tokens trained on", f"{summary.trained_tokens:,}"),
     ]
-    tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures)
+    tiles = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in figures
+    )
     base = f"<p class=base>{escape(words.title)} on {escape(spec.model.public_name)}</p>"
     return f"<h1>Fine-tuning report</h1>{base}<section class=tiles>{tiles}</section>"
 
@@ -213,12 +223,16 @@ def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> st
         chart = render_line_chart([curve for curve in curves if curve.points], x_label="step")
         note = f" <small>{escape(unit)}</small>" if unit else ""
         if chart:
-            figures.append(f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>")
+            figures.append(
+                f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>"
+            )
     return f"<section class=charts>{''.join(figures)}</section>"
 
 
 def _learning_rate_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:
-    rate, rate_of_b = (metric_points(metrics, name) for name in ("learning_rate", "learning_rate_b"))
+    rate, rate_of_b = (
+        metric_points(metrics, name) for name in ("learning_rate", "learning_rate_b")
+    )
     return [Curve("learning rate", rate, "main"), Curve("matrices B (LoRA+)", rate_of_b, "second")]
 
 
@@ -239,8 +253,14 @@ def _render_samples(samples: Sequence[Sample]) -> str:
         return ""
     cards = []
     for sample in samples:
-        answers = (("before", sample.before), ("after", sample.after), ("the row", sample.reference))
-        columns = "".join(f"<div><h3>{title}</h3><p>{escape(text)}</p></div>" for title, text in answers)
+        answers = (
+            ("before", sample.before),
+            ("after", sample.after),
+            ("the row", sample.reference),
+        )
+        columns = "".join(
+            f"<div><h3>{title}</h3><p>{escape(text)}</p></div>" for title, text in answers
+        )
         prompt = f"<p class=prompt>{escape(sample.prompt)}</p>"
         cards.append(f"<article>{prompt}<div class=answers>{columns}</div></article>")
     heading = "<h2>Held-out prompts, answered before and after</h2>"

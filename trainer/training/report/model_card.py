@@ -30,14 +30,29 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
     if not spec.privacy.differential:
         lines += ["", "## Result", "", *table_lines(_result_values(summary, spec))]
     if not spec.privacy.differential and not spec.exchange.joint:
-        lines += ["", "## Data", "", "The rows themselves are private; these are counts over them.", ""]
+        lines += [
+            "",
+            "## Data",
+            "",
+            "The rows themselves are private; these are counts over them.",
+            "",
+        ]
         token_counts = {f"tokens: {name}": value for name, value in summary.tokens.items()}
         # A pattern is a text of the job spec: it belongs into a cell, which is escaped.
         sets = {f"data.mix {number}": text for number, text in enumerate(_mix_texts(summary), 1)}
         lines += table_lines({**summary.rows, **sets, **token_counts})
     sections = spec.model_dump(mode="json", include=set(_SECTIONS))
-    settings = {f"{section}.{key}": value for section in _SECTIONS for key, value in sections[section].items()}
-    lines += ["", "## Settings", "", *table_lines({"job spec (SHA-256)": spec.sha256(), **settings})]
+    settings = {
+        f"{section}.{key}": value
+        for section in _SECTIONS
+        for key, value in sections[section].items()
+    }
+    lines += [
+        "",
+        "## Settings",
+        "",
+        *table_lines({"job spec (SHA-256)": spec.sha256(), **settings}),
+    ]
     lines += ["", "## Adapter", "", *table_lines(summary.adapter)]
     lines += ["", "## Environment", "", *table_lines(summary.environment)]
     return "\n".join(lines) + "\n"
@@ -66,7 +81,9 @@ def _introduction_lines(spec: JobSpec) -> Iterator[str]:
     model = spec.model
     revision = f" at revision `{model.model_revision}`" if model.model_revision else ""
     name = (
-        "the base model with the files below" if model.is_local else f"the base model `{model.model_name_or_path}`"
+        "the base model with the files below"
+        if model.is_local
+        else f"the base model `{model.model_name_or_path}`"
     )
     yield from ("", "# LoRA adapter", "")
     yield f"Made for {name}{revision}."
@@ -99,11 +116,17 @@ def _result_values(summary: Summary, spec: JobSpec) -> dict[str, object]:
             if words.has_perplexity:
                 values[f"held-out perplexity {name}"] = round(perplexity(loss), 2)
     held_out: dict[str, object] = {
-        f"held-out {name.removeprefix('eval_')}": round(value, 4) for name, value in summary.pairs.items()
+        f"held-out {name.removeprefix('eval_')}": round(value, 4)
+        for name, value in summary.pairs.items()
     }
     for name, before, after in summary.task.changes() if summary.task else ():
-        held_out |= {f"held-out {name} before": round(before, 4), f"held-out {name} after": round(after, 4)}
-    return values | held_out | ({"held-out rows judged": summary.task.judged} if summary.task else {})
+        held_out |= {
+            f"held-out {name} before": round(before, 4),
+            f"held-out {name} after": round(after, 4),
+        }
+    return (
+        values | held_out | ({"held-out rows judged": summary.task.judged} if summary.task else {})
+    )
 
 
 def perplexity(loss: float) -> float:

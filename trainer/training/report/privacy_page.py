@@ -31,7 +31,9 @@ def render_privacy_section(privacy: Privacy | None, losses: RowLosses) -> str:
         notice = f"<p class=warnings><b>The adapter is withheld.</b> {escape(privacy.withheld)}</p>"
     charts = _render_privacy_charts(losses) if losses else ""
     columns = f"<div class=columns>{''.join(_render_findings(privacy))}</div>"
-    return f"<section class=privacy><h2>Privacy of the weights</h2>{notice}{columns}{charts}</section>"
+    return (
+        f"<section class=privacy><h2>Privacy of the weights</h2>{notice}{columns}{charts}</section>"
+    )
 
 
 def _render_findings(privacy: Privacy) -> Iterator[str]:
@@ -42,11 +44,16 @@ def _render_findings(privacy: Privacy) -> Iterator[str]:
         yield render_table("Differential privacy of each row", _budget_values(privacy.differential))
     if membership := privacy.membership:
         rows = {"training rows, held-out rows": f"{membership.members:,}, {membership.outsiders:,}"}
-        for name, test in (("by loss", membership.loss), ("by change of loss", membership.calibrated)):
+        for name, test in (
+            ("by loss", membership.loss),
+            ("by change of loss", membership.calibrated),
+        ):
             auc_low, auc_high = test.auc_interval
             rows[f"AUC {name}"] = f"{test.auc:.3f} ({auc_low:.3f} to {auc_high:.3f})"
             tpr_low, tpr_high = test.tpr_interval
-            rows[f"found at 1 % false alarms {name}"] = f"{test.tpr:.1%} ({tpr_low:.1%} to {tpr_high:.1%})"
+            rows[f"found at 1 % false alarms {name}"] = (
+                f"{test.tpr:.1%} ({tpr_low:.1%} to {tpr_high:.1%})"
+            )
         yield render_table("Membership test", rows)
     if exposure := privacy.exposure:
         rows = {

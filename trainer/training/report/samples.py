@@ -82,7 +82,8 @@ class Sampler:
     def sample_after_training(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         """Returns the samples with `after` as the model answers now."""
         return tuple(
-            replace(sample, after=answer) for sample, answer in zip(samples, self._generate_answers(), strict=True)
+            replace(sample, after=answer)
+            for sample, answer in zip(samples, self._generate_answers(), strict=True)
         )
 
     def _generate_answers(self) -> list[str]:
@@ -90,7 +91,9 @@ class Sampler:
             return []
         prompts = [prompt for prompt, _ in self._parts]
         # Greedy decoding, so that both answers to a prompt differ by training alone and not by chance.
-        answers = generate_answers(self._model, self._tokens, self._precision, prompts, max_new_tokens=self._limit)
+        answers = generate_answers(
+            self._model, self._tokens, self._precision, prompts, max_new_tokens=self._limit
+        )
         return [self._tokens.text(answer) for answer in answers]
 
 

@@ -106,7 +106,9 @@ def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:
     }
 
 
-def describe_environment(engine: str, precision: Precision, loss: CausalLoss, allocator: str) -> dict[str, str]:
+def describe_environment(
+    engine: str, precision: Precision, loss: CausalLoss, allocator: str
+) -> dict[str, str]:
     """Returns what the run was computed with, by name.
 
     Args:
@@ -118,7 +120,9 @@ def describe_environment(engine: str, precision: Precision, loss: CausalLoss, al
     gpu = precision.device.type == "cuda"
     return {
         "engine": engine,
-        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else f"CPU, {torch.get_num_threads()} threads",
         "weights": str(precision.weights).removeprefix("torch."),
         "autocast": "bfloat16" if precision.autocast else "off",
         "forward": loss.forward_mode,

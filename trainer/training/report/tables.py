@@ -24,7 +24,11 @@ def render_table(title: str, values: Mapping[str, object]) -> str:
         else:
             cell = f"{value:,}" if isinstance(value, int) else escape(str(value))
         rows.append(f"<tr><th>{escape(name)}<td>{cell}")
-    return "" if not rows else f"<section><h2>{escape(title)}</h2><table>{''.join(rows)}</table></section>"
+    return (
+        ""
+        if not rows
+        else f"<section><h2>{escape(title)}</h2><table>{''.join(rows)}</table></section>"
+    )
 
 
 def table_lines(values: Mapping[str, object]) -> Iterator[str]:

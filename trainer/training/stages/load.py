@@ -62,7 +62,9 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
     precision, warnings = choose_precision(spec)
     with context.watch.part("load"):
         # A model that will be sharded is loaded to the CPU first: it need not fit into the memory of one GPU.
-        loading_precision = replace(precision, device=torch.device("cpu")) if ranks.sharded else precision
+        loading_precision = (
+            replace(precision, device=torch.device("cpu")) if ranks.sharded else precision
+        )
         model = loader.load(inputs.model_dir, spec, loading_precision)
         # Before the base is sharded and before the fused pass copies the adapter. A preloaded model is fresh.
         if data.start_adapter is not None:
@@ -87,11 +89,21 @@ def load(inputs: RunInputs, data: PreparedData, loader: Loader, context: RunCont
             fused=may_fuse,
             compilation=Compilation.from_section(spec.train, precision.device),
         )
-    context.report(_output_size(model, companion_bytes(inputs.model_dir), merged=spec.output.merged_16bit))
-    resumed = read_state(inputs.resume_dir, trained_parameters(model)) if inputs.resume_dir else None
+    context.report(
+        _output_size(model, companion_bytes(inputs.model_dir), merged=spec.output.merged_16bit)
+    )
+    resumed = (
+        read_state(inputs.resume_dir, trained_parameters(model)) if inputs.resume_dir else None
+    )
     placement = read_placement(model, spec.lora)
-    warnings = (*warnings, *placement.warnings(), *(data.start_adapter.warnings() if data.start_adapter else ()))
-    return LoadedModel(model, precision, loss, loader.name, initial_adapter, resumed, placement, warnings)
+    warnings = (
+        *warnings,
+        *placement.warnings(),
+        *(data.start_adapter.warnings() if data.start_adapter else ()),
+    )
+    return LoadedModel(
+        model, precision, loss, loader.name, initial_adapter, resumed, placement, warnings
+    )
 
 
 def _output_size(model: Any, companions: int, *, merged: bool) -> OutputSizeKnown:
@@ -125,4 +137,6 @@ def _check_vocabulary(model: Any, dataset: Dataset) -> None:
 
 def trained_parameters(model: Any) -> dict[str, Any]:
     """Returns the parameters that require gradients by name, in the model's order."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }

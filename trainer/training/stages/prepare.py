@@ -56,7 +56,9 @@ class PreparedData:
     longest: int
 
 
-def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunContext) -> PreparedData:
+def prepare(
+    inputs: RunInputs, rows: Iterable[Row | DataError], context: RunContext
+) -> PreparedData:
     """Turns rows into examples, holds some out, and chooses the probes of the memorisation audit.
 
     Raises:
@@ -79,7 +81,11 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
         split_key = inputs.split_key if spec.privacy.enabled else seed_split_key(spec.train.seed)
         rows = iter(rows)
         first = next(rows, None)
-        draw = TaskDraw(spec.evaluation.max_rows, seed=spec.train.seed) if spec.evaluation.metrics else None
+        draw = (
+            TaskDraw(spec.evaluation.max_rows, seed=spec.train.seed)
+            if spec.evaluation.metrics
+            else None
+        )
         dataset = build_dataset(
             rows if first is None else chain([first], rows),
             tokenizer,
@@ -94,16 +100,24 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
         # everybody, and whoever sees the adapter could look for them.
         probe_seed = None
         if spec.privacy.audit or spec.privacy.canaries:
-            probe_seed = read_probe_seed(inputs.resume_dir) if inputs.resume_dir else secrets.token_hex(32)
+            probe_seed = (
+                read_probe_seed(inputs.resume_dir) if inputs.resume_dir else secrets.token_hex(32)
+            )
         generator = random.Random(probe_seed)  # noqa: S311 -- of 256 secret bits; a resumed run draws the same
         assert isinstance(first, Row)  # noqa: S101 -- there is a dataset, so the first row could be read
-        dataset, probes = add_probes(dataset, first, tokenizer, (spec.privacy, spec.data), random=generator)
+        dataset, probes = add_probes(
+            dataset, first, tokenizer, (spec.privacy, spec.data), random=generator
+        )
         if spec.privacy.target_delta is not None:
             require_rows_for_delta(len(dataset.train), spec.privacy.target_delta)
         lengths = [example.length for example in dataset.train]
         warnings = check_schedule(spec.train, count_steps(spec, lengths, context.ranks.size))
         dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
-        tasks = read_tasks(draw, tokenizer, spec, context_length=context_length(config)) if draw else TaskRows()
+        tasks = (
+            read_tasks(draw, tokenizer, spec, context_length=context_length(config))
+            if draw
+            else TaskRows()
+        )
         longest = max(example.length for example in (*dataset.train, *dataset.evaluation))
         longest = max(longest, longest_choice(tasks, tokenizer))
     return PreparedData(tokenizer, dataset, probes, start_adapter, probe_seed, tasks, longest)
@@ -112,4 +126,8 @@ def prepare(inputs: RunInputs, rows: Iterable[Row | DataError], context: RunCont
 def _check_start_adapter(inputs: RunInputs, base: ModelFiles) -> CheckedAdapter | None:
     if (inputs.start_adapter is None) != (inputs.spec.lora.start_from is None):
         raise AssertionError("a start adapter and lora.start_from go together")
-    return check_start_adapter(inputs.start_adapter, inputs.spec, base) if inputs.start_adapter else None
+    return (
+        check_start_adapter(inputs.start_adapter, inputs.spec, base)
+        if inputs.start_adapter
+        else None
+    )

@@ -59,7 +59,9 @@ class TrainedModel:
     task: TaskComparison | None
 
 
-def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: RunContext) -> TrainedModel:
+def train(
+    inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: RunContext
+) -> TrainedModel:
     """Trains, samples, audits, and saves the adapter unless the audit withholds it.
 
     A signal anywhere from the first step to the saved adapter leaves a checkpoint.
@@ -93,7 +95,10 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
             task_before = evaluation.measure(as_base=spec.lora.starts_as_base).figures
     timed_audit = partial(context.watch.part, "audit") if spec.privacy.enabled else nullcontext
     audit = MemorisationAudit(
-        loaded.loss, data.probes, repetitions=spec.privacy.canary_repetitions, device=loaded.precision.device
+        loaded.loss,
+        data.probes,
+        repetitions=spec.privacy.canary_repetitions,
+        device=loaded.precision.device,
     )
     # The adapter is fresh here, also in a resumed run: these are the losses of the base model. Section `privacy`
     # excludes an earlier adapter.
@@ -102,13 +107,23 @@ def train(inputs: RunInputs, data: PreparedData, loaded: LoadedModel, context: R
     earlier_metrics = resumed.metrics if resumed else ()
     # Steps in an epoch tell how many rows there are.
     hidden = frozenset({"epoch"}) if spec.exchange.joint else frozenset[str]()
-    with MetricsRecorder(inputs.output_dir / "report", context.report, earlier_metrics, hidden=hidden) as recorder:
+    with MetricsRecorder(
+        inputs.output_dir / "report", context.report, earlier_metrics, hidden=hidden
+    ) as recorder:
         saved = SavedState(
-            recorder.metrics, samples, resumed.resumed_at if resumed else (), data.probe_seed, task_before
+            recorder.metrics,
+            samples,
+            resumed.resumed_at if resumed else (),
+            data.probe_seed,
+            task_before,
         )
         parameters = tuple(trained_parameters(loaded.model))
         checkpoints = CheckpointWriter(
-            inputs.output_dir, parameters, saved, report=context.report, interrupts=context.interrupts
+            inputs.output_dir,
+            parameters,
+            saved,
+            report=context.report,
+            interrupts=context.interrupts,
         )
         # The method computes a reference with the initial adapter, so the checkpoint is restored only after it.
         trainer = _make_trainer(data, loaded, spec, context, recorder, checkpoints)
@@ -176,7 +191,9 @@ def _make_trainer(
         data=spec.data,
         # What training starts from. Where the adapter's initialisation changed the base weights, only both
         # together compute what the base model computes by itself; and an earlier adapter is part of the start.
-        reference=loaded.loss.adapter_disabled if spec.lora.is_fresh_on_base else loaded.loss.evaluating,
+        reference=loaded.loss.adapter_disabled
+        if spec.lora.is_fresh_on_base
+        else loaded.loss.evaluating,
         ranks=context.ranks,
     )
     with context.watch.part("reference") if method_class.uses_reference else nullcontext():
@@ -185,7 +202,9 @@ def _make_trainer(
     if spec.privacy.differential:
         policy = private_step_policy(loaded.model, loaded.loss, data.dataset.train, spec)
     else:
-        policy = PlainStepPolicy(loaded.model, method, data.dataset.train, spec.train, ranks=context.ranks)
+        policy = PlainStepPolicy(
+            loaded.model, method, data.dataset.train, spec.train, ranks=context.ranks
+        )
     return Trainer(
         loaded.model,
         method,
@@ -198,7 +217,9 @@ def _make_trainer(
     )
 
 
-def _run_trainer(trainer: Trainer, inputs: RunInputs, loaded: LoadedModel, context: RunContext) -> TrainingOutcome:
+def _run_trainer(
+    trainer: Trainer, inputs: RunInputs, loaded: LoadedModel, context: RunContext
+) -> TrainingOutcome:
     """Trains. After a divergence it saves the last finite adapter, unless the spec limits what weights may reveal.
 
     Raises:
@@ -224,7 +245,9 @@ def _write_adapter(inputs: RunInputs, loaded: LoadedModel) -> Path:
     """Writes the adapter with tokenizer and chat template as trained with; returns its directory."""
     adapter_dir = inputs.output_dir / "adapter"
     save_adapter(loaded.model, inputs.spec.model, adapter_dir, initial=loaded.initial_adapter)
-    copy_companions(inputs.model_dir, adapter_dir, chosen_template(inputs.model_dir, inputs.spec.data))
+    copy_companions(
+        inputs.model_dir, adapter_dir, chosen_template(inputs.model_dir, inputs.spec.data)
+    )
     return adapter_dir
 
 

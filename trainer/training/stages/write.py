@@ -7,7 +7,12 @@ from trainer.encoding import without_controls
 from trainer.training.methods.registry import METHODS
 from trainer.training.report.html_report import write_report, write_shown_json
 from trainer.training.report.model_card import render_model_card
-from trainer.training.report.summary import Summary, describe_environment, shared_by_providers, summarize
+from trainer.training.report.summary import (
+    Summary,
+    describe_environment,
+    shared_by_providers,
+    summarize,
+)
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stages.load import LoadedModel
 from trainer.training.stages.prepare import PreparedData
@@ -16,14 +21,20 @@ from trainer.training.stages.train import TrainedModel
 
 
 def write(
-    inputs: RunInputs, data: PreparedData, loaded: LoadedModel, trained: TrainedModel, context: RunContext
+    inputs: RunInputs,
+    data: PreparedData,
+    loaded: LoadedModel,
+    trained: TrainedModel,
+    context: RunContext,
 ) -> Summary:
     """Writes the report and the model card on rank 0, and returns the summary on every rank.
 
     Raises:
         JobError: `RELEASE_WITHHELD`, after the report is written.
     """
-    environment = describe_environment(loaded.engine, loaded.precision, loaded.loss, context.allocator)
+    environment = describe_environment(
+        loaded.engine, loaded.precision, loaded.loss, context.allocator
+    )
     if context.ranks.size > 1:
         environment |= {
             "processes": str(context.ranks.size),
@@ -47,7 +58,9 @@ def write(
     if context.ranks.rank:
         return summary
     report_dir = inputs.output_dir / "report"
-    write_report(report_dir, summary, trained.metrics, inputs.spec, trained.samples, trained.probe_losses)
+    write_report(
+        report_dir, summary, trained.metrics, inputs.spec, trained.samples, trained.probe_losses
+    )
     if trained.task is not None:
         write_shown_json(report_dir / "task.json", trained.task.answers)
     # After the report, which says why: it is sealed with the failure. There is no adapter for a model card.

@@ -48,7 +48,9 @@ def _read_cells(data_file: DataFile, *, separator: str) -> Iterator[RawRow]:
             index += 1
         # After a quoting error it is open where the next cell begins, so the rest of the file is lost. Raised
         # outside the handler, because the library's error may quote the text and would become the context.
-        raise data_file.unreadable("cells quoted as RFC 4180 says, not longer than a row may be", row=index)
+        raise data_file.unreadable(
+            "cells quoted as RFC 4180 says, not longer than a row may be", row=index
+        )
 
 
 def _decode_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[str]:
@@ -58,7 +60,9 @@ def _decode_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[str]:
         except UnicodeDecodeError as error:
             problem = data_file.not_utf8(f"at byte {error.start} of line {index + 1}")
             break
-        if "\0" in text:  # UTF-16 without a byte order mark is valid UTF-8, with a zero beside each ASCII letter
+        if (
+            "\0" in text
+        ):  # UTF-16 without a byte order mark is valid UTF-8, with a zero beside each ASCII letter
             problem = data_file.not_utf8(f"with a zero character in line {index + 1}")
             break
         yield text
@@ -105,7 +109,9 @@ def _require_unique(columns: Sequence[str], data_file: DataFile) -> None:
         numbers[name] = number
 
 
-def _name_cells(columns: Sequence[str], cells: Sequence[str], data_file: DataFile, index: int) -> RawRow:
+def _name_cells(
+    columns: Sequence[str], cells: Sequence[str], data_file: DataFile, index: int
+) -> RawRow:
     if len(cells) != len(columns):
         return row_error(
             data_file.location(index),

@@ -47,7 +47,9 @@ def _lines_with_rows(data_file: DataFile, stream: BinaryIO) -> Iterator[RawRow]:
             continue
         # A line that is not empty follows: the empty lines before it were not the end of the file.
         for gap in range(index if first_empty is None else first_empty, index):
-            yield row_error(data_file.location(gap), "an empty line", expected="a JSON object", found="nothing")
+            yield row_error(
+                data_file.location(gap), "an empty line", expected="a JSON object", found="nothing"
+            )
         first_empty = None
         yield line
 
@@ -61,7 +63,9 @@ def parse_json_line(line: bytes, location: RowLocation) -> RawRow:
         return row_error(location, "not text", expected="UTF-8", found=found)
     except ValueError as error:
         hint = "a JSONL file holds one complete JSON object per line"
-        return row_error(location, "not readable", expected="a JSON object", found=str(error), hint=hint)
+        return row_error(
+            location, "not readable", expected="a JSON object", found=str(error), hint=hint
+        )
 
 
 def _read_document(data_file: DataFile) -> Iterator[RawRow]:
@@ -181,7 +185,10 @@ class _ListParser:
             self._data_file.check_row_size(self.row, len(self._text) - self._position)
             if not self._read_block():
                 raise row_error(
-                    self._data_file.location(self.row), "not readable", expected="a JSON object", found=outcome
+                    self._data_file.location(self.row),
+                    "not readable",
+                    expected="a JSON object",
+                    found=outcome,
                 )
 
     def _try_parse(self) -> tuple[object] | str:

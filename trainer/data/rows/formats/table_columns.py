@@ -37,7 +37,10 @@ def column_converters(schema: Any, data_file: DataFile) -> Mapping[str, Convert]
     try:
         features = datasets.Features.from_arrow_schema(schema)
         described = json.loads(schema.metadata[_DESCRIPTION]).get("info", {}).get("features") or {}
-        found = {name: _converter(datasets, feature, described.get(name)) for name, feature in features.items()}
+        found = {
+            name: _converter(datasets, feature, described.get(name))
+            for name, feature in features.items()
+        }
     except Exception:  # noqa: BLE001 -- a description may be anything, and the library's errors quote it
         found = None
     if found is None:
@@ -95,7 +98,9 @@ def _stored_converter(datasets: Any, feature: Any) -> Convert | None:
         return lambda value: parse_json(value) if isinstance(value, str) else value
     if isinstance(feature, datasets.List | datasets.LargeList):
         convert_item = _stored_converter(datasets, feature.feature)
-        return convert_item and (lambda value: None if value is None else [convert_item(item) for item in value])
+        return convert_item and (
+            lambda value: None if value is None else [convert_item(item) for item in value]
+        )
     if isinstance(feature, dict):
         converters = {name: _stored_converter(datasets, field) for name, field in feature.items()}
         needed = {name: convert for name, convert in converters.items() if convert is not None}
@@ -112,7 +117,9 @@ def _convert_fields(value: Any, converters: Mapping[str, Convert]) -> Any:
 def _is_sequence_of_objects(described: Any) -> bool:
     item = described.get("feature") if isinstance(described, dict) else None
     return (
-        isinstance(item, dict) and described.get("_type") == "Sequence" and not isinstance(item.get("_type"), str)
+        isinstance(item, dict)
+        and described.get("_type") == "Sequence"
+        and not isinstance(item.get("_type"), str)
     )
 
 

@@ -49,7 +49,9 @@ def _read_arrow_ipc(data_file: DataFile) -> Iterator[RawRow]:
     yield from _read_batches(batches, data_file, pyarrow)
 
 
-def _read_batches(batches: Callable[[], Iterator[Any]], data_file: DataFile, pyarrow: Any) -> Iterator[RawRow]:
+def _read_batches(
+    batches: Callable[[], Iterator[Any]], data_file: DataFile, pyarrow: Any
+) -> Iterator[RawRow]:
     converters: Mapping[str, Convert] | None = None
     for batch in _hide_errors(batches, data_file, pyarrow):
         if converters is None:
@@ -61,7 +63,9 @@ def _read_batches(batches: Callable[[], Iterator[Any]], data_file: DataFile, pya
     data_file.on_bytes_read(data_file.path.stat().st_size)
 
 
-def _hide_errors(batches: Callable[[], Iterator[Any]], data_file: DataFile, pyarrow: Any) -> Iterator[Any]:
+def _hide_errors(
+    batches: Callable[[], Iterator[Any]], data_file: DataFile, pyarrow: Any
+) -> Iterator[Any]:
     """Yields the batches; replaces an error of pyarrow by one that names the file and the row only."""
     remaining, rows_read = batches(), 0
     while True:

@@ -29,13 +29,21 @@ def _parse_text(data: bytes, data_file: DataFile) -> dict[str, str] | DataError:
     # Rows in JSON would be learned as text, with their braces: most likely the suffix is wrong.
     if _starts_with_json_rows(data, data_file):
         hint = "rename the file to .jsonl or .json if its rows are JSON objects"
-        return row_error(location, "not plain text", expected="a document", found="JSON objects", hint=hint)
+        return row_error(
+            location, "not plain text", expected="a document", found="JSON objects", hint=hint
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return row_error(location, "not text", expected="UTF-8", found=f"something else at byte {error.start}")
-    if "\0" in text:  # UTF-16 without a byte order mark is valid UTF-8, with a zero after each ASCII letter
-        return row_error(location, "not text", expected="UTF-8 without zero characters", found="a zero character")
+        return row_error(
+            location, "not text", expected="UTF-8", found=f"something else at byte {error.start}"
+        )
+    if (
+        "\0" in text
+    ):  # UTF-16 without a byte order mark is valid UTF-8, with a zero after each ASCII letter
+        return row_error(
+            location, "not text", expected="UTF-8 without zero characters", found="a zero character"
+        )
     return {"text": text.rstrip("\r\n")}
 
 

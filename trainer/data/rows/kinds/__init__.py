@@ -16,7 +16,15 @@ from trainer.data.rows.row_kind import RowKind
 
 ROW_KINDS: Final[Mapping[str, RowKind]] = {
     kind.name: kind
-    for kind in (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, PREFERENCE, PLAIN_TEXT, UNPAIRED_PREFERENCE)
+    for kind in (
+        MESSAGES,
+        SHAREGPT,
+        ALPACA,
+        PROMPT_COMPLETION,
+        PREFERENCE,
+        PLAIN_TEXT,
+        UNPAIRED_PREFERENCE,
+    )
 }
 """Every kind by the name that `data.format` gives it. No set of keys is admitted by two kinds."""
 

@@ -48,7 +48,9 @@ def _parse_history(location: RowLocation, value: object) -> list[Message]:
         if not isinstance(pair, list) or len(pair) != 2:
             refuse_value(location, field, "a pair of texts", pair)
         turns.append(Message("user", check_text(location, f"{field}[0]", pair[0])))
-        turns.append(Message("assistant", check_text(location, f"{field}[1]", pair[1]), train=False))
+        turns.append(
+            Message("assistant", check_text(location, f"{field}[1]", pair[1]), train=False)
+        )
     return turns
 
 

@@ -40,12 +40,20 @@ def _parse(location: RowLocation, document: Document) -> ChatRow:
 
 
 MESSAGES: Final = RowKind(
-    "messages", ("messages",), _parse, optional=CHAT_COLUMNS, json_columns=("messages", *CHAT_COLUMNS)
+    "messages",
+    ("messages",),
+    _parse,
+    optional=CHAT_COLUMNS,
+    json_columns=("messages", *CHAT_COLUMNS),
 )
 
 
 def make_chat(
-    location: RowLocation, document: Document, messages: tuple[Message, ...], *, prompt_messages: int = 0
+    location: RowLocation,
+    document: Document,
+    messages: tuple[Message, ...],
+    *,
+    prompt_messages: int = 0,
 ) -> ChatRow:
     """Returns a conversation with the `CHAT_COLUMNS` of its row.
 
@@ -71,7 +79,9 @@ def parse_messages(location: RowLocation, field: str, value: object) -> tuple[Me
     """
     if not isinstance(value, list) or not value:
         refuse_value(location, field, "a list of at least one message", value)
-    return tuple(parse_message(location, f"{field}[{number}]", item) for number, item in enumerate(value))
+    return tuple(
+        parse_message(location, f"{field}[{number}]", item) for number, item in enumerate(value)
+    )
 
 
 def parse_message(location: RowLocation, field: str, item: object) -> Message:
@@ -107,14 +117,21 @@ def _parse_optional_keys(location: RowLocation, field: str, role: str, item: Doc
     if role != "assistant":
         for key in ("tool_calls", "reasoning_content", "thinking"):
             if item.get(key):
-                refuse_value(location, f"{field}.{key}", "nothing, except in a turn of the assistant", item[key])
+                refuse_value(
+                    location,
+                    f"{field}.{key}",
+                    "nothing, except in a turn of the assistant",
+                    item[key],
+                )
 
     def optional_text(key: str) -> str | None:
         return check_optional_text(location, f"{field}.{key}", item.get(key))
 
     reasoning, thinking = optional_text("reasoning_content"), optional_text("thinking")
     if reasoning and thinking and reasoning != thinking:
-        refuse_value(location, f"{field}.thinking", "the text of reasoning_content, or none", thinking)
+        refuse_value(
+            location, f"{field}.thinking", "the text of reasoning_content, or none", thinking
+        )
     content = item.get("content")
     return Message(
         role,
@@ -136,7 +153,8 @@ def _parse_content(location: RowLocation, field: str, value: object) -> str:
         if part.get("type") != "text" or part.keys() != {"type", "text"}:
             refuse_value(location, f"{field}[{number}]", "a part of type text", part)
     return "".join(
-        check_text(location, f"{field}[{number}].text", part["text"]) for number, part in enumerate(parts)
+        check_text(location, f"{field}[{number}].text", part["text"])
+        for number, part in enumerate(parts)
     )
 
 
@@ -153,7 +171,9 @@ def parse_train_flag(location: RowLocation, field: str, role: str, item: Documen
         refuse_value(location, f"{field}.weight", "train or weight, not both", item["weight"])
     key, value = present[0], item[present[0]]
     if not (isinstance(value, bool) if key == "train" else value in (0, 1)):
-        refuse_value(location, f"{field}.{key}", "true or false" if key == "train" else "0 or 1", value)
+        refuse_value(
+            location, f"{field}.{key}", "true or false" if key == "train" else "0 or 1", value
+        )
     if value and role != "assistant":
         expected = "nothing or 0: only the assistant's turns are trained on"
         refuse_value(location, f"{field}.{key}", expected, value)
@@ -169,7 +189,9 @@ def parse_tool_calls(location: RowLocation, field: str, value: object) -> tuple[
     if value is None:
         return ()
     items = check_objects(location, field, value, empty=True)
-    return tuple(_parse_tool_call(location, f"{field}[{number}]", item) for number, item in enumerate(items))
+    return tuple(
+        _parse_tool_call(location, f"{field}[{number}]", item) for number, item in enumerate(items)
+    )
 
 
 def _parse_tool_call(location: RowLocation, field: str, item: Document) -> ToolCall:
@@ -214,7 +236,9 @@ def parse_tools(location: RowLocation, value: object) -> ToolSchemas:
     return tuple(schemas) or None
 
 
-def parse_template_arguments(location: RowLocation, value: object) -> Mapping[str, TemplateArgument]:
+def parse_template_arguments(
+    location: RowLocation, value: object
+) -> Mapping[str, TemplateArgument]:
     """Parses variables of the chat template by name; null means none, also as the value of a name.
 
     Raises:
@@ -229,14 +253,19 @@ def parse_template_arguments(location: RowLocation, value: object) -> Mapping[st
     arguments: dict[str, TemplateArgument] = {}
     for name, argument in value.items():
         if is_set_by_renderer(name):
-            expected, found = "variables of templates", "one that is set by what renders the template"
+            expected, found = (
+                "variables of templates",
+                "one that is set by what renders the template",
+            )
             raise row_error(location, "wrong keys", field=column, expected=expected, found=found)
         if isinstance(argument, str | bool | int):
             arguments[name] = argument
         elif isinstance(argument, list) and all(isinstance(item, str) for item in argument):
             arguments[name] = tuple(argument)
         elif argument is not None:
-            refuse_value(location, column, "text, true, false, whole numbers, or lists of texts", argument)
+            refuse_value(
+                location, column, "text, true, false, whole numbers, or lists of texts", argument
+            )
     return arguments
 
 
@@ -251,5 +280,7 @@ def add_system_message(
     system = check_optional_text(location, "system", document.get("system"))
     if system and turns[0].role in ("system", "developer"):
         expected, found = "the column, or a first turn of the system", "both"
-        raise row_error(location, "two system messages", field="system", expected=expected, found=found)
+        raise row_error(
+            location, "two system messages", field="system", expected=expected, found=found
+        )
     return (Message("system", system), *turns) if system else turns

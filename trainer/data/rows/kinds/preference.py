@@ -42,7 +42,11 @@ def _parse(location: RowLocation, document: Document) -> PreferenceRow:
     prompt, chosen, rejected = _SHAPES[found](location, document)
     if chosen == rejected:
         raise row_error(
-            location, "both sides are the same", field="rejected", expected="another answer", found="the same"
+            location,
+            "both sides are the same",
+            field="rejected",
+            expected="another answer",
+            found="the same",
         )
     return PreferenceRow(
         location.file,
@@ -106,7 +110,9 @@ def _split_at_common_beginning(location: RowLocation, document: Document) -> _Pa
 
 def _common_length(first: PromptPart, second: PromptPart) -> int:
     pairs = enumerate(zip(first, second, strict=False))
-    return next((number for number, (one, other) in pairs if one != other), min(len(first), len(second)))
+    return next(
+        (number for number, (one, other) in pairs if one != other), min(len(first), len(second))
+    )
 
 
 def _split_messages(
@@ -128,7 +134,9 @@ def _split_texts(location: RowLocation, chosen: str, rejected: str) -> _PairPart
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-def _check_prompt_length(location: RowLocation, length: int, chosen: PromptPart, rejected: PromptPart) -> None:
+def _check_prompt_length(
+    location: RowLocation, length: int, chosen: PromptPart, rejected: PromptPart
+) -> None:
     if chosen != rejected and not 0 < length < min(len(chosen), len(rejected)):
         expected = "a prompt that both begin with"
         raise row_error(location, "no prompt", field="chosen", expected=expected, found="none")
@@ -137,7 +145,9 @@ def _check_prompt_length(location: RowLocation, length: int, chosen: PromptPart,
 def _split_at_next_turn(location: RowLocation, document: Document) -> _PairParts:
     """Returns a conversation, and the two turns that could follow it."""
     prompt = parse_turns(location, "conversations", document["conversations"])
-    chosen, rejected = ((parse_turn(location, key, document[key]),) for key in ("chosen", "rejected"))
+    chosen, rejected = (
+        (parse_turn(location, key, document[key]),) for key in ("chosen", "rejected")
+    )
     return prompt, chosen, rejected
 
 
@@ -147,7 +157,11 @@ def _split_at_last_turn(location: RowLocation, document: Document) -> _PairParts
     if last.role != "assistant" or not before:
         expected = "a conversation whose last turn is the assistant's answer to an earlier turn"
         raise row_error(
-            location, "nothing to reject", field="messages", expected=expected, found="another last turn"
+            location,
+            "nothing to reject",
+            field="messages",
+            expected=expected,
+            found="another last turn",
         )
     text = check_text(location, "rejected_response", document["rejected_response"], empty=False)
     return tuple(before), (last,), (Message("assistant", text),)

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from trainer.data.rows.kinds.messages import CHAT_COLUMNS, add_system_message, make_chat, parse_messages
+from trainer.data.rows.kinds.messages import (
+    CHAT_COLUMNS,
+    add_system_message,
+    make_chat,
+    parse_messages,
+)
 from trainer.data.rows.row import ChatRow, CompletionRow, Message, RowLocation
 from trainer.data.rows.row_kind import Document, RowKind
 from trainer.data.rows.values import check_text, describe, refuse_value, row_error
@@ -23,7 +28,9 @@ def _parse(location: RowLocation, document: Document) -> ChatRow | CompletionRow
     return join_parts(location, document, prompt, "completion", completion)
 
 
-def parse_part(location: RowLocation, field: str, value: object, *, empty: bool = False) -> PromptPart:
+def parse_part(
+    location: RowLocation, field: str, value: object, *, empty: bool = False
+) -> PromptPart:
     """Parses text or a list of messages; `empty` admits the empty text.
 
     Raises:
@@ -35,7 +42,11 @@ def parse_part(location: RowLocation, field: str, value: object, *, empty: bool 
 
 
 def join_parts(
-    location: RowLocation, document: Document, prompt: PromptPart, field: str, continuation: PromptPart
+    location: RowLocation,
+    document: Document,
+    prompt: PromptPart,
+    field: str,
+    continuation: PromptPart,
 ) -> ChatRow | CompletionRow:
     """Returns the row of a prompt and what follows it.
 
@@ -69,7 +80,9 @@ def _refuse_chat_columns(location: RowLocation, document: Document) -> None:
     for column in CHAT_COLUMNS:
         if document.get(column):
             found = describe(document[column])
-            raise row_error(location, "wrong keys", field=column, expected="none beside plain text", found=found)
+            raise row_error(
+                location, "wrong keys", field=column, expected="none beside plain text", found=found
+            )
 
 
 PROMPT_COMPLETION: Final = RowKind(

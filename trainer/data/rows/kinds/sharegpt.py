@@ -55,7 +55,9 @@ def parse_turns(location: RowLocation, field: str, value: object) -> tuple[Messa
         DataError: the value is not such a list.
     """
     items = check_objects(location, field, value)
-    return tuple(parse_turn(location, f"{field}[{number}]", item) for number, item in enumerate(items))
+    return tuple(
+        parse_turn(location, f"{field}[{number}]", item) for number, item in enumerate(items)
+    )
 
 
 def parse_turn(location: RowLocation, field: str, item: object) -> Message:
@@ -64,17 +66,23 @@ def parse_turn(location: RowLocation, field: str, item: object) -> Message:
     Raises:
         DataError: the value is not an object with the keys and types of a turn.
     """
-    if isinstance(item, dict) and "role" in item:  # many files keep the column's name but use the other keys
+    if (
+        isinstance(item, dict) and "role" in item
+    ):  # many files keep the column's name but use the other keys
         return parse_message(location, field, item)
     if not isinstance(item, dict) or not {"from", "value"} <= item.keys():
-        raise row_error(location, "wrong keys", field=field, expected="from and value", found=describe(item))
+        raise row_error(
+            location, "wrong keys", field=field, expected="from and value", found=describe(item)
+        )
     check_keys(location, field, item, ("from", "value", "weight", "train"))
     speaker = item["from"]
     role = _ROLE_OF_SPEAKER.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         refuse_value(location, f"{field}.from", f"one of {', '.join(_ROLE_OF_SPEAKER)}", speaker)
     value = check_text(location, f"{field}.value", item["value"])
-    message = _parse_calls(location, field, value) if speaker == "function_call" else Message(role, value)
+    message = (
+        _parse_calls(location, field, value) if speaker == "function_call" else Message(role, value)
+    )
     return replace(message, train=parse_train_flag(location, field, role, item))
 
 

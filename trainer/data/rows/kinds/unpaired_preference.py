@@ -49,7 +49,9 @@ def _parse_label(location: RowLocation, value: object) -> bool:
         return value
     word = value.lower() if isinstance(value, str) else None
     if word not in ("true", "false"):
-        refuse_value(location, "label", "true for a desirable answer, false for an undesirable one", value)
+        refuse_value(
+            location, "label", "true for a desirable answer, false for an undesirable one", value
+        )
     return word == "true"
 
 
@@ -57,7 +59,13 @@ def _judge_last_turn(location: RowLocation, row: ChatRow) -> ChatRow:
     """Returns a conversation whose last turn is the answer, and all turns before it the prompt."""
     if row.messages[-1].role != "assistant" or len(row.messages) < 2:
         expected = "a conversation whose last turn is the assistant's answer to an earlier turn"
-        raise row_error(location, "nothing to judge", field="label", expected=expected, found="another last turn")
+        raise row_error(
+            location,
+            "nothing to judge",
+            field="label",
+            expected=expected,
+            found="another last turn",
+        )
     return replace(row, prompt_messages=len(row.messages) - 1)
 
 
