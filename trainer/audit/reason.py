@@ -52,14 +52,14 @@ class Reason:
 
 def reaches_engine(deviation: Deviation) -> bool:
     """Returns whether a container engine's socket is mounted, or a directory above it."""
-    sources = (node.text.partition(":")[0] for node in deviation.node.scalars())
-    return any(_is_above_engine(source) for source in sources if source.startswith("/"))
-
-
-def _is_above_engine(source: str) -> bool:
-    # normpath keeps two slashes at the start, which POSIX leaves undefined.
-    path = re.sub("^//+", "/", posixpath.normpath(source)).rstrip("/")
-    return any(socket == path or socket.startswith(f"{path}/") for socket in _ENGINES)
+    for node in deviation.node.scalars():
+        source = node.text.partition(":")[0]
+        if source.startswith("/"):
+            # normpath keeps two slashes at the start, which POSIX leaves undefined.
+            path = re.sub("^//+", "/", posixpath.normpath(source)).rstrip("/")
+            if any(socket == path or socket.startswith(f"{path}/") for socket in _ENGINES):
+                return True
+    return False
 
 
 def is_from_outside(deviation: Deviation) -> bool:

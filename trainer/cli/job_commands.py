@@ -60,7 +60,7 @@ def init_job(
 ) -> None:
     """Write a commented job.yaml for a model and a dataset. `job pin` then fills in the digests."""
     from trainer.cli.terminal_progress import TerminalProgress
-    from trainer.deployment import render_job_template
+    from trainer.deployment import pin_model, read_chat_template_path, render_job_template
     from trainer.provider import read_text_file, require_absent
     from trainer.spec import parse_job_spec
 
@@ -72,8 +72,11 @@ def init_job(
     text = render_job_template(model, kind, template, **options)
     parse_job_spec(text.encode())  # refuses a model name that no job spec may have
     if local:
-        with TerminalProgress(quiet=as_json) as progress:
-            text = _pin_new(text, output, model, progress)
+        with (
+            TerminalProgress(quiet=as_json) as progress,
+            _open_listing(output, model, None, None, None) as listing,
+        ):
+            text = pin_model(text, _hash_files(listing, read_chat_template_path(text), progress))
     _write_public(output, text.encode())
     if local:
         _write_public(local_compose(output), render_local_compose(text))
@@ -85,14 +88,6 @@ def init_job(
     )
     for line in local_commands(output, data) if local else ():
         print_line(line)
-
-
-def _pin_new(text: str, job: Path, model: str, progress: TerminalProgress) -> str:
-    """Returns the text of a job spec that is not written yet, with revision and digests."""
-    from trainer.deployment import pin_model, read_chat_template_path
-
-    with _open_listing(job, model, None, None, None) as listing:
-        return pin_model(text, _hash_files(listing, read_chat_template_path(text), progress))
 
 
 def _write_public(path: Path, data: bytes) -> None:

@@ -49,16 +49,11 @@ def run_with_restarts(start: Callable[[], JobEnd], restarts: int) -> ExitCode:
             continue
         if code < 0 and not parent.terminated:
             # A child that was killed could not say so itself, and the public log would just end.
-            logs.PublicLog(sys.stdout)(
-                logs.JobFailed(_why_killed(-code, oom_kills() - killed_before))
-            )
+            why = ErrorCode.INTERRUPTED if -code == signal.SIGKILL else ErrorCode.INTERNAL
+            if -code == signal.SIGKILL and oom_kills() > killed_before:
+                why = ErrorCode.OUT_OF_MEMORY
+            logs.PublicLog(sys.stdout)(logs.JobFailed(why))
         return ExitCode(code & ~GOES_ON) if code & ~GOES_ON in _EXIT_CODES else ExitCode.JOB
-
-
-def _why_killed(signal_number: int, kills_for_memory: int) -> ErrorCode:
-    if signal_number != signal.SIGKILL:
-        return ErrorCode.INTERNAL
-    return ErrorCode.OUT_OF_MEMORY if kills_for_memory > 0 else ErrorCode.INTERRUPTED
 
 
 class _Parent:
@@ -85,7 +80,9 @@ class _Parent:
             if os.getppid() != own_pid:
                 os._exit(int(ExitCode.JOB))  # the parent ended before the kernel was told
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            _run_and_exit(start)
+            end = start()
+            # Ends by the same way as a process that was not forked.
+            raise SystemExit(int(end.code) | (GOES_ON if end.can_go_on else 0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         while True:
             # As a container's first process it also inherits, and has to reap, what other processes leave behind.
@@ -98,9 +95,3 @@ class _Parent:
         self.terminated = True
         if self._child:
             os.kill(self._child, signal.SIGTERM)
-
-
-def _run_and_exit(start: Callable[[], JobEnd]) -> None:
-    """Ends this process with the exit code of `start`, by the same way as a process that was not forked."""
-    end = start()
-    raise SystemExit(int(end.code) | (GOES_ON if end.can_go_on else 0))

@@ -64,7 +64,10 @@ def check_adapter_tensors(
     for module, parts in (modules.adapted | modules.experts).items():
         _require_pair(module, parts, lora)
     for module, parts in modules.adapted.items():
-        _require_rank(module, parts, lora.lora_r)
+        rank = parts[min(parts.keys() - {_MAGNITUDE})][0]
+        if rank != lora.lora_r:
+            what = f"the rank of module {module}"
+            raise tensor_error(what, f"{lora.lora_r} (lora.lora_r)", str(rank))
     _require_selected(modules, lora)
     listing = base.tensors if base is not None and _is_known(base) else None
     if listing is not None and not modules.experts:
@@ -120,12 +123,6 @@ def _require_pair(module: str, parts: Mapping[str, Shape], lora: LoraSection) ->
             "A [rank, inputs] and B [outputs, rank]",
             f"{list(first)} and {list(second)}",
         )
-
-
-def _require_rank(module: str, parts: Mapping[str, Shape], rank: int) -> None:
-    first = parts[min(parts.keys() - {_MAGNITUDE})]
-    if first[0] != rank:
-        raise tensor_error(f"the rank of module {module}", f"{rank} (lora.lora_r)", str(first[0]))
 
 
 def _require_selected(modules: _AdapterModules, lora: LoraSection) -> None:

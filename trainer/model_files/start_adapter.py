@@ -9,7 +9,7 @@ judged. What only the architecture itself can say, the worker compares once more
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -216,15 +216,11 @@ def _check_base(header: SafetensorsHeader, spec: JobSpec) -> bool:
 def _require_finite(source: BinaryIO, header: SafetensorsHeader) -> None:
     for name, entry in header.tensors.items():
         source.seek(header.size + entry.begin)
-        for block in _blocks(source, entry.end - entry.begin):
+        left = entry.end - entry.begin
+        while block := source.read(min(_BLOCK_BYTES, left)):
+            left -= len(block)
             if _has_infinite(block, entry.dtype):
                 raise tensor_error(f"tensor {name}", "finite numbers", "an infinity or NaN")
-
-
-def _blocks(source: BinaryIO, size: int) -> Iterator[bytes]:
-    while block := source.read(min(_BLOCK_BYTES, size)):
-        size -= len(block)
-        yield block
 
 
 def _has_infinite(block: bytes, dtype: str) -> bool:

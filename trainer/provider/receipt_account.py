@@ -58,8 +58,9 @@ def _headline(verified: VerifiedReceipt) -> str:
     statement = verified.opened.statement
     if statement.outcome is not ReceiptOutcome.SUCCEEDED:
         return f"The job failed: {statement.summary.error}"
-    spec = statement.predicate.buildDefinition.externalParameters.jobSpec
-    return f"A LoRA adapter for {_section(spec, 'model').get('model_name_or_path')}"
+    model = statement.predicate.buildDefinition.externalParameters.jobSpec.get("model")
+    name = model.get("model_name_or_path") if isinstance(model, dict) else None
+    return f"A LoRA adapter for {name}"
 
 
 def _facts(verified: VerifiedReceipt) -> Iterator[tuple[str, str]]:
@@ -118,11 +119,6 @@ def _timeline(verified: VerifiedReceipt) -> Iterator[tuple[int, str]]:
         )
         yield predicate.signedAt, "the job signed what it had destroyed, under a quote"
     yield verified.record.opened_at, f"the result was opened ({verified.record.tool})"
-
-
-def _section(spec: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
-    section = spec.get(name)
-    return section if isinstance(section, dict) else {}
 
 
 def describe_loss(metrics: Mapping[str, JsonValue]) -> str | None:

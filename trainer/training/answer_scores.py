@@ -31,7 +31,12 @@ _WORD: Final = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 def answer_words(text: str) -> list[str]:
     """Returns the words by which an answer is compared; none only if it is white space."""
     lower = unicodedata.normalize("NFC", text).lower()
-    bare = "".join(char for char in lower if not _is_punctuation(char))
+    # The ASCII symbols among string.punctuation, such as + and $, are in other categories than P.
+    bare = "".join(
+        char
+        for char in lower
+        if char not in _PUNCTUATION and not unicodedata.category(char).startswith("P")
+    )
     forms = (_ARTICLES.sub(" ", bare), bare, lower)
     return next((words for form in forms if (words := _WORD.findall(form))), [])
 
@@ -50,8 +55,3 @@ def token_f1(got: str, expected: str) -> float:
     common = (Counter(left) & Counter(right)).total()
     # With P = common / len(left) and R = common / len(right), 2 P R / (P + R) is this quotient.
     return 2 * common / (len(left) + len(right))
-
-
-def _is_punctuation(char: str) -> bool:
-    # The ASCII symbols among string.punctuation, such as + and $, are in other categories than P.
-    return char in _PUNCTUATION or unicodedata.category(char).startswith("P")

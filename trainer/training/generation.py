@@ -60,7 +60,9 @@ def _greedy(model: Any) -> Iterator[None]:
     own, causal.generation_config = causal.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     # unsloth's `generate` switches checkpointing off, and on again only in a model that was training.
     switches = [
-        (each, each.gradient_checkpointing) for each in model.modules() if _has_switch(each)
+        (each, each.gradient_checkpointing)
+        for each in model.modules()
+        if "gradient_checkpointing" in vars(each)
     ]
     model.eval()
     try:
@@ -70,10 +72,6 @@ def _greedy(model: Any) -> Iterator[None]:
         for module, checkpointing in switches:
             module.gradient_checkpointing = checkpointing
         causal.generation_config = own
-
-
-def _has_switch(module: torch.nn.Module) -> bool:
-    return "gradient_checkpointing" in vars(module)
 
 
 def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:

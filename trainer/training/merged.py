@@ -47,7 +47,11 @@ def save_merged(
     # `safe_merge` refuses an adapter whose product is not finite.
     with without_misleading_warnings():
         merged = adapted.merge_and_unload(safe_merge=True)
-    _declare_tied(merged)
+    # The configuration says whether head and embedding share one matrix; only then one of them is saved.
+    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    for config in (merged.config, merged.config.get_text_config(decoder=True)):
+        config.tie_word_embeddings = tied
     merged.config._name_or_path = ""  # noqa: SLF001 -- a path inside the VM, which means nothing elsewhere
     merged.save_pretrained(str(target), safe_serialization=True, max_shard_size=_MAX_SHARD_SIZE)
     copy_all_but_weights(model_dir, target, chat_template)
@@ -63,11 +67,3 @@ def _untie(model: Any, head: Any, embedding: Any) -> None:
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     # Otherwise PEFT warns that they are no longer tied.
     model.config.tie_word_embeddings = False
-
-
-def _declare_tied(model: Any) -> None:
-    """Says in the configuration whether head and embedding share one matrix; only then one of them is saved."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head is not None and head.weight is embedding.weight
-    for config in (model.config, model.config.get_text_config(decoder=True)):
-        config.tie_word_embeddings = tied

@@ -13,7 +13,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -191,13 +191,10 @@ class RowProcesses:
                 yield from finished.pop(taken)
                 taken += 1
                 continue
-            for connection in _ready(working):
-                finished[working.pop(connection)] = _receive(connection)
-                idle.append(connection)
-
-
-def _ready(working: Mapping[Connection, int]) -> Sequence[Connection]:
-    return [connection for connection in wait(list(working)) if isinstance(connection, Connection)]
+            for ready in wait(list(working)):
+                if isinstance(ready, Connection):
+                    finished[working.pop(ready)] = _receive(ready)
+                    idle.append(ready)
 
 
 def _send(connection: Connection, chunk: RowChunk) -> None:

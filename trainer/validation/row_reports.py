@@ -138,7 +138,10 @@ class RowReporter:
                     yield RowReport(row, as_local_refusal(error))
                     continue
                 can_be_shown = not is_shown and here >= self._example and bool(outcome.examples)
-                is_kept = is_first or can_be_shown or self._may_be_judged(numbers.summary)
+                may_be_judged = bool(self._spec.evaluation.metrics) and can_be_held_out(
+                    numbers.summary
+                )
+                is_kept = is_first or can_be_shown or may_be_judged
                 is_first, is_shown = False, is_shown or can_be_shown
                 yield RowReport(
                     row,
@@ -174,9 +177,6 @@ class RowReporter:
             encoded.lost,
             PairLength.of(encoded.preference()) if is_pair else None,
         )
-
-    def _may_be_judged(self, row: RowSummary) -> bool:
-        return bool(self._spec.evaluation.metrics) and can_be_held_out(row)
 
 
 def _note_rows(

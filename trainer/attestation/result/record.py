@@ -86,6 +86,8 @@ def save_record(record: Record) -> bytes:
         raise VerificationError(
             ErrorCode.EVIDENCE_INVALID, "the collateral", expected="JSON text", found="binary data"
         ) from None
+    # Only the machine that drew the nonce recorded its use. The check records its question: open if nobody knew.
+    state = result.check(NONCE_UNUSED.code).state
     document = _RecordDocument(
         version=1,
         evidence=record.evidence,
@@ -93,20 +95,13 @@ def save_record(record: Record) -> bytes:
         endorsements=GpuEndorsementsDocument.of(record.endorsements),
         policy=record.policy,
         nonce=result.nonce,
-        nonce_unused=_nonce_unused(result),
+        nonce_unused=None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED,
         fresh=result.fresh,
         peer_spki_sha256=result.peer_spki_sha256,
         appraised_at=result.appraised_at,
         result=result_document(result),
     )
     return canonical_json(document.model_dump(mode="json", exclude={"tag"}))
-
-
-def _nonce_unused(result: AttestationResult) -> bool | None:
-    """Returns the `nonce_unused` of the appraisal; only the machine that drew the nonce recorded its use."""
-    # The check records its question: open if nobody knew, else the answer.
-    state = result.check(NONCE_UNUSED.code).state
-    return None if state is CheckState.NOT_DEMANDED else state is CheckState.AFFIRMED
 
 
 def is_record(data: bytes) -> bool:

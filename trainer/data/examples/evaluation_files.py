@@ -66,10 +66,9 @@ def split_file_warnings(files: Collection[str], data: DataSection) -> Iterator[s
 
 def _is_named_as_split(file: str) -> bool:
     path = PurePosixPath(file.lower())
-    words = [_words(part) for part in (*path.parts[:-1], path.name.partition(".")[0])]
+    # Without the numbers of shards: `test-00000-of-00002` is one word.
+    words = [
+        [word for word in re.split(r"[-_. ]", part) if not _SHARD_NUMBER.fullmatch(word)]
+        for part in (*path.parts[:-1], path.name.partition(".")[0])
+    ]
     return any(part[0] in _SPLIT_NAMES or part[-1] in _SPLIT_NAMES for part in words if part)
-
-
-def _words(part: str) -> list[str]:
-    """Returns the words of a name without the numbers of shards: `test-00000-of-00002` is one word."""
-    return [word for word in re.split(r"[-_. ]", part) if not _SHARD_NUMBER.fullmatch(word)]

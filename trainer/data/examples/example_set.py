@@ -199,7 +199,10 @@ def check_kind(row: Row, method: MethodName) -> None:
     Raises:
         DataError: the row is of another kind.
     """
-    wanted, found = METHOD_RULES[method].learns_from, _learned_as(row)
+    wanted: LearnedRows = METHOD_RULES[method].learns_from
+    found: LearnedRows = "pairs" if isinstance(row, PreferenceRow) else "answers"
+    if isinstance(row, UnpairedPreferenceRow):
+        found = "labels"
     if wanted == found:
         return
     raise row.refuse(
@@ -222,9 +225,3 @@ _USUAL_METHODS: Final[Mapping[LearnedRows, MethodName]] = {
     "pairs": "dpo",
     "labels": "kto",
 }
-
-
-def _learned_as(row: Row) -> LearnedRows:
-    if isinstance(row, UnpairedPreferenceRow):
-        return "labels"
-    return "pairs" if isinstance(row, PreferenceRow) else "answers"

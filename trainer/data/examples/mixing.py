@@ -7,7 +7,7 @@ a quarter of the rows is drawn, and the others are left out. Files that no patte
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -110,7 +110,10 @@ def mix_rows(files: Sequence[str], data: DataSection, *, key: bytes) -> Mix:
     if not data.mix:
         return Mix(uses, {})
     members: dict[str, list[int]] = {pattern: [] for pattern in (*data.mix, OTHER_FILES)}
-    pattern_of = {file: _matching_pattern(file, data.mix) for file in set(files)}
+    pattern_of = {
+        file: next((pattern for pattern in data.mix if fnmatchcase(file, pattern)), OTHER_FILES)
+        for file in set(files)
+    }
     for row, file in enumerate(files):
         members[pattern_of[file]].append(row)
     for pattern, weight in data.mix.items():
@@ -133,10 +136,6 @@ def mix_rows(files: Sequence[str], data: DataSection, *, key: bytes) -> Mix:
         if rows or pattern in data.mix
     }
     return Mix(uses, counts)
-
-
-def _matching_pattern(file: str, patterns: Iterable[str]) -> str:
-    return next((pattern for pattern in patterns if fnmatchcase(file, pattern)), OTHER_FILES)
 
 
 def _draw(rows: int, weight: float, key: bytes, pattern: str) -> list[int]:

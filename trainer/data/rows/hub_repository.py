@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeGuard
+from typing import Final
 
 from trainer.data.rows.file_roles import KNOWN_SPLITS, FileRoles, join, layout_error, read_side_file
 from trainer.errors import DataError
@@ -57,7 +57,9 @@ def add_hub_files(roles: FileRoles) -> None:
 def _add_repository(roles: FileRoles, folder: str, patterns: Patterns | None) -> None:
     names = list(roles.below(folder))
     found = {
-        name: _matching_splits(name, patterns) if patterns is not None else _named_splits(name)
+        name: _named_splits(name)
+        if patterns is None
+        else {split for split, globs in patterns.items() if any(_matches(name, g) for g in globs)}
         for name in names
     }
     if patterns is None and not any(found.values()):
@@ -72,12 +74,6 @@ def _add_repository(roles: FileRoles, folder: str, patterns: Patterns | None) ->
                 hint="leave it out, or name the files one by one that the job shall have",
             )
         roles.recognise(join(folder, name), *found[name])
-
-
-def _matching_splits(name: str, patterns: Patterns) -> set[str]:
-    return {
-        split for split, globs in patterns.items() if any(_matches(name, glob) for glob in globs)
-    }
 
 
 def _matches(name: str, glob: str) -> bool:
@@ -164,19 +160,12 @@ def _split_patterns(name: str, config: Mapping[str, object]) -> Patterns:
     patterns: dict[str, tuple[str, ...]] = {}
     for split, path in entries:
         globs = [path] if isinstance(path, str) else path
-        if (
-            not isinstance(split, str)
-            or split in patterns
-            or not _are_texts(globs)
-            or not isinstance(folder, str)
-        ):
+        if not isinstance(split, str) or split in patterns or not isinstance(folder, str):
+            raise _wrong_configs(name)
+        if not isinstance(globs, list) or not globs or not all(isinstance(g, str) for g in globs):
             raise _wrong_configs(name)
         patterns[split] = tuple(join(folder.strip("/"), glob.removeprefix("./")) for glob in globs)
     return patterns
-
-
-def _are_texts(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def _wrong_configs(name: str) -> DataError:

@@ -95,7 +95,10 @@ class ResultDownloader:
                 )
             if not appends:
                 self._remove_partials()
-            with _open_partial(self._partial_path(announced), is_new=not appends) as file:
+            # Fails where a link would lead elsewhere.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            flags |= 0 if appends else os.O_CREAT | os.O_EXCL
+            with os.fdopen(os.open(self._partial_path(announced), flags, 0o644), "ab") as file:
                 self._store(response, file, total)
             return announced
 
@@ -179,12 +182,6 @@ class ResultDownloader:
     def _remove_partials(self) -> None:
         for path in self._list_partials():
             path.unlink()
-
-
-def _open_partial(path: Path, *, is_new: bool) -> BinaryIO:
-    """Opens a partial file for appending; raises OSError where a link would lead elsewhere."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o644), "ab")
 
 
 def _announced_size(response: httpx.Response) -> int:

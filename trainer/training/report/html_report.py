@@ -214,7 +214,14 @@ def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> st
     charts = (
         ("Loss", words.loss_unit, _loss_curves(metrics)),
         *method_charts,
-        ("Learning rate", "", _learning_rate_curves(metrics)),
+        (
+            "Learning rate",
+            "",
+            [
+                curve("learning rate", "learning_rate"),
+                Curve("matrices B (LoRA+)", metric_points(metrics, "learning_rate_b"), "second"),
+            ],
+        ),
         ("Gradient norm", "before clipping", [curve("norm", "grad_norm")]),
         ("Throughput", "tokens per second, without padding", throughput),
     )
@@ -227,13 +234,6 @@ def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> st
                 f"<figure><figcaption>{escape(title)}{note}</figcaption>{chart}</figure>"
             )
     return f"<section class=charts>{''.join(figures)}</section>"
-
-
-def _learning_rate_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:
-    rate, rate_of_b = (
-        metric_points(metrics, name) for name in ("learning_rate", "learning_rate_b")
-    )
-    return [Curve("learning rate", rate, "main"), Curve("matrices B (LoRA+)", rate_of_b, "second")]
 
 
 def _loss_curves(metrics: Sequence[MetricsMeasured]) -> list[Curve]:

@@ -39,7 +39,10 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
         ]
         token_counts = {f"tokens: {name}": value for name, value in summary.tokens.items()}
         # A pattern is a text of the job spec: it belongs into a cell, which is escaped.
-        sets = {f"data.mix {number}": text for number, text in enumerate(_mix_texts(summary), 1)}
+        sets = {
+            f"data.mix {number}": f"{name}: {SetCounts(**counts)}"
+            for number, (name, counts) in enumerate(summary.mix.items(), 1)
+        }
         lines += table_lines({**summary.rows, **sets, **token_counts})
     sections = spec.model_dump(mode="json", include=set(_SECTIONS))
     settings = {
@@ -56,10 +59,6 @@ def render_model_card(summary: Summary, spec: JobSpec) -> str:
     lines += ["", "## Adapter", "", *table_lines(summary.adapter)]
     lines += ["", "## Environment", "", *table_lines(summary.environment)]
     return "\n".join(lines) + "\n"
-
-
-def _mix_texts(summary: Summary) -> Iterator[str]:
-    return (f"{name}: {SetCounts(**counts)}" for name, counts in summary.mix.items())
 
 
 def _metadata_lines(spec: JobSpec) -> Iterator[str]:
