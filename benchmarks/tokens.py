@@ -21,8 +21,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from trainer.data.examples.example import EncodedRow
-from trainer.data.examples.model_tokenizer import read_tokenizer
 from trainer.data.examples.row_encoding import encode_rows
+from trainer.data.examples.tokenizer_files import read_tokenizer
 from trainer.data.rows import read_rows
 from trainer.spec import DataSection
 

@@ -53,7 +53,8 @@ from trainer.audit import audit_compose
 from trainer.encoding import canonical_json, parse_json, sha256_hex
 from trainer.errors import UsageError, VerificationError
 from trainer.receipt.dsse import public_key_der, verify_envelope
-from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
+from trainer.receipt.expected_result import ExpectedResult, GrantTerms
+from trainer.receipt.receipt_appraisal import appraise_statement
 from trainer.receipt.statement import parse_statement
 from trainer.simulator.gpu_evidence import NOW
 from trainer.spec import parse_job_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms
+from trainer.receipt.expected_result import ExpectedResult, GrantTerms
 from trainer.receipt.statement import ReceiptOutcome
 from trainer.receipt.statement_writer import StatementInputs
 from trainer.spec import JobSpec, parse_job_spec

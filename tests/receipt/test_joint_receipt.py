@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from trainer.attestation.checks import CheckState
-from trainer.receipt.receipt_appraisal import ExpectedResult, PoolPlace, appraise_statement
+from trainer.receipt.expected_result import ExpectedResult, PoolPlace
+from trainer.receipt.receipt_appraisal import appraise_statement
 from trainer.receipt.statement import ReceiptOutcome, parse_statement
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.spec.pool_names import pool_sha256

@@ -15,7 +15,8 @@ from pydantic import JsonValue
 from tests.receipt.conftest import SPEC
 from trainer.attestation.checks import CheckState
 from trainer.errors import ErrorCode, VerificationError
-from trainer.receipt.receipt_appraisal import ExpectedResult, appraise_statement
+from trainer.receipt.expected_result import ExpectedResult
+from trainer.receipt.receipt_appraisal import appraise_statement
 from trainer.receipt.statement import ReceiptOutcome, Statement, parse_statement
 from trainer.receipt.statement_writer import StatementInputs, make_statement
 from trainer.spec import parse_job_spec

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer.data.examples.example_set import build_dataset
 from trainer.data.examples.held_out import seed_split_key
-from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.tokenizer_files import read_tokenizer
 from trainer.data.rows import ChatRow, Message, TextRow, ToolCall
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import DataSection

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trainer.data.examples.example_set import row_schema
-from trainer.data.examples.model_tokenizer import read_tokenizer
+from trainer.data.examples.tokenizer_files import read_tokenizer
 from trainer.data.rows import read_files
 from trainer.errors import JobError
 from trainer.model_files.model_check import check_model_files

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.tokenizer_files import read_tokenizer
 from trainer.data.rows import RowFile
 from trainer.errors import DataError, ErrorCode, JobError, UnavailableError
 from trainer.spec import JobSpec

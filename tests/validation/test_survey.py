@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from trainer.data.examples.example import EncodedRow, Example
 from trainer.data.examples.example_set import build_dataset, row_schema
 from trainer.data.examples.held_out import seed_split_key
-from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.privacy_rows import require_rows_for_delta
 from trainer.data.examples.row_outcomes import RowOutcomes, SplitSizes
 from trainer.data.examples.row_summary import RowSummarizer
 from trainer.data.examples.task_draw import TaskDraw
 from trainer.data.examples.task_rows import read_tasks
+from trainer.data.examples.tokenizer_files import read_tokenizer
 from trainer.data.rows import TextRow, read_files
 from trainer.errors import DataError, ErrorCode, UsageError
 from trainer.spec import JobSpec, MethodName, OnOverlong

@@ -13,11 +13,11 @@ from trainer.cli.audit_command import audit_compose_file
 from trainer.cli.console import print_bug, print_error, print_line, print_usage_error, wants_json
 from trainer.cli.exit_codes import INTERRUPTED, as_trainer_error, exit_code_of
 from trainer.cli.job_commands import job_app
+from trainer.cli.keygen_command import generate_key
 from trainer.cli.operator_commands import run_job_spec, simulate_guest_agent
 from trainer.cli.policy_command import policy_app
 from trainer.cli.provider_commands import (
     acknowledge_result,
-    generate_key,
     pull_result,
     seal_data,
     upload_dataset,

@@ -75,6 +75,7 @@ def validate_dataset(
     """Read and tokenise every row as the job will: on this machine, without a GPU, before anything is sent."""
     from trainer.cli import validation_output as output
     from trainer.cli.terminal_progress import TerminalProgress
+    from trainer.cli.validation_page import render_page_html
     from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
     from trainer.provider import find_data_files, write_private_file
     from trainer.validation.row_reports import as_local_refusal
@@ -111,7 +112,7 @@ def validate_dataset(
         start_adapter=checked,
     )
     if html is not None:
-        write_private_file(html, output.render_page_html(result).encode())
+        write_private_file(html, render_page_html(result).encode())
     if as_json:
         print_json(result.as_json())
         raise typer.Exit(int(ExitCode.LOCAL_DATA if found.first_problem else ExitCode.DONE))
@@ -231,7 +232,7 @@ def _load_local_model(spec: JobSpec, job: Path | None, chosen: Path | None) -> _
 
 
 def _load_tokenizer(files: Path, data: DataSection) -> ModelTokenizer:
-    from trainer.data.examples.model_tokenizer import TOKENIZER_FILE, read_tokenizer
+    from trainer.data.examples.tokenizer_files import TOKENIZER_FILE, read_tokenizer
 
     if not (files / TOKENIZER_FILE).is_file():
         raise UsageError(

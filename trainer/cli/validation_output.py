@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from rich.text import Text
 
-from trainer.cli.console import SafeConsole, clean_text, show_control_characters
+from trainer.cli.console import SafeConsole, show_control_characters
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.model_files.architecture import architecture_of
@@ -26,7 +25,6 @@ MAX_EXAMPLE_CHARACTERS: Final = 6000
 
 _BAR_COLUMNS: Final = 40
 _LABEL_COLUMNS: Final = 10
-_PAGE_COLUMNS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class ValidationReport:
         }
         if self.show_example and found.shown is not None and self.tokens is not None:
             document["example"] = [
-                list(_split_by_mask(example, self.tokens)) for example in found.shown.examples
+                list(split_by_mask(example, self.tokens)) for example in found.shown.examples
             ]
         if problem is not None:
             document["error"] = {
@@ -157,7 +155,7 @@ def _describe_problem(group: RefusalGroup) -> dict[str, object]:
 def print_validation(result: ValidationReport) -> None:
     """Prints the report on stdout."""
     console = SafeConsole(highlight=False, soft_wrap=True)
-    for line in _report_lines(result, columns=console.width):
+    for line in report_lines(result, columns=console.width):
         console.print_wrapped(line, indent=_LABEL_COLUMNS)
     for warning in result.warnings:
         console.print_wrapped(f"warning   {warning}", indent=_LABEL_COLUMNS, style="yellow")
@@ -165,7 +163,8 @@ def print_validation(result: ValidationReport) -> None:
         _print_example(console, result)
 
 
-def _report_lines(result: ValidationReport, *, columns: int) -> Iterator[str]:
+def report_lines(result: ValidationReport, *, columns: int) -> Iterator[str]:
+    """Yields the report without its example; `columns` bounds the bars."""
     found = result.found
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     yield f"{found.kinds.total()} rows: {kinds or 'none'}"
@@ -281,7 +280,7 @@ def _percent(part: int, total: int) -> str:
     return f"{100 * part / total:.1f} %" if total else "none"
 
 
-def _split_by_mask(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[bool, str]]:
+def split_by_mask(example: Example, tokens: ModelTokenizer) -> Iterator[tuple[bool, str]]:
     """Yields the text of an example in pieces: whether the piece is trained on, and its text."""
     start = 0
     for position in range(1, example.length + 1):
@@ -304,43 +303,9 @@ def _print_example(console: SafeConsole, result: ValidationReport) -> None:
     )
     for example in shown.examples:
         line = Text()
-        for trained, text in _split_by_mask(example, tokens):
+        for trained, text in split_by_mask(example, tokens):
             shown_text = show_control_characters(text)[:MAX_EXAMPLE_CHARACTERS]
             line.append(
                 f"⟦{shown_text}⟧" if trained else shown_text, style="green" if trained else "dim"
             )
         console.print(line)
-
-
-_PAGE_STYLE: Final = (
-    "body{font:14px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}pre{white-space:pre-wrap;"
-    "background:#f6f6f6;padding:1em}mark{background:#bfe8bf}.w{color:#8a5a00}"
-)
-
-
-def render_page_html(result: ValidationReport) -> str:
-    """Returns the report as one HTML page, without scripts and without requests to anywhere."""
-    lines = html.escape(clean_text("\n".join(_report_lines(result, columns=_PAGE_COLUMNS))))
-    warnings = "".join(
-        f"<p class=w>{html.escape(clean_text(warning))}</p>" for warning in result.warnings
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>trainer validate</title>"
-        f"<style>{_PAGE_STYLE}</style><h1>The dataset in the job</h1><pre>{lines}</pre>{warnings}"
-        f"{_render_example(result)}</html>\n"
-    )
-
-
-def _render_example(result: ValidationReport) -> str:
-    shown, tokens = result.found.shown, result.tokens
-    if shown is None or tokens is None:
-        return ""
-    parts: list[str] = []
-    for example in shown.examples:
-        runs: Mapping[bool, str] = {True: "<mark>{}</mark>", False: "{}"}
-        texts = (
-            runs[trained].format(html.escape(show_control_characters(text)))
-            for trained, text in _split_by_mask(example, tokens)
-        )
-        parts.append(f"<pre>{''.join(texts)}</pre>")
-    return f"<h2>Row {shown.row.index}: what is marked is trained on</h2>{''.join(parts)}"

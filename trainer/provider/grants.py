@@ -20,7 +20,7 @@ from trainer.models import Status, Strict, parse_strict
 from trainer.provider.dataset_files import count_rows
 from trainer.provider.local_files import read_small_file
 from trainer.provider_keys import ProviderKey
-from trainer.receipt.receipt_appraisal import GrantTerms, PoolPlace
+from trainer.receipt.expected_result import GrantTerms, PoolPlace
 from trainer.sealing.age import parse_recipient
 from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
 from trainer.sealing.grant_secrets import acknowledgement, events_token

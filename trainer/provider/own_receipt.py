@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.attestation.result.record import Record
 from trainer.errors import ErrorCode, VerificationError
 from trainer.receipt.attested_statement import verify_attested
-from trainer.receipt.receipt_appraisal import GrantTerms
+from trainer.receipt.expected_result import GrantTerms
 from trainer.receipt.statement import Statement, dataset_dependencies, parse_statement
 from trainer.sealing.age import Identity, decrypt
 from trainer.spec.pool_names import pool_folder, pool_name

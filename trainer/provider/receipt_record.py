@@ -24,7 +24,7 @@ from trainer.encoding import canonical_json, file_sha256, parse_json
 from trainer.models import One, Sha256Hex, Strict, UnixTime
 from trainer.receipt.attested_envelope import AttestedEnvelope, parse_attested_envelope
 from trainer.receipt.dsse import parse_envelope
-from trainer.receipt.receipt_appraisal import GrantTerms
+from trainer.receipt.expected_result import GrantTerms
 from trainer.receipt.statement import parse_receipt_json
 from trainer.sealing.age import count_stanzas
 

@@ -17,6 +17,7 @@ from trainer.provider.receipt_record import ReceiptRecord, write_receipt_record
 from trainer.provider.verification import verify_privacy_statement
 from trainer.receipt.attested_statement import require_acceptable, verify_attested, verify_statement
 from trainer.receipt.dsse import MAX_ENVELOPE_BYTES
+from trainer.receipt.expected_result import ExpectedResult, GrantTerms
 from trainer.receipt.model_signature import MODEL_SIGNATURE, verify_model_signature
 from trainer.receipt.privacy_statement import (
     MAX_STATEMENT_BYTES,
@@ -28,7 +29,7 @@ from trainer.receipt.public_provenance import (
     PUBLIC_PROVENANCE,
     check_public_provenance,
 )
-from trainer.receipt.receipt_appraisal import ExpectedResult, GrantTerms, appraise_statement
+from trainer.receipt.receipt_appraisal import appraise_statement
 from trainer.receipt.result_files import FAILURE_REPORT, require_result_file
 from trainer.receipt.statement import (
     UNSIGNED_FILES,

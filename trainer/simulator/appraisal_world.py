@@ -283,11 +283,8 @@ class World:
 
     def contraindicated(self) -> list[str]:
         """Appraises, and returns the codes of the checks that are contraindicated."""
-        return [
-            check.code
-            for check in self.appraise().checks
-            if check.state is CheckState.CONTRAINDICATED
-        ]
+        wrong = CheckState.CONTRAINDICATED
+        return [check.code for check in self.appraise().checks if check.state is wrong]
 
     def state(self, code: str) -> Check:
         """Appraises, and returns the check with this code."""
@@ -299,8 +296,7 @@ def honest_world(options: VmOptions | None = None, vm: SimulatedVm | None = None
     chosen = replace(options or VmOptions(gpu_attestation=GPU_BOOT), image="dstack-0.6.0")
     vm = vm or SimulatedVm(APP_COMPOSE, SEED, options=chosen)
     boot = vm.options.gpu_attestation
-    gpu = GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ())
-    return world_of(vm, gpu)
+    return world_of(vm, GpuEvidence(boot=boot, fresh=(gpu_answer(),) if boot else ()))
 
 
 def world_of(vm: SimulatedVm, gpu: GpuEvidence) -> World:

@@ -80,13 +80,11 @@ class Trainer:
         self._done = 0
         self._loss_before: float | None = None
         self._timed_until = 0.0
-        self._train_seconds = 0.0
-        self._eval_seconds = 0.0
+        self._train_seconds = self._eval_seconds = 0.0
         self._last_finite = LastFiniteAdapter(policy.parameters)
         self._stopping = EarlyStopping(section, policy.parameters)
-        self._last_adapter: tuple[Tensor, ...] | None = (
-            None  # set where the best adapter has replaced it
-        )
+        # Set where the best adapter has replaced it.
+        self._last_adapter: tuple[Tensor, ...] | None = None
 
     def run(self) -> TrainingOutcome:
         """Evaluates, trains, and evaluates again. After `restore`, continues from the restored step.
@@ -101,10 +99,8 @@ class Trainer:
             self._train()
             # Early stopping ends right after an evaluation, and a resumed run may have no step left. The loss of
             # the last step is known then and is not computed again.
-            last = self._stopping.last
-            loss_after = (
-                last[1] if last and last[0] == self._done > 0 else self._evaluate(self._done)
-            )
+            last, done = self._stopping.last, self._done
+            loss_after = last[1] if last and last[0] == done > 0 else self._evaluate(done)
             return TrainingOutcome(
                 eval_loss_before=self._loss_before,
                 # Before `measured` and `warnings` below: both depend on which adapter the run ends with.
@@ -293,29 +289,25 @@ class Trainer:
         step = self._done
         recent, self._recent = self._recent, Meter(self.policy.device, since=self._train_seconds)
         values = {**self.method.read_metrics(recent), "grad_norm": float(norm.item())}
-        # Before the report: a metric that is not finite must not leave the worker as a regular measurement.
+        # Before the report: a metric that is not finite must not leave as a regular measurement.
         self._last_finite.check(values, step)
         # Positive, so that a step that is shorter than the clock's resolution does not divide by zero.
         seconds = max(self._train_seconds - recent.since, 1e-9)
         values |= {
             "learning_rate": self._rates.at(step),
-            **self._rate_of_b(step),
             "epoch": step / self.policy.plan.steps_per_epoch,
             "tokens_per_second": recent.trained / seconds,
             "input_tokens_per_second": recent.inputs / seconds,
         }
+        if (ratio := self._section.loraplus_lr_ratio) is not None:
+            values["learning_rate_b"] = self._rates.at(step) * ratio
         self._report(MetricsMeasured(step=step, values=values))
-
-    def _rate_of_b(self, step: int) -> dict[str, float]:
-        ratio = self._section.loraplus_lr_ratio
-        return {} if ratio is None else {"learning_rate_b": self._rates.at(step) * ratio}
 
     def _evaluate(self, step: int) -> float | None:
         """Measures, checks and reports the held-out loss; returns None where there are no held-out rows."""
         started = self._clock()
         loss = self.method.evaluation.loss()
-        # A signal may interrupt the forward passes, which leave no trace, but nothing from here on: the report and
-        # the counters of early stopping must agree.
+        # No signal interrupts from here on: the report and the counters of early stopping must agree.
         with self._interrupts.deferred():
             self._timed_until = self._clock()
             self._eval_seconds += self._timed_until - started

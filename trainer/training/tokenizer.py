@@ -11,9 +11,9 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from trainer.data.examples.model_config import read_config, vocabulary_size
-from trainer.data.examples.model_tokenizer import (
+from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.tokenizer_files import (
     TOKENIZER_FILE,
-    ModelTokenizer,
     chosen_template,
     read_stop_ids,
     read_tokenizer,

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from trainer.data.examples.chat_template import TemplateRefusedError
 from trainer.data.examples.example import EncodedRow, Example
-from trainer.data.examples.model_tokenizer import ModelTokenizer, read_tokenizer
+from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import encode, encode_rows
+from trainer.data.examples.tokenizer_files import read_tokenizer
 from trainer.data.rows import ChatRow, CompletionRow, Message, PreferenceRow, Row, TextRow, ToolCall
 from trainer.errors import DataError, ErrorCode, JobError, UsageError
 from trainer.spec import DataSection, OnOverlong, RowPart, TrainOn

@@ -20,7 +20,8 @@ from trainer.receipt.static_page import require_static_page
 from trainer.spec import JobSpec
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
 from trainer.training.report.charts import Curve, nice_ticks, render_line_chart, trailing_mean
-from trainer.training.report.html_report import MetricsRecorder, render_page, write_report
+from trainer.training.report.html_report import render_page, write_report
+from trainer.training.report.metrics_recorder import MetricsRecorder
 from trainer.training.report.samples import Sample
 from trainer.training.report.summary import Summary, shared_by_providers
 from trainer.training.task_summary import TaskSummary

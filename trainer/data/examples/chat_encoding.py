@@ -11,14 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from trainer.data.examples.conservation import check_rendered
-from trainer.data.examples.masks import (
-    MaskOptions,
-    RenderedText,
-    mask_not_exact,
-    render_masked_texts,
-)
+from trainer.data.examples.masks import MaskOptions, mask_not_exact, render_masked_texts
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
+from trainer.data.examples.rendered_text import RenderedText
 from trainer.data.examples.token_boundaries import Ids, TextPrefix, text_prefixes
 from trainer.data.rows import ChatRow
 

@@ -18,9 +18,9 @@ from itertools import groupby
 from typing import Final
 
 from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError
-from trainer.data.examples.masks import RenderedText, RenderedTurn
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.printed_forms import printed_forms
+from trainer.data.examples.rendered_text import RenderedText, RenderedTurn
 from trainer.data.examples.row_texts import RowText, Scalar, collect_texts, replace_texts
 from trainer.data.examples.turn_forms import render_messages
 from trainer.data.rows import ChatRow

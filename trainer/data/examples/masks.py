@@ -26,6 +26,7 @@ from typing import Final
 
 from trainer.data.examples.chat_template import CharacterSpan, TemplateRefusedError
 from trainer.data.examples.model_tokenizer import ModelTokenizer
+from trainer.data.examples.rendered_text import RenderedText, RenderedTurn
 from trainer.data.examples.turn_forms import (
     OPENED_THOUGHT,
     TurnForm,
@@ -64,40 +65,6 @@ class MaskOptions:
             last_turn=data.train_on is TrainOn.LAST_TURN,
             split_turns=data.split_turns is SplitTurns.AUTO,
             allow_unrendered=frozenset(data.allow_unrendered),
-        )
-
-
-@dataclass(frozen=True)
-class RenderedTurn:
-    """A trained turn: the index of its message, and its spans in the text, in order."""
-
-    number: int
-    spans: tuple[CharacterSpan, ...]
-
-
-@dataclass(frozen=True)
-class RenderedText:
-    """The text of the first messages of a row.
-
-    Attributes:
-        text: their rendering.
-        count: the number of these messages.
-        turns: the turns of it that are trained on, in order; None means all of the text.
-        form: how the messages were rendered.
-    """
-
-    text: str
-    count: int
-    turns: tuple[RenderedTurn, ...] | None
-    form: TurnForm = TurnForm.PLAIN
-
-    @property
-    def spans(self) -> tuple[CharacterSpan, ...] | None:
-        """The spans that are trained on, in order; None means all of the text."""
-        return (
-            None
-            if self.turns is None
-            else tuple(span for turn in self.turns for span in turn.spans)
         )
 
 

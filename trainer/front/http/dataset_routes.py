@@ -16,7 +16,8 @@ from trainer.exchange.upload_authorization import MAX_AUTHORIZATION_BYTES, Uploa
 from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
 from trainer.front.http.bearer import CHALLENGE, UNAUTHORIZED, parse_bearer, unauthorized
 from trainer.front.http.control_client import ControlClient
-from trainer.front.http.uploads import Upload, UploadStore
+from trainer.front.http.partial_upload import Upload
+from trainer.front.http.uploads import UploadStore
 
 VERSION: Final = "1.0.0"
 EXTENSIONS: Final = "creation,expiration,termination"

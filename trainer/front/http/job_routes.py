@@ -97,6 +97,11 @@ class JobRoutes:
             },
             openapi_extra={"security": [{}, {EVENTS_SCHEME: []}]},
         )
+        self._add_last_routes(router)
+        return router
+
+    def _add_last_routes(self, router: APIRouter) -> None:
+        """Adds the routes of the end of a job: the acknowledgement, and the statement that it leads to."""
         router.add_api_route(
             "/ack",
             self.acknowledge,
@@ -121,7 +126,6 @@ class JobRoutes:
                 **documented_responses((409, ErrorCode.WRONG_PHASE)),
             },
         )
-        return router
 
     async def attestation(self, nonce: JobNonce) -> Response:
         """Returns evidence: a quote over claims that hold the nonce, and what a verifier needs to appraise it."""

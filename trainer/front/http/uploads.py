@@ -8,50 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final
 
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.spool import DATASET_NAME, SpoolDirectory
 from trainer.front.http.answers import RequestRefused
-
-_PARTIAL: Final = "upload-{}.partial"
-_SYNC_BYTES: Final = 64 << 20
-
-
-class Upload:
-    """One upload: `offset` of `length` bytes are synced to disk."""
-
-    def __init__(self, spool: Path, length: int, now: float) -> None:
-        self.id = secrets.token_hex(16)
-        self.length = length
-        self.offset = 0
-        self.path = spool / _PARTIAL.format(self.id)
-        self.last_active = now
-        self.lock = asyncio.Lock()
-        self.request_number = 0
-        self.waiting: asyncio.Timeout | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether all bytes have arrived."""
-        return self.offset == self.length
-
-    def interrupt(self) -> int:
-        """Ends the request in progress, so that the newest one continues; the earlier connection is usually dead.
-
-        Returns:
-            the number of the new request. It may write as long as `request_number` is unchanged.
-        """
-        self.request_number += 1
-        if self.waiting is not None and not self.waiting.expired():
-            self.waiting.reschedule(asyncio.get_running_loop().time())
-        return self.request_number
+from trainer.front.http.partial_upload import PARTIAL_NAME, BodyBuffer, SyncedWriter, Upload
 
 
 class UploadStore:
@@ -80,7 +46,7 @@ class UploadStore:
         self._accepting = False
         self._current: Upload | None = None
         self.max_bytes = max_bytes
-        for leftover in spool.glob(_PARTIAL.format("*")):
+        for leftover in spool.glob(PARTIAL_NAME.format("*")):
             SpoolDirectory(spool).clear(leftover.name)
 
     def open(self, accept: bool) -> None:
@@ -194,7 +160,7 @@ class UploadStore:
     ) -> None:
         # No link: whoever else writes to the spool must not choose the file that the client's bytes go to.
         descriptor = os.open(upload.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        writer = _SyncedWriter(descriptor, upload)
+        writer = SyncedWriter(descriptor, upload)
         try:
             await self._write_blocks(upload, request_number, body, writer)
         except OSError as error:
@@ -203,7 +169,7 @@ class UploadStore:
             os.close(descriptor)
 
     async def _write_blocks(
-        self, upload: Upload, request_number: int, body: AsyncIterator[bytes], writer: _SyncedWriter
+        self, upload: Upload, request_number: int, body: AsyncIterator[bytes], writer: SyncedWriter
     ) -> None:
         try:
             async with aclosing(self._blocks(upload, request_number, body)) as blocks:
@@ -219,7 +185,7 @@ class UploadStore:
     ) -> AsyncGenerator[bytes]:
         """Yields the body in blocks; each has to arrive in time. The last piece comes before a failure."""
         room = upload.length - upload.offset
-        gathered = _BodyBuffer(body, self._limits.block_bytes)
+        gathered = BodyBuffer(body, self._limits.block_bytes)
         failure: BaseException | None = None
         while failure is None and not gathered.ended:
             failure = await self._fill_in_time(upload, request_number, gathered)
@@ -232,7 +198,7 @@ class UploadStore:
             raise failure
 
     async def _fill_in_time(
-        self, upload: Upload, request_number: int, gathered: _BodyBuffer
+        self, upload: Upload, request_number: int, gathered: BodyBuffer
     ) -> BaseException | None:
         try:
             async with asyncio.timeout(self._limits.block_seconds) as upload.waiting:
@@ -256,58 +222,6 @@ class UploadStore:
             self._current.interrupt()
             self._current.path.unlink(missing_ok=True)
             self._current = None
-
-
-class _BodyBuffer:
-    """Joins pieces of a body to blocks of at least `size` bytes, unless the body ends."""
-
-    def __init__(self, body: AsyncIterator[bytes], size: int) -> None:
-        self._body = body
-        self._size = size
-        self.buffer = bytearray()
-        self.ended = False
-
-    async def fill(self) -> None:
-        """Reads until the buffer holds a block or the body ends."""
-        while len(self.buffer) < self._size:
-            try:
-                self.buffer += await anext(self._body)
-            except StopAsyncIteration:
-                self.ended = True
-                return
-
-    def take(self) -> bytes:
-        """Returns the bytes of the buffer and empties it."""
-        block = bytes(self.buffer)
-        self.buffer.clear()
-        return block
-
-
-class _SyncedWriter:
-    """Writes blocks in a thread, and advances the upload's offset after each sync."""
-
-    def __init__(self, descriptor: int, upload: Upload) -> None:
-        self._descriptor = descriptor
-        self._upload = upload
-        self._written = upload.offset
-
-    async def write(self, block: bytes) -> None:
-        await asyncio.to_thread(_write_all, self._descriptor, block, self._written)
-        self._written += len(block)
-        if self._written - self._upload.offset >= _SYNC_BYTES:
-            await self.sync()
-
-    async def sync(self) -> None:
-        if self._written > self._upload.offset:
-            await asyncio.to_thread(os.fsync, self._descriptor)
-            self._upload.offset = self._written
-
-
-def _write_all(descriptor: int, block: bytes, offset: int) -> None:
-    rest = memoryview(block)
-    while rest:
-        count = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[count:], offset + count
 
 
 def _place_durably(source: Path, spool: Path) -> None:

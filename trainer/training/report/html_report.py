@@ -1,4 +1,4 @@
-"""The report of a run: `metrics.jsonl` while it trains; `summary.json`, `samples.json`, `report.html` at its end.
+"""The report of a run at its end: `summary.json`, `samples.json`, `report.html`.
 
 The page is self-contained. Styles and charts are inside, it has no script, and it loads nothing when it is opened;
 its Content-Security-Policy forbids what it does not do. Whatever comes from data or from the job spec is escaped.
@@ -7,15 +7,14 @@ its Content-Security-Policy forbids what it does not do. Whatever comes from dat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from trainer.encoding import page_security_policy, without_controls
 from trainer.spec import JobSpec
-from trainer.training.events import MetricsMeasured, TrainingEvent
+from trainer.training.events import MetricsMeasured
 from trainer.training.methods.method import MethodWords
 from trainer.training.methods.registry import METHODS
 from trainer.training.report.charts import Curve, Point, render_line_chart, trailing_mean
@@ -27,63 +26,6 @@ from trainer.training.report.tables import render_table
 
 _SMOOTHING_WINDOWS: Final = 20
 """The loss is smoothed over this part of a run's points."""
-
-
-class MetricsRecorder:
-    """Passes events on and records the metrics among them: in memory, and as lines of `metrics.jsonl`.
-
-    Args:
-        directory: the report's directory; it is created if absent.
-        forward: receives every event.
-        earlier: metrics of the same run from before an interruption; the file begins with them.
-        hidden: names of metrics that are neither recorded nor passed on.
-
-    Attributes:
-        metrics: the recorded metrics, in order.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        forward: Callable[[TrainingEvent], None],
-        earlier: Sequence[MetricsMeasured] = (),
-        *,
-        hidden: frozenset[str] = frozenset(),
-    ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
-        self._forward = forward
-        self._hidden = hidden
-        self.metrics: list[MetricsMeasured] = []
-        for event in earlier:
-            self._record(event)
-
-    def __call__(self, event: TrainingEvent) -> None:
-        """Records an event if it holds metrics, and passes it on."""
-        if isinstance(event, MetricsMeasured):
-            shown = {
-                name: value for name, value in event.values.items() if name not in self._hidden
-            }
-            event = event.model_copy(update={"values": shown})
-            self._record(event)
-        self._forward(event)
-
-    def _record(self, event: MetricsMeasured) -> None:
-        self.metrics.append(event)
-        self._file.write(json.dumps({"step": event.step, **event.values}) + "\n")
-        # A process that is killed writes no buffer.
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def write_report(

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from trainer.data.examples.held_out import choose_evaluated
-from trainer.data.examples.model_tokenizer import chosen_template
+from trainer.data.examples.tokenizer_files import chosen_template
 from trainer.errors import JobError
 from trainer.model_files.companion_files import copy_companions
 from trainer.models import Activity
 from trainer.spec import JobSpec
 from trainer.training.adapter import save_adapter
-from trainer.training.checkpoint import CheckpointWriter, SavedState
+from trainer.training.checkpoint import CheckpointWriter, ResumedState, SavedState
 from trainer.training.events import MetricsMeasured, PreparationAdvanced
 from trainer.training.interruption import Interruption
 from trainer.training.loop import Trainer
@@ -26,7 +26,7 @@ from trainer.training.privacy.memorisation_audit import MemorisationAudit
 from trainer.training.privacy.privacy_findings import Privacy
 from trainer.training.privacy.stages import judge_privacy, private_step_policy
 from trainer.training.progress import TrainingOutcome
-from trainer.training.report.html_report import MetricsRecorder
+from trainer.training.report.metrics_recorder import MetricsRecorder
 from trainer.training.report.samples import Sample, Sampler
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stages.load import LoadedModel, trained_parameters
@@ -34,6 +34,7 @@ from trainer.training.stages.prepare import PreparedData
 from trainer.training.stages.run_context import RunContext
 from trainer.training.step_policy import PlainStepPolicy, StepPolicy
 from trainer.training.task_evaluation import TaskComparison, TaskEvaluation
+from trainer.training.task_summary import TaskFigures
 
 
 @dataclass(frozen=True)
@@ -71,56 +72,24 @@ def train(
         Interruption: a signal came.
     """
     spec, resumed = inputs.spec, loaded.resumed
-    context.report(PreparationAdvanced(activity=Activity.EVALUATING))
-    # The first row of a unit has the desired answer; its prompt is the sample's.
-    rows_per_unit = METHODS[spec.train.method].rows_per_unit
-    sampler = Sampler(
-        loaded.model,
-        data.tokenizer,
-        loaded.precision,
-        data.dataset.evaluation[::rows_per_unit],
-        count=spec.output.samples,
-        max_new_tokens=spec.output.sample_max_new_tokens,
-        starts_as_base=spec.lora.starts_as_base,
-    )
-    # A resumed run takes the answers from before the first step, like all earlier metrics, from its checkpoint.
-    with context.watch.part("sample"):
-        samples = resumed.samples if resumed else sampler.sample_before_training()
-    evaluation = _make_task_evaluation(data, loaded, spec, context)
-    # A report without task metrics, or without an audit, does not mention these parts.
-    timed_task = partial(context.watch.part, "task") if evaluation else nullcontext
-    with timed_task():
-        task_before = resumed.task if resumed else None
-        if evaluation and task_before is None:
-            task_before = evaluation.measure(as_base=spec.lora.starts_as_base).figures
-    timed_audit = partial(context.watch.part, "audit") if spec.privacy.enabled else nullcontext
-    audit = MemorisationAudit(
-        loaded.loss,
-        data.probes,
-        repetitions=spec.privacy.canary_repetitions,
-        device=loaded.precision.device,
-    )
-    # The adapter is fresh here, also in a resumed run: these are the losses of the base model. Section `privacy`
-    # excludes an earlier adapter.
-    with timed_audit():
-        audit.before()
-    earlier_metrics = resumed.metrics if resumed else ()
+    comparisons = _Comparisons(spec, data, loaded, context)
+    comparisons.before(resumed)
     # Steps in an epoch tell how many rows there are.
     hidden = frozenset({"epoch"}) if spec.exchange.joint else frozenset[str]()
+    earlier_metrics = resumed.metrics if resumed else ()
     with MetricsRecorder(
         inputs.output_dir / "report", context.report, earlier_metrics, hidden=hidden
     ) as recorder:
         saved = SavedState(
             recorder.metrics,
-            samples,
+            comparisons.samples,
             resumed.resumed_at if resumed else (),
             data.probe_seed,
-            task_before,
+            comparisons.task_before,
         )
-        parameters = tuple(trained_parameters(loaded.model))
         checkpoints = CheckpointWriter(
             inputs.output_dir,
-            parameters,
+            tuple(trained_parameters(loaded.model)),
             saved,
             report=context.report,
             interrupts=context.interrupts,
@@ -131,14 +100,11 @@ def train(
             trainer.restore(resumed.state)
         try:
             outcome = _run_trainer(trainer, inputs, loaded, context)
-            with context.watch.part("sample"):
-                samples = sampler.sample_after_training(samples)
-            with timed_task():
-                task = evaluation.compare(task_before) if evaluation and task_before else None
+            comparisons.after()
             # The judgement comes before the first byte of the adapter is written: an adapter that is withheld
             # never reaches the disk. An error of `judge_privacy` has the same effect.
-            with timed_audit():
-                privacy, withheld = judge_privacy(spec.privacy, trainer, audit)
+            with comparisons.timed_audit():
+                privacy, withheld = judge_privacy(spec.privacy, trainer, comparisons.audit)
             if withheld is None and context.ranks.rank == 0:
                 _save_adapter(inputs, loaded, context)
         except Interruption:
@@ -146,7 +112,78 @@ def train(
             if (state := trainer.resumable_state()) is not None:
                 checkpoints.save(state, True)
             raise
-    return TrainedModel(outcome, recorder.metrics, samples, privacy, withheld, audit.losses, task)
+    return TrainedModel(
+        outcome,
+        recorder.metrics,
+        tuple(comparisons.samples),
+        privacy,
+        withheld,
+        comparisons.audit.losses,
+        comparisons.task,
+    )
+
+
+class _Comparisons:
+    """What is measured before and after training: samples, task metrics, and losses of audited rows.
+
+    Attributes:
+        samples: answers before, and from `after` on also after training.
+        task_before: the task metrics before training; None without `evaluation.metrics`.
+        task: the task metrics before and after training; None until `after`, or without such metrics.
+        audit: the audit of memorisation.
+    """
+
+    def __init__(
+        self, spec: JobSpec, data: PreparedData, loaded: LoadedModel, context: RunContext
+    ) -> None:
+        self._as_base, self._context = spec.lora.starts_as_base, context
+        # The first row of a unit has the desired answer; its prompt is the sample's.
+        rows_per_unit = METHODS[spec.train.method].rows_per_unit
+        self._sampler = Sampler(
+            loaded.model,
+            data.tokenizer,
+            loaded.precision,
+            data.dataset.evaluation[::rows_per_unit],
+            count=spec.output.samples,
+            max_new_tokens=spec.output.sample_max_new_tokens,
+            starts_as_base=spec.lora.starts_as_base,
+        )
+        self._evaluation = _make_task_evaluation(data, loaded, spec, context)
+        self.audit = MemorisationAudit(
+            loaded.loss,
+            data.probes,
+            repetitions=spec.privacy.canary_repetitions,
+            device=loaded.precision.device,
+        )
+        # A report without task metrics, or without an audit, does not mention these parts.
+        part = context.watch.part
+        self._timed_task = partial(part, "task") if self._evaluation else nullcontext
+        self.timed_audit = partial(part, "audit") if spec.privacy.enabled else nullcontext
+        self.samples: Sequence[Sample] = ()
+        self.task_before: TaskFigures | None = None
+        self.task: TaskComparison | None = None
+
+    def before(self, resumed: ResumedState | None) -> None:
+        """Measures with the fresh adapter. A resumed run takes samples and task metrics from its checkpoint."""
+        self._context.report(PreparationAdvanced(activity=Activity.EVALUATING))
+        with self._context.watch.part("sample"):
+            self.samples = resumed.samples if resumed else self._sampler.sample_before_training()
+        with self._timed_task():
+            self.task_before = resumed.task if resumed else None
+            if self._evaluation and self.task_before is None:
+                self.task_before = self._evaluation.measure(as_base=self._as_base).figures
+        # The adapter is fresh also in a resumed run: these are the losses of the base model. Section `privacy`
+        # excludes an earlier adapter.
+        with self.timed_audit():
+            self.audit.before()
+
+    def after(self) -> None:
+        """Measures samples and task metrics with the trained adapter."""
+        with self._context.watch.part("sample"):
+            self.samples = self._sampler.sample_after_training(self.samples)
+        with self._timed_task():
+            if self._evaluation and self.task_before:
+                self.task = self._evaluation.compare(self.task_before)
 
 
 def _make_task_evaluation(
