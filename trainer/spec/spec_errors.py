@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -48,19 +48,17 @@ def _unknown_keys(found: Sequence[tuple[str, object]], known: Sequence[str]) -> 
         message = f"job spec: unknown key {names}"
     else:
         message = f"job spec: {len(found)} unknown keys: {names}{more}"
-    hints = [hint for key, value in found[:_SHOWN_KEYS] for hint in _hints(key, value, known)]
+    hints = []
+    for key, value in found[:_SHOWN_KEYS]:
+        if own := key_hint(key, known):
+            hints.append(f"{key}: {own}")
+        inner = dict(nested_hints(value, known))
+        hints += (f"{name} in {key}: {text}" for name, text in inner.items())
     if len(found) == len(hints) == 1:
         hint = hints[0].partition(": ")[2]
     else:
         hint = "\n      ".join(hints[:_SHOWN_KEYS]) or "see trainer/SPEC.md for all keys"
     return UsageError(ErrorCode.SPEC_UNKNOWN_KEY, message, hint=hint)
-
-
-def _hints(key: str, value: object, known: Sequence[str]) -> Iterator[str]:
-    if hint := key_hint(key, known):
-        yield f"{key}: {hint}"
-    for name, inner in dict(nested_hints(value, known)).items():
-        yield f"{name} in {key}: {inner}"
 
 
 def _wrong_value(problem: Any, spec: type[BaseModel], known: Sequence[str]) -> UsageError:

@@ -107,22 +107,17 @@ def ear_claims(result: AttestationResult) -> dict[str, JsonValue]:
         }
         for name, vector in vectors(result.checks).items()
     }
+    # The nonce of the request only: the evidence's own would prove nothing. In JSON a text of 8 to 88 characters
+    # (RFC 9711, section 4.1).
+    nonce = base64.urlsafe_b64encode(bytes.fromhex(result.nonce or "")).decode().rstrip("=")
     return {
         "eat_profile": EAT_PROFILE,
         "iat": result.appraised_at,
-        **_eat_nonce(result),
+        **({"eat_nonce": nonce} if nonce else {}),
         VERIFIER_ID: {"developer": DEVELOPER, "build": BUILD},
         "ear_status": (tier if result.status == "pass" else Tier.CONTRAINDICATED).value,
         "submods": submodules,
     }
-
-
-def _eat_nonce(result: AttestationResult) -> dict[str, JsonValue]:
-    """Returns the nonce of the request; nothing if there was none: the evidence's own would prove nothing."""
-    if result.nonce is None:
-        return {}
-    # In JSON a text of 8 to 88 characters (RFC 9711, section 4.1).
-    return {"eat_nonce": base64.urlsafe_b64encode(bytes.fromhex(result.nonce)).decode().rstrip("=")}
 
 
 def vectors(checks: Sequence[Check]) -> dict[Submodule, dict[TrustClaim, TrustValue]]:

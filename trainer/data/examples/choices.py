@@ -8,7 +8,6 @@ there.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
@@ -27,14 +26,16 @@ def choice_examples(task: Task, rows: TaskRows, tokenizer: ModelTokenizer) -> li
     if task.start:
         context, *texts = (add_start(ids, tokenizer) for ids in (context, *texts))
     end = [task.end] if rows.with_end and task.end is not None else []
-    return [
+    # No token predicts index 0, so a choice without any context is judged from its second token on.
+    first = max(len(context), 1)
+    examples = []
+    for choice, ids in zip(rows.choices, texts, strict=True):
         # Where a token crosses the boundary, the context's own tokens come first, as in generation and training.
-        _make_example(
-            [*(ids if ids[: len(context)] == context else context + tokenizer.ids(choice)), *end],
-            len(context),
-        )
-        for choice, ids in zip(rows.choices, texts, strict=True)
-    ]
+        begins = ids[: len(context)] == context
+        answered = [*(ids if begins else context + tokenizer.ids(choice)), *end]
+        counted = bytes(first) + b"\1" * (len(answered) - first)
+        examples.append(Example(array("i", answered), counted, stops=False))
+    return examples
 
 
 def longest_choice(rows: TaskRows, tokenizer: ModelTokenizer) -> int:
@@ -47,9 +48,3 @@ def longest_choice(rows: TaskRows, tokenizer: ModelTokenizer) -> int:
         ),
         default=0,
     )
-
-
-def _make_example(ids: Sequence[int], first: int) -> Example:
-    # No token predicts index 0, so a choice without any context is judged from its second token on.
-    counted = bytes(max(first, 1)) + b"\1" * (len(ids) - max(first, 1))
-    return Example(array("i", ids), counted, stops=False)

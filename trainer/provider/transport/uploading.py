@@ -187,16 +187,13 @@ class DatasetUploader:
             "PATCH", location, headers=headers, content=body, accept=(204,)
         ) as response:
             confirmed = _parse_offset(response.headers, size)
-        self._choose_segment(time.monotonic() - started)
-        return confirmed
-
-    def _choose_segment(self, seconds: float) -> None:
-        """Chooses the length of the next segment, so that even a slow link soon has something confirmed."""
-        fast, slow = _SEGMENT_SECONDS
+        # So that even a slow link soon has something confirmed.
+        seconds, (fast, slow) = time.monotonic() - started, _SEGMENT_SECONDS
         if seconds < fast:
             self._segment_bytes = min(_SEGMENT_BYTES[1], 2 * self._segment_bytes)
         elif seconds > slow:
             self._segment_bytes = max(_SEGMENT_BYTES[0], self._segment_bytes // 2)
+        return confirmed
 
     def _read_blocks(self, file: BinaryIO, offset: int, end: int) -> Iterator[bytes]:
         file.seek(offset)
