@@ -3,10 +3,11 @@ r"""Tokenises texts in pieces that many texts have in common, so that a piece is
 A byte-level tokenizer splits a text into words by a pattern, and merges the bytes of each word alone. Most texts
 consist of the same few thousand words, and to look one up takes a fifth of the time of tokenising it.
 
-A text is cut before a single space between two characters that are no white space. The ids of the pieces, joined,
-are those of the text if no step of the tokenizer looks across such a space:
+A text is cut around the added tokens in it, and before a single space between two characters that are no white
+space. The ids of the pieces, joined, are those of the text if no step of the tokenizer looks across such a cut:
 
-- **Added tokens** contain no space, swallow none, and do not ask what is around them.
+- **Added tokens** that are matched before the normaliser split the text before anything else: the leftmost one,
+  of two that begin there the longer one. None contains a space, swallows one, or asks what is around it.
 - **The normaliser** is none or NFC. A space is no part of a composition, and neither decomposes nor moves.
 - **The pattern** is GPT-2's or one of `INDEPENDENT_PATTERNS`. In these, white space is the first character of a
   match, or all of it, or, if it is a line end, its last characters. So a match with any other character ends
@@ -22,9 +23,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from itertools import chain
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import chain, filterfalse
 from typing import TYPE_CHECKING, Any, Final
+
+from trainer.data.examples.token_boundaries import any_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,7 +37,7 @@ MAX_PIECE_CHARACTERS: Final = 64
 """Longest piece whose ids are cached."""
 
 MAX_CACHED_CHARACTERS: Final = 1 << 19
-"""Characters of all of them: of words in European languages about 65,000, which take 15 MB; at worst 40 MB."""
+"""Characters of the pieces of a cache: of words in European languages about 65,000, which take 12 MB."""
 
 _CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BEFORE: Final = r"[^\r\n\p{L}\p{N}]?"
@@ -59,11 +63,12 @@ _DIGITS: Final = {"type": "Digits", "individual_digits": True}
 
 # Characters that no version of Unicode calls white space: ASCII, scripts before U+1680, those of East Asia.
 _OTHER: Final = "!-~\u00a1-\u167f\u3001-\ud7ff"
-_CUT: Final = re.compile(f"(?= [{_OTHER}])(?<=[{_OTHER}])")
+# The space comes first, because to look for one character is the fastest way to begin a match.
+_CUT: Final = re.compile(f" (?=[{_OTHER}])(?<=[{_OTHER}] )")
 
 
 def cut_text(text: str) -> list[str]:
-    """Returns a text in pieces; all but the first begin with a space."""
+    """Returns a text in pieces, between each two of which it has a space."""
     return _CUT.split(text)
 
 
@@ -104,6 +109,45 @@ def _state(part: Any) -> dict[str, Any]:
     return state
 
 
+class PieceCache:
+    """The ids of pieces, of which it keeps the short ones.
+
+    Args:
+        backend: tokenises a piece.
+        before: text before each piece, which is tokenised with it.
+
+    Attributes:
+        ids: piece → its ids: int32 [tokens].
+        characters: number of characters of the pieces that are kept.
+    """
+
+    def __init__(self, backend: Tokenizer, before: str) -> None:
+        self._backend = backend
+        self._before = before
+        self.ids: dict[str, bytes] = {}
+        self.characters = 0
+
+    def add(self, pieces: Iterable[str]) -> list[str]:
+        """Tokenises those of the pieces that have no ids yet, on all cores, and returns them."""
+        new = sorted(set(filterfalse(self.ids.__contains__, pieces)))
+        texts = [f"{self._before}{piece}" for piece in new]
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        for piece, encoding in zip(new, encoded, strict=True):
+            self.ids[piece] = array("i", encoding.ids).tobytes()
+        return new
+
+    def forget(self, new: Iterable[str]) -> None:
+        """Keeps the short ones of the new pieces; and nothing, once there is too much."""
+        for piece in new:
+            if len(piece) > MAX_PIECE_CHARACTERS:
+                del self.ids[piece]
+            else:
+                self.characters += len(piece)
+        if self.characters > MAX_CACHED_CHARACTERS:
+            self.ids.clear()
+            self.characters = 0
+
+
 class TextTokenizer:
     """Tokenises texts: in pieces, of which it caches the short ones, if the tokenizer admits that; else entire.
 
@@ -117,36 +161,35 @@ class TextTokenizer:
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
         self.cuts = has_independent_words(backend)
-        self._ids: dict[str, list[int]] = {}
-        self._characters = 0
+        added = backend.get_added_tokens_decoder().values()
+        pattern = any_of(token.content for token in added if not token.normalized).pattern
+        self._added = re.compile(f"({pattern})")
+        self._starts, self._words = PieceCache(backend, ""), PieceCache(backend, " ")
 
     @property
     def cached_characters(self) -> int:
         """Number of characters of the pieces whose ids are cached."""
-        return self._characters
+        return self._starts.characters + self._words.characters
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenises each text separately, on all cores; no special tokens are added."""
         if not self.cuts:
-            return self._encode(texts)
-        pieces = list(map(cut_text, texts))
-        new = sorted(set(chain.from_iterable(pieces)).difference(self._ids))
-        self._ids.update(zip(new, self._encode(new), strict=True))
-        joined = [list(chain.from_iterable(map(self._ids.__getitem__, own))) for own in pieces]
-        self._forget(new)
-        return joined
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
-
-    def _forget(self, new: Sequence[str]) -> None:
-        """Keeps the short ones of the new pieces; and nothing, once there is too much."""
-        for piece in new:
-            if len(piece) > MAX_PIECE_CHARACTERS:
-                del self._ids[piece]
-            else:
-                self._characters += len(piece)
-        if self._characters > MAX_CACHED_CHARACTERS:
-            self._ids.clear()
-            self._characters = 0
+            encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encoded]
+        # Of each text the parts between added tokens, and these themselves; of each part the pieces.
+        cut = [list(map(cut_text, self._added.split(text))) for text in texts]
+        starts, words = self._starts, self._words
+        new_starts = starts.add(pieces[0] for parts in cut for pieces in parts)
+        new_words = words.add(chain.from_iterable(pieces[1:] for parts in cut for pieces in parts))
+        joined = [
+            b"".join(
+                [
+                    starts.ids[start] + b"".join(map(words.ids.__getitem__, others))
+                    for start, *others in parts
+                ]
+            )
+            for parts in cut
+        ]
+        starts.forget(new_starts)
+        words.forget(new_words)
+        return [array("i", ids).tolist() for ids in joined]
