@@ -181,9 +181,14 @@ class UsageError(TrainerError):
 
 
 class UnavailableError(TrainerError):
-    """Something outside this process did not answer; a retry may help."""
+    """Something outside this process did not answer; a retry may help.
+
+    Attributes:
+        waited: seconds that an answer was waited for before this was raised, where a caller counts them.
+    """
 
     exit_code = ExitCode.UNAVAILABLE
+    waited: float = 0.0
 
 
 class VerificationError(TrainerError):

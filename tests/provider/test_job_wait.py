@@ -42,6 +42,19 @@ def test_a_reason_is_said_once_with_a_count(clock: list[float]) -> None:
     assert clock[0] > 0
 
 
+def test_what_a_carrier_has_waited_counts(clock: list[float]) -> None:
+    wait = JobWait(60, cast("ProgressReporter", SimpleNamespace(line=[].append)))
+    late = error("no status in 50 s")
+    late.waited = 50.0
+    for _ in range(5):
+        assert wait.remaining() == pytest.approx(60 if clock[0] == 0 else 10 - clock[0])
+        wait.wait_after(late)
+    assert wait.remaining() == 0
+    with pytest.raises(UnavailableError, match="no status"):
+        wait.wait_after(late)
+    assert clock[0] == 10
+
+
 def test_a_wait_has_its_bound(clock: list[float]) -> None:
     lines: list[str] = []
     wait = JobWait(60, cast("ProgressReporter", SimpleNamespace(line=lines.append)))

@@ -84,7 +84,8 @@ def test_a_job_that_ended_while_it_prepared_is_waited_for(
     monkeypatch.setattr(steps, "appraise_job", unreachable)
     monkeypatch.setattr(steps, "submission_identity", lambda *_: b'{"a":"test"}')
     waiting = SimpleNamespace(
-        wait_after=lambda error: waits.append(error.code) if len(waits) < 3 else end()
+        remaining=lambda: 0.0,
+        wait_after=lambda error: waits.append(error.code) if len(waits) < 3 else end(),
     )
     monkeypatch.setattr(run, "_job_wait", waiting)
     with pytest.raises(KeyboardInterrupt if known else UnavailableError):

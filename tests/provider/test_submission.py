@@ -89,7 +89,12 @@ class Job:
     statement: bytes | None = None
     answer: bytes | None = None
 
-    def connect(self, _source: str, *, pinned_spki_sha256: str | None = None) -> Job:
+    def connect(
+        self, _source: str, *, wait_seconds: float, pinned_spki_sha256: str | None = None
+    ) -> Job:
+        assert 10 <= wait_seconds <= 60, (
+            "bounded by what is left of the wait; an answer takes a moment"
+        )
         self.connections += 1
         assert self.connections < 2000, "it connects without end"
         if pinned_spki_sha256 is not None and (error := self.fails_to_connect()) is not None:

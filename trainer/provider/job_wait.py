@@ -27,8 +27,13 @@ class JobWait:
         self._since: float | None = None  # monotonic seconds
         self._reasons: Counter[str] = Counter()
 
+    def remaining(self) -> float:
+        """Returns how long an answer may still be waited for, in seconds."""
+        spent = 0.0 if self._since is None else time.monotonic() - self._since
+        return max(0.0, self._seconds - spent)
+
     def wait_after(self, error: UnavailableError | VerificationError) -> None:
-        """Waits before another attempt.
+        """Waits before another attempt; what a carrier has waited by itself counts.
 
         Raises:
             UnavailableError | VerificationError: `error`, if the job has been waited for long enough.
@@ -36,7 +41,7 @@ class JobWait:
         now = time.monotonic()
         self._reasons[error.message] += 1
         if self._since is None:
-            self._since = now
+            self._since = now - (error.waited if isinstance(error, UnavailableError) else 0.0)
             bound = describe_duration(round(self._seconds))
             self._report.line(f"  {error.message}; waiting up to {bound} for the job to go on")
         elif self._reasons[error.message] == 1:

@@ -55,6 +55,9 @@ from trainer.receipt.deletion import DeletionStatement
 
 StepResult = TypeVar("StepResult")
 
+_ANSWER_SECONDS: Final = 10.0
+"""How long the answer of a job by files may take, however short the wait: none is there at once."""
+
 _NO_ANSWER: Final = frozenset(
     {ErrorCode.JOB_UNREACHABLE, ErrorCode.STORE_UNAVAILABLE, ErrorCode.JOB_BUSY, ErrorCode.TIMEOUT}
 )
@@ -131,9 +134,7 @@ class _SubmissionRun:
 
     def _adopt_restarted_job(self) -> None:
         record = self._appraise()
-        pinned = connect_to_job(
-            self._submission.source, pinned_spki_sha256=record.result.peer_spki_sha256
-        )
+        pinned = self._connect(record.result.peer_spki_sha256)
         status = pinned.status()
         if status.phase is Phase.STARTING:
             # It has evidence before it prepares: it is about to offer what it sealed before the restart.
@@ -149,9 +150,7 @@ class _SubmissionRun:
         record = self._measure_time("verify", self._verify)
         grant = self._measure_time("seal", lambda: self._seal(record))
         # From here on only the key that the appraised claims name gets a byte.
-        client = connect_to_job(
-            self._submission.source, pinned_spki_sha256=self._directory.load_peer_key(record)
-        )
+        client = self._connect(self._directory.load_peer_key(record))
         sealed = self._directory.sealed_result
         if sealed.exists():
             receiver = self._directory.deletion_receiver(client, record, grant, file_sha256(sealed))
@@ -203,7 +202,7 @@ class _SubmissionRun:
             VerificationError: it is not a pass.
         """
         submission = self._submission
-        job = connect_to_job(submission.source)
+        job = self._connect(None)
         try:
             record = appraise_job(
                 job, self._policy, cache=submission.cache, nonces=submission.nonces
@@ -218,6 +217,13 @@ class _SubmissionRun:
         for caution in record.result.cautions:
             self._report.line(f"CAUTION: {caution}")
         return record
+
+    def _connect(self, peer_key: str | None) -> Carrier:
+        return connect_to_job(
+            self._submission.source,
+            pinned_spki_sha256=peer_key,
+            wait_seconds=max(_ANSWER_SECONDS, self._job_wait.remaining()),
+        )
 
     def _seal(self, record: Record) -> GrantRecord:
         if (grant := self._directory.load_grant()) is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trainer.cli.options import JOB_LOCATION
-from trainer.errors import ExitCode, UsageError
+from trainer.errors import ExitCode, UnavailableError, UsageError
 from trainer.provider.transport.carrier_registry import CARRIERS, connect_to_job
 from trainer.provider.transport.http_carrier import JobClient
 from trainer.provider.transport.spool_carrier import SpoolClient
@@ -23,6 +24,20 @@ def test_a_url_is_reached_over_https_with_the_pin() -> None:
 
 def test_a_directory_is_a_spool(tmp_path: Path) -> None:
     assert isinstance(connect_to_job(str(tmp_path)), SpoolClient)
+
+
+@pytest.mark.parametrize(("wait_seconds", "looks"), [(0.0, 1), (1.0, 6), (5000.0, 25_001)])
+def test_a_spool_is_asked_for_as_long_as_the_caller_waits(
+    wait_seconds: float, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect_to_job(str(tmp_path), wait_seconds=wait_seconds)
+    seen = []
+    monkeypatch.setattr(client, "_sleep", seen.append)
+    monkeypatch.setattr(client, "_spool", SimpleNamespace(load=lambda *_: None, where="spool"))
+    with pytest.raises(UnavailableError) as caught:
+        client.status()
+    assert len(seen) + 1 == pytest.approx(looks, abs=1)
+    assert caught.value.waited == pytest.approx(wait_seconds, abs=0.2)
 
 
 @pytest.mark.parametrize("location", ["http://job.example", "job.example:8443", "/absent/spool"])

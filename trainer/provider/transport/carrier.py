@@ -19,6 +19,9 @@ PHASES_BEFORE_UPLOAD: Final = frozenset(
 )
 """Phases in which a job has no dataset."""
 
+DEFAULT_WAIT_SECONDS: Final = 600.0
+"""How long an answer that comes by files is waited for, if the caller sets no bound."""
+
 FINAL_PHASES: Final = frozenset({Phase.DONE, Phase.FAILED})
 """Phases after which no event follows."""
 
@@ -122,9 +125,10 @@ class CarrierKind:
         location: description of the locations that it serves, for help and error texts.
         serves: whether a location, as the user wrote it, belongs to this carrier.
         connect: makes the client for a location; the second argument is the SHA-256 of the only acceptable TLS
-            key in hex, None before the job was appraised. A carrier without TLS ignores it.
+            key in hex, None before the job was appraised. A carrier without TLS ignores it. The third is how
+            many seconds an answer is waited for; one that has a connection knows at once that there is none.
     """
 
     location: str
     serves: Callable[[str], bool]
-    connect: Callable[[str, str | None], Carrier]
+    connect: Callable[[str, str | None, float], Carrier]

@@ -192,5 +192,5 @@ class JobClient:
 HTTP_CARRIER: Final = CarrierKind(
     location="an https:// URL",
     serves=lambda location: location.startswith("https://"),
-    connect=lambda location, pin: JobClient(location, pinned_spki_sha256=pin),
+    connect=lambda location, pin, _wait: JobClient(location, pinned_spki_sha256=pin),
 )

@@ -39,6 +39,7 @@ from trainer.exchange.spool import (
 )
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import (
+    DEFAULT_WAIT_SECONDS,
     FINAL_PHASES,
     Authorize,
     CarrierKind,
@@ -68,7 +69,7 @@ class SpoolClient:
         self,
         spool: SpoolFiles,
         *,
-        timeout: float = 600.0,
+        timeout: float = DEFAULT_WAIT_SECONDS,
         pause: float = 0.2,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -282,11 +283,12 @@ class SpoolClient:
         waited = 0.0
         while (answer := look()) is None:
             if waited >= timeout:
-                raise UnavailableError(
-                    ErrorCode.TIMEOUT,
-                    f"{self._spool.where}: {failure} in {timeout:.0f} s",
-                    hint="does a job run with this spool?",
+                hint, what = "does a job run with this spool?", f"{failure} in {timeout:.0f} s"
+                error = UnavailableError(
+                    ErrorCode.TIMEOUT, f"{self._spool.where}: {what}", hint=hint
                 )
+                error.waited = waited
+                raise error
             self._sleep(self._pause)
             waited += self._pause
         return answer
@@ -299,7 +301,9 @@ def _directory(location: str) -> Path:
 SPOOL_CARRIER: Final = CarrierKind(
     location="a spool directory",
     serves=lambda location: _directory(location).is_dir(),
-    connect=lambda location, _pin: SpoolClient(SpoolDirectory(_directory(location))),
+    connect=lambda location, _pin, wait: SpoolClient(
+        SpoolDirectory(_directory(location)), timeout=wait
+    ),
 )
 
 

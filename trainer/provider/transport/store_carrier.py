@@ -127,7 +127,7 @@ class StoreSpool:
 STORE_CARRIER: Final = CarrierKind(
     location="an object store (s3://BUCKET/PREFIX)",
     serves=is_store_location,
-    connect=lambda location, _pin: SpoolClient(
-        StoreSpool(open_store(location, os.environ), location), pause=_PAUSE_SECONDS
+    connect=lambda location, _pin, wait: SpoolClient(
+        StoreSpool(open_store(location, os.environ), location), timeout=wait, pause=_PAUSE_SECONDS
     ),
 )
