@@ -180,6 +180,27 @@ class UsageError(TrainerError):
     exit_code = ExitCode.USAGE
 
 
+def install_command(extra: str) -> str:
+    """Returns the command that installs this package with one of its extras."""
+    return f"pip install 'confidential-trainer[{extra}]'"
+
+
+def missing_package(
+    name: str | None, extra: str, purpose: str, *, otherwise: str | None = None
+) -> UsageError:
+    """Returns the error for a package that is not installed.
+
+    Args:
+        name: of the package, as the failed import gives it.
+        extra: the extra of this package that brings it.
+        purpose: what needs it.
+        otherwise: what can be done without it, in the imperative.
+    """
+    hint = install_command(extra) + (f", or {otherwise}" if otherwise else "")
+    what = f"{purpose} needs a package"
+    return UsageError(ErrorCode.USAGE, what, expected=name, found="none", hint=hint)
+
+
 class UnavailableError(TrainerError):
     """Something outside this process did not answer; a retry may help.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from trainer.cli.console import print_line
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import ErrorCode, UsageError, missing_package
 
 
 def development_compose(key_provider: str) -> str:
@@ -82,11 +82,7 @@ def run_job_spec(
         from trainer.job.store_variables import take_store_variables
         from trainer.job.supervisor import run_job
     except ModuleNotFoundError as error:
-        raise UsageError(
-            ErrorCode.USAGE,
-            f"the package {error.name} is missing",
-            hint="the job needs more than the provider's tool: install confidential-trainer[job]",
-        ) from error
+        raise missing_package(error.name, "job", "the job, unlike the provider's tool,") from error
 
     token, store = take_hub_token(os.environ), take_store_variables(os.environ)
     options = JobOptions(job, guest_agent, spool, ciphertext, workspace, token, store)

@@ -11,7 +11,7 @@ import typer
 
 from trainer.cli.console import SafeConsole, print_json
 from trainer.cli.options import Json, Quiet
-from trainer.errors import DataError, ErrorCode, JobError, UsageError
+from trainer.errors import DataError, ErrorCode, JobError, UsageError, missing_package
 
 if TYPE_CHECKING:
     from trainer.cli.terminal_progress import TerminalProgress
@@ -125,11 +125,7 @@ def _load(
     try:
         from trainer.training.adapter_comparison import AdapterComparison
     except ModuleNotFoundError as error:
-        raise UsageError(
-            ErrorCode.USAGE,
-            f"the package {error.name} is missing",
-            hint='pip install "confidential-trainer[try]"',
-        ) from error
+        raise missing_package(error.name, "try", "generating with the adapter") from error
     place = model or _download(trial, progress)
     progress.step(f"comparing the digest of {place} with the one that the adapter names")
     files = require_named_base(place, _model_files(trial, place), trial.base)

@@ -20,7 +20,7 @@ from trainer.cli.options import (
     load_attestation,
     require_absent,
 )
-from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError
+from trainer.errors import DataError, ErrorCode, ExitCode, JobError, UsageError, install_command
 
 if TYPE_CHECKING:
     from trainer.data.examples.model_tokenizer import ModelTokenizer
@@ -218,7 +218,7 @@ def _load_local_model(spec: JobSpec, job: Path | None, chosen: Path | None) -> _
             unknown="the base model is not here; --model DIR takes a directory with its small files"
         )
     if any(find_spec(package) is None for package in ("tokenizers", "jinja2")):
-        return _LocalModel(unknown='this needs pip install "confidential-trainer[validate]"')
+        return _LocalModel(unknown=f"this needs {install_command('validate')}")
     with files_of_the_job(directory, spec) as files:
         found = check_model_files(files, spec.model.model_file_sha256, spec)
         tokens = _load_tokenizer(files, spec.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import ErrorCode, UsageError, missing_package
 from trainer.exchange.object_store import ObjectStore, read_store_variables
 from trainer.spec import STORE_LOCATION
 
@@ -36,10 +36,6 @@ def open_store(location: str, environment: Mapping[str, str]) -> ObjectStore:
     try:
         from trainer.exchange.s3_store import S3Store  # noqa: PLC0415 -- the library is an extra
     except ModuleNotFoundError as error:
-        raise UsageError(
-            ErrorCode.USAGE,
-            f"the package {error.name} is missing",
-            hint="object stores need the extra `stores`: pip install 'confidential-trainer[stores]'",
-        ) from error
+        raise missing_package(error.name, "stores", "an object store") from error
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     return S3Store(bucket, prefix, variables)

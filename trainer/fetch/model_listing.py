@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.errors import ErrorCode, UnavailableError, UsageError
+from trainer.errors import ErrorCode, UnavailableError, UsageError, missing_package
 from trainer.fetch.base_model import HUB_VARIABLES
 from trainer.models import Sha256Hex
 
@@ -87,11 +87,8 @@ def list_hub_model(name: str, revision: str | None, downloads: Path) -> ModelLis
     try:
         from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415 -- reads its environment when imported
     except ModuleNotFoundError as error:
-        raise UsageError(
-            ErrorCode.USAGE,
-            f"the package {error.name} is missing",
-            hint="install confidential-trainer[job], or name a directory with --from",
-        ) from error
+        purpose, otherwise = "asking a model hub", "name a directory with --from"
+        raise missing_package(error.name, "job", purpose, otherwise=otherwise) from error
     info = _ask_hub(
         name, lambda: HfApi(token=False).model_info(name, revision=revision, files_metadata=True)
     )

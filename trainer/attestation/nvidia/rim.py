@@ -23,7 +23,7 @@ from typing import Any, Final
 from trainer.attestation.nvidia.certificate_chain import parse_chain, verify_chain
 from trainer.attestation.nvidia.gpu_endorsements import MAX_MANIFEST_BYTES
 from trainer.attestation.nvidia.spdm_report import GpuReport
-from trainer.errors import ErrorCode, UsageError
+from trainer.errors import missing_package
 
 NVIDIA_RIM_ROOT_SHA256: Final = "12977b5115acb0381179279fffeb5a8c4d264971ebb32298023a465fa41df5d1"
 """SHA-256 of the DER certificate `CN=NVIDIA CoRIM signing Root CA`, valid from 2023-03-16 to 2053-03-08."""
@@ -107,12 +107,9 @@ def _libraries() -> tuple[Any, Any]:
     try:
         import signxml  # noqa: PLC0415 -- see above
         from lxml import etree  # noqa: PLC0415
-    except ImportError:
-        raise UsageError(
-            ErrorCode.USAGE,
-            "the policy demands GPUs' reference values, and the libraries that read them are not installed",
-            hint="pip install 'confidential-trainer[gpu-reference]'",
-        ) from None
+    except ImportError as error:
+        purpose = "a policy that demands GPUs' reference values"
+        raise missing_package(error.name, "gpu-reference", purpose) from None
     return etree, signxml
 
 

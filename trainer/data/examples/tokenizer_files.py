@@ -12,7 +12,7 @@ from trainer.data.examples.chat_template import named_templates
 from trainer.data.examples.jinja_environment import require_jinja
 from trainer.data.examples.model_config import vocabulary_size
 from trainer.data.examples.model_tokenizer import ModelTokenizer
-from trainer.errors import ErrorCode, JobError, UsageError
+from trainer.errors import ErrorCode, JobError, missing_package
 from trainer.spec import DataSection
 
 if TYPE_CHECKING:
@@ -117,11 +117,7 @@ def _read_backend(path: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 -- part of an extra
     except ImportError as error:
-        raise UsageError(
-            ErrorCode.USAGE,
-            "counting tokens needs the packages tokenizers and jinja2",
-            hint='pip install "confidential-trainer[validate]"',
-        ) from error
+        raise missing_package(error.name, "validate", "counting tokens") from error
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises bare exceptions

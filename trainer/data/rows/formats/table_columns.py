@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from trainer.data.rows.data_file import DataFile
 from trainer.encoding import parse_json
-from trainer.errors import DataError, ErrorCode, UsageError
+from trainer.errors import DataError, ErrorCode, missing_package
 
 _DESCRIPTION: Final = b"huggingface"
 
@@ -65,15 +65,9 @@ def import_package(name: str, data_file: DataFile, *, modules: tuple[str, ...] =
         for module in modules:
             importlib.import_module(f"{name}.{module}")
         return importlib.import_module(name)
-    except ImportError:
-        pass
-    raise UsageError(
-        ErrorCode.USAGE,
-        f"{data_file.name} needs {name}",
-        expected=name,
-        found="no such package",
-        hint='pip install "confidential-trainer[validate]", or convert the file to JSONL',
-    )
+    except ImportError as error:
+        otherwise = "convert the file to JSONL"
+        raise missing_package(name, "validate", data_file.name, otherwise=otherwise) from error
 
 
 def _converter(datasets: Any, feature: Any, described: Any) -> Convert | None:
