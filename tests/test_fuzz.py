@@ -41,7 +41,7 @@ def test_no_parser_breaks_its_word(sessions: Any) -> None:
 
 @pytest.mark.usefixtures("vectors")
 def test_every_parser_accepts_an_honest_input(fuzz: Any, sessions: Any) -> None:
-    """Only a real VM's configuration names the measurements of an image: without the vectors one target has none."""
+    """Only a real VM's configuration names an image's measurements: without the vectors one target has none."""
     accepted = {session.target.name for session in sessions if session.accepted}
     assert accepted == {each.name for each in fuzz.TARGETS}
 

@@ -31,7 +31,7 @@ def test_a_spool_is_asked_for_as_long_as_the_caller_waits(
     wait_seconds: float, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = connect_to_job(str(tmp_path), wait_seconds=wait_seconds)
-    seen = []
+    seen: list[float] = []
     monkeypatch.setattr(client, "_sleep", seen.append)
     monkeypatch.setattr(client, "_spool", SimpleNamespace(load=lambda *_: None, where="spool"))
     with pytest.raises(UnavailableError) as caught:
