@@ -4,51 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.exchange.stores import MemoryStore
+from tests.store_sync.ends import LIMIT, StoreEnds
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError
 from trainer.exchange import parted_file
-from trainer.exchange.spool import SpoolDirectory, SpoolResult, SpoolTerms
+from trainer.exchange.spool import SpoolTerms
 from trainer.models import Phase, Status
-from trainer.provider.transport.spool_carrier import SpoolClient
-from trainer.provider.transport.store_carrier import StoreSpool
-from trainer.store_sync.mirror import SENT, Mirror
-
-LIMIT = 1 << 20
+from trainer.store_sync.mirror import SENT
 
 
-class World:
-    """A store, the job's spool with its mirror, and the provider's client, whose waits let the mirror look."""
+class World(StoreEnds[MemoryStore]):
+    """Both ends, with a store in memory."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.store = MemoryStore()
-        self.spool = SpoolDirectory(folder)
-        self.mirror = self.new_mirror()
-        spool = StoreSpool(self.store, "s3://bucket/a", sleep=lambda _: None)
-        self.client = SpoolClient(spool, timeout=5, pause=1, sleep=lambda _: self.look())
-        self.looks = 0
-
-    def new_mirror(self) -> Mirror:
-        return Mirror(self.store, self.spool, LIMIT, clock=lambda: 0.0, sleep=lambda _: None)
-
-    def look(self) -> None:
-        self.mirror.step()
-        if self.mirror._transfer is not None:
-            self.mirror._transfer.join()
-
-    def put_status(self, status: Status) -> None:
-        self.spool.put("status.json", status.model_dump_json().encode())
-
-    def put_result(self, content: bytes) -> str:
-        digest = hashlib.sha256(content).hexdigest()
-        self.spool.put("result.tar.age", content)
-        result = SpoolResult(size=len(content), sha256=digest)
-        self.spool.put("result.json", result.model_dump_json().encode())
-        return digest
+        super().__init__(folder, MemoryStore())
 
 
 @pytest.fixture
@@ -250,3 +224,30 @@ def test_events_are_not_sent_faster_than_their_size_allows(world: World) -> None
         sent.append(world.store.writes.count("events.jsonl"))
     assert sent[0] == 1
     assert sent[-1] <= 5
+
+
+@pytest.mark.parametrize("allowed", range(1, 30))
+def test_a_second_start_goes_on_where_the_first_was_killed(
+    world: World, tmp_path: Path, allowed: int
+) -> None:
+    """Over the disk of the first, whatever the first had carried by then: each part goes once."""
+    source = sealed(tmp_path, 9500)
+    world.client.upload(source)
+    digest = world.put_result(os.urandom(9500))
+    world.put_status(Status(phase=Phase.AWAITING_PULL))
+    world.store.writes.clear()
+    world.store.dies_after = allowed
+    with suppress(UnavailableError):
+        world.look()
+    world.store.dies_after = None
+    world.mirror = world.new_mirror()
+    world.mirror.begin()
+    world.look()
+    assert world.spool.file("dataset.age").read_bytes() == source.read_bytes()
+    assert world.client.download_result(tmp_path / "result", limit=LIMIT) == digest
+    for transfers in (
+        world.store.writes,
+        [name for name in world.store.reads if "dataset" in name],
+    ):
+        parts = [name for name in transfers if ".parts/" in name]
+        assert len(parts) == len(set(parts)) == 10

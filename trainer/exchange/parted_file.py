@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
@@ -74,11 +75,11 @@ class ConfirmedParts:
         return f"{number} {digest}" in self._known
 
     def add(self, number: int, digest: str) -> None:
-        """Remembers that the store has confirmed a part."""
+        """Remembers that the store has confirmed a part; in memory alone, where the disk is full."""
         with self._lock:
             self._known.add(line := f"{number} {digest}")
             if self.path is not None:
-                with self.path.open("a", encoding="ascii") as file:
+                with suppress(OSError), self.path.open("a", encoding="ascii") as file:
                     file.write(line + "\n")
 
     def forget(self) -> None:

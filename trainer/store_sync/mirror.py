@@ -70,6 +70,8 @@ _EVENT_BYTES_PER_SECOND: Final = 1 << 20
 """The file of events grows and goes whole each time: this bounds what that costs."""
 
 PARTIAL_DATASET_NAME: Final = ".dataset.store-partial"
+CONFIRMED_PARTS_NAME: Final = ".result.store-parts"
+"""What an interrupted transfer leaves in the spool for the next start of the job."""
 
 Version = tuple[int, int, int]
 """Inode, time of change and size of a file: another one is another content."""
@@ -94,10 +96,13 @@ class Mirror:
     sleep: Callable[[float], None] = time.sleep
     _sent: dict[str, Version] = field(default_factory=dict, init=False)
     _brought: dict[str, str] = field(default_factory=dict, init=False)
-    _confirmed: ConfirmedParts = field(default_factory=ConfirmedParts, init=False)
+    _confirmed: ConfirmedParts = field(init=False)
     _events_after: float = field(default=0.0, init=False)
     _taken: str | None = field(default=None, init=False)
     _transfer: threading.Thread | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._confirmed = ConfirmedParts(self.spool.file(CONFIRMED_PARTS_NAME))
 
     def begin(self) -> None:
         """Removes what an earlier start of the job has left in the store: its answers are not this start's.
@@ -144,12 +149,17 @@ class Mirror:
         if content is None:
             return False
         if name == RESULT_INFO_NAME:
-            upload_parts(self.store, RESULT_NAME, self.spool.file(RESULT_NAME), self._confirmed)
+            self._send_result()
         self.store.put(name, content)
         if name == EVENTS_NAME:
             self._events_after = self.clock() + len(content) / _EVENT_BYTES_PER_SECOND
         self._sent[name] = version
         return True
+
+    def _send_result(self) -> None:
+        result, index = self.spool.file(RESULT_NAME), read_index(self.store, RESULT_NAME)
+        if index is None or not is_complete(result, index):  # an earlier start may have sent it
+            upload_parts(self.store, RESULT_NAME, result, self._confirmed)
 
     def _bring(self, name: str) -> bool:
         tag = self.store.tag(name)
