@@ -233,6 +233,8 @@ def write_spec(tiny_model: Path) -> Callable[..., Path]:
             section.update(leaves)
         if (output := document["output"]).get("samples") == 0:
             del output["sample_max_new_tokens"]  # which means nothing then
+        if "store" in (exchange := document["exchange"]):
+            del exchange["host"], exchange["port"]  # nothing listens
         path.write_text(yaml.safe_dump(document))
         return path
 

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-CLIENT, LINK = "client", "link"
-"""The provider's command; the network between it and the job. All other victims are processes of the job."""
+HTTP, FILES, STORE = "http", "files", "store"
+"""How the exchange goes: over the network, through a directory, through an object store."""
+CARRIERS: Final = (STORE,) * 3 + (HTTP,) * 14 + (FILES,) * 3
 
-VICTIMS: Final = (CLIENT, CLIENT, "supervisor", "front", "worker", "fetch", LINK)
+CLIENT, LINK = "client", "link"
+"""The provider's command; the network between it and the job. Others: processes of the job, or the store."""
+
+VICTIMS: Final = (CLIENT, CLIENT, "supervisor", "front", "worker", "fetch")
+VICTIMS_OF_CARRIER: Final = {HTTP: (LINK,), FILES: (), STORE: (STORE, STORE, "store_sync")}
 SIGNALS: Final = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 
 JOB_MOMENTS: Final = (
@@ -56,7 +61,7 @@ class Plan:
 
     Attributes:
         profile: `kms`: the dataset is sealed to a key that a restarted job derives again; `sealed`: it is not.
-        by_files: the exchange goes through a directory, not over a network.
+        carrier: how the exchange goes.
         restarts: how often the job's own parent starts it again.
         cut_every: bytes after which each connection is cut; None: none is.
         job_kib: free space of the job's ciphertext directory, in KiB, until its operator makes room; None: enough.
@@ -66,7 +71,7 @@ class Plan:
 
     seed: int
     profile: str
-    by_files: bool
+    carrier: str
     restarts: int
     cut_every: int | None
     job_kib: int | None
@@ -74,7 +79,7 @@ class Plan:
     incidents: tuple[Incident, ...]
 
     def __str__(self) -> str:
-        words = [f"seed {self.seed}", self.profile, "files" if self.by_files else "http"]
+        words = [f"seed {self.seed}", self.profile, self.carrier]
         words += [f"restarts {self.restarts}"] if self.restarts else []
         words += [f"cut every {self.cut_every} bytes"] if self.cut_every else []
         words += [f"job's disk {self.job_kib} KiB"] if self.job_kib is not None else []
@@ -87,24 +92,22 @@ class Plan:
 def draw_plan(seed: int) -> Plan:
     """Returns the run of this seed."""
     rng = Random(seed)
-    by_files = rng.random() < 0.15
+    carrier = rng.choice(CARRIERS)
     disk = rng.choice((None, None, None, "job", "provider"))
     return Plan(
         seed=seed,
         profile=rng.choice(("kms", "sealed")),
-        by_files=by_files,
+        carrier=carrier,
         restarts=rng.choice((0, 2)),
-        cut_every=None if by_files else rng.choice((None, None, CUT_BYTES)),
+        cut_every=rng.choice((None, None, CUT_BYTES)) if carrier == HTTP else None,
         job_kib=rng.choice(SCARCE_KIB) if disk == "job" else None,
         provider_kib=rng.choice(SCARCE_KIB) if disk == "provider" else None,
-        incidents=tuple(
-            _draw_incident(rng, by_files=by_files) for _ in range(rng.choice((1, 1, 2, 3)))
-        ),
+        incidents=tuple(_draw_incident(rng, carrier) for _ in range(rng.choice((1, 1, 2, 3)))),
     )
 
 
-def _draw_incident(rng: Random, *, by_files: bool) -> Incident:
-    victim = rng.choice(VICTIMS[:-1] if by_files else VICTIMS)
+def _draw_incident(rng: Random, carrier: str) -> Incident:
+    victim = rng.choice((*VICTIMS, *VICTIMS_OF_CARRIER[carrier]))
     moments = (
         EARLY_MOMENTS
         if victim == "fetch"

@@ -16,12 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.end_to_end.conftest import CANARY, environment
-from tests.end_to_end.kill_plans import CLIENT, FILE_MOMENTS, LINK, Incident, Plan
+from tests.end_to_end.kill_plans import (
+    CLIENT,
+    FILE_MOMENTS,
+    FILES,
+    HTTP,
+    LINK,
+    STORE,
+    Incident,
+    Plan,
+)
 from tests.end_to_end.test_interruptions import children, free_port
 from trainer.simulator.faulting_link import FaultingLink
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, StartJob
+    from tests.exchange.stores import SeaweedServer
     from tests.fork_server import ForkedProcess, ForkServer
 
 SECONDS: Final = 150.0
@@ -38,6 +48,8 @@ CLEAR_FAILURES: Final = {
     "interrupted",
     "worker-died",
     "front-died",
+    "store-sync-died",
+    "store-unavailable",
     "storage-full",
     "model-unavailable",
 }
@@ -52,21 +64,25 @@ class KillRun:
         plan: what happens.
         folder: empty directory for everything that this run leaves behind.
         spec: job spec.
-        port: the one in it.
+        policy: the provider's, for it.
+        where: port of the job, or location of the store, in it.
         data: what the provider submits.
         provider: with keys and a policy for the spec.
         start_job: starts the job.
         fork_server: starts the command.
+        store: the server of the store, if the exchange goes through one.
     """
 
     plan: Plan
     folder: Path
     spec: Path
-    port: int
+    policy: Path
+    where: int | str
     data: Path
     provider: Provider
     start_job: StartJob
     fork_server: ForkServer
+    store: SeaweedServer | None = None
     job: Job = field(init=False)
     starts: list[Job] = field(default_factory=list)
     commands: int = 0
@@ -95,9 +111,9 @@ class KillRun:
         self._mount(self.job_disk, self.plan.job_kib)
         self._mount(self.provider_disk, self.plan.provider_kib)
         try:
-            if not self.plan.by_files:
+            if self.plan.carrier == HTTP:
                 cut = self.plan.cut_every
-                self._link = FaultingLink(self.port, port=free_port(), next_cut=lambda: cut)
+                self._link = FaultingLink(int(self.where), port=free_port(), next_cut=lambda: cut)
             self._start_job()
             self._start_command()
             self._drive()
@@ -123,21 +139,32 @@ class KillRun:
                 self._scarce.append(folder)
 
     def _start_job(self) -> None:
-        place = ("--spool" if self.plan.by_files else "--ciphertext-dir", self.job_disk)
+        place = ("--spool" if self.plan.carrier == FILES else "--ciphertext-dir", self.job_disk)
         restarts = ("--restarts", self.plan.restarts) if self.plan.restarts else ()
         self.job = self.start_job(
-            self.spec, *place, *restarts, guest_agent=self.provider.agent.socket
+            self.spec,
+            *place,
+            *restarts,
+            guest_agent=self.provider.agent.socket,
+            variables=self._store_variables(),
         )
         self.starts.append(self.job)
         assert len(self.starts) <= MAX_STARTS, "the job does not get on"
+
+    def _store_variables(self) -> dict[str, str]:
+        return {} if self.store is None else self.store.environment
+
+    def _job_location(self) -> object:
+        if self._link is not None:
+            return f"https://127.0.0.1:{self._link.port}"
+        return self.where if self.store is not None else self.job_disk
 
     def _start_command(self) -> None:
         self.commands += 1
         assert self.commands <= MAX_STARTS, "the command does not get on"
         self.printed.append(self.folder / f"printed{self.commands}")
-        where = self.job_disk if self._link is None else f"https://127.0.0.1:{self._link.port}"
         words = [
-            "submit", self.data, "--job-url", where, "--policy", self.provider.policy_file,
+            "submit", self.data, "--job-url", self._job_location(), "--policy", self.policy,
             "-i", self.provider.identity, "-o", self.output, "--wait", WAIT_SECONDS,
         ]  # fmt: skip
         with self.printed[-1].open("wb") as stream:
@@ -145,7 +172,9 @@ class KillRun:
                 "trainer",
                 [str(word) for word in words],
                 {1: stream.fileno(), 2: stream.fileno()},
-                environment=environment(XDG_CACHE_HOME=str(self.folder / "cache")),
+                environment=environment(
+                    XDG_CACHE_HOME=str(self.folder / "cache"), **self._store_variables()
+                ),
             )
 
     def _drive(self) -> None:
@@ -168,6 +197,8 @@ class KillRun:
                 self._require_job_ended()
                 self._make_room()
                 self._start_job()
+            if self.store is not None and not self.store.is_running():
+                self.store.start()
             time.sleep(POLL_SECONDS)
 
     def _note_moments(self) -> None:
@@ -201,6 +232,8 @@ class KillRun:
 
     def _process_ids(self) -> dict[str, int]:
         found = {CLIENT: self._command.pid} if self._command.poll() is None else {}
+        if self.store is not None and self.store.process is not None and self.store.is_running():
+            found[STORE] = self.store.process.pid
         if self.job.process.poll() is None:
             found["supervisor"] = self.job.process.pid
             with suppress(OSError):
@@ -240,7 +273,8 @@ class KillRun:
 
     def _require_nothing_readable(self) -> None:
         printed = [path for job in self.starts for path in (job.out, job.err)]
-        stored = [path for path in self.job_disk.rglob("*") if path.is_file()]
+        folders = [self.job_disk, *([self.store.folder / "data"] if self.store is not None else [])]
+        stored = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         assert [path for path in (*printed, *stored) if CANARY.encode() in path.read_bytes()] == []
 
     def _close(self) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.end_to_end.conftest import CANARY, Job, Provider, StartJob, Trainer, WriteSpec
 from tests.exchange.stores import ACCESS_KEY, SECRET_KEY, SeaweedServer, run_seaweed
@@ -23,12 +22,6 @@ STORE = "s3://trainer/jobs/first"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
     with run_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
-
-
-def without_http(spec: Path) -> None:
-    document = yaml.safe_load(spec.read_text())
-    del document["exchange"]["host"], document["exchange"]["port"]
-    spec.write_text(yaml.safe_dump(document))
 
 
 def test_submit_through_a_store(
@@ -47,7 +40,6 @@ def test_submit_through_a_store(
         exchange={"store": STORE, "providers": [provider.public_key]},
         train={"save_steps": 2},
     )
-    without_http(spec)
     job: Job = start_job(spec, variables=server.environment)
     policy, output = provider.policy(spec), tmp_path / "out"
     for name, value in server.environment.items():
@@ -86,7 +78,6 @@ def test_wrong_credentials_end_the_job_with_a_code(
     server: SeaweedServer, start_job: StartJob, write_spec: WriteSpec, tmp_path: Path
 ) -> None:
     spec = write_spec(tmp_path / "job.yaml", exchange={"store": STORE})
-    without_http(spec)
     started = time.monotonic()
     job = start_job(spec, variables={**server.environment, "AWS_SECRET_ACCESS_KEY": "wrong-canary"})
     assert job.wait() != 0

@@ -8,29 +8,42 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.end_to_end.conftest import Provider
-from tests.end_to_end.kill_plans import Plan, draw_plan
+from tests.end_to_end.kill_plans import HTTP, STORE, Plan, draw_plan
 from tests.end_to_end.kill_runs import KillRun
 from tests.end_to_end.test_interruptions import free_port
+from tests.exchange.stores import SeaweedServer, run_seaweed
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import StartJob, WriteSpec
     from tests.fork_server import ForkServer
 
 RUNS = int(os.environ.get("SOAK_RUNS", "5"))
-SEED = int(os.environ.get("SOAK_SEED", "1"))
+SEED = int(os.environ.get("SOAK_SEED", "3"))
+"""By default none of the runs goes through a store, whose server alone takes seconds to start."""
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 """No further run is begun after this time."""
 
 UNDISTURBED = Plan(
-    seed=0, profile="sealed", by_files=False, restarts=0, cut_every=None, job_kib=None, provider_kib=None,
+    seed=0, profile="sealed", carrier=HTTP, restarts=0, cut_every=None, job_kib=None, provider_kib=None,
     incidents=(),
 )  # fmt: skip
+
+
+@pytest.fixture
+def start_store(tmp_path: Path) -> Iterator[Callable[[], SeaweedServer]]:
+    """Starts an object store for the first run that needs it."""
+    (tmp_path / "seaweed").mkdir()
+    with ExitStack() as stack:
+        yield cache(lambda: stack.enter_context(run_seaweed(tmp_path / "seaweed")))
 
 
 @pytest.mark.timeout(SECONDS + 1200)
@@ -40,30 +53,42 @@ def test_the_same_command_finishes_in_the_same_bits(
     provider: Provider,
     kms_provider: Provider,
     fork_server: ForkServer,
+    start_store: Callable[[], SeaweedServer],
     data: Path,
     tmp_path: Path,
 ) -> None:
     port = free_port()
-    spec = write_spec(
-        tmp_path / "job.yaml",
-        lora={"lora_dropout": 0.1},
-        train={"max_steps": 12, "save_steps": 2},
-        output={"samples": 0},
-        exchange={"port": port, "linger_seconds": 30},
-    )
     providers = {"sealed": provider, "kms": kms_provider}
     for each in providers.values():
         each.keygen()
-    provider.policy(spec)
-    kms_provider.policy(spec, "--recipient", "derived")
+
+    def prepare(name: str, **exchange: object) -> tuple[Path, dict[str, Path]]:
+        """Returns a job spec, and a policy for each profile."""
+        spec = write_spec(
+            tmp_path / f"{name}.yaml",
+            lora={"lora_dropout": 0.1},
+            train={"max_steps": 12, "save_steps": 2},
+            output={"samples": 0},
+            exchange={"port": port, "linger_seconds": 30, **exchange},
+        )
+        return spec, {
+            "sealed": provider.policy(spec, name=f"{name}.policy"),
+            "kms": kms_provider.policy(spec, "--recipient", "derived", name=f"{name}.policy"),
+        }
+
+    http = prepare("http")
 
     def carry_out(plan: Plan) -> bytes:
         """Returns the adapter."""
         folder = tmp_path / f"run{plan.seed}"
         folder.mkdir()
+        store = start_store() if plan.carrier == STORE else None
+        where = port if store is None else f"s3://trainer/kills/{plan.seed}"
+        spec, policies = http if store is None else prepare(f"store{plan.seed}", store=where)
         run = KillRun(
-            plan, folder, spec, port, data, providers[plan.profile], start_job, fork_server
-        )
+            plan, folder, spec, policies[plan.profile], where, data, providers[plan.profile],
+            start_job, fork_server, store,
+        )  # fmt: skip
         begun = time.monotonic()
         try:
             return run.carry_out()

@@ -63,13 +63,14 @@ class MemoryStore:
         self.objects.pop(name, None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SeaweedServer:
-    """A running SeaweedFS with an S3 gateway, on ports of the loopback interface."""
+    """SeaweedFS with an S3 gateway, on ports of the loopback interface."""
 
     endpoint: str
     folder: Path
-    process: subprocess.Popen[bytes]
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -79,10 +80,51 @@ class SeaweedServer:
             "AWS_ENDPOINT_URL": self.endpoint,
         }
 
+    def start(self) -> None:
+        """Starts it, also over what an earlier start has stored; returns before it serves."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={"HOME": str(self.folder)},
+            )
+
+    def wait_until_it_serves(self) -> None:
+        assert self.process is not None
+        until = time.monotonic() + _START_SECONDS
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.endpoint}/healthz", trust_env=False).status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise AssertionError("SeaweedFS did not start")
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """Ends it by SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
 
 @contextlib.contextmanager
 def run_seaweed(folder: Path, *, volumes: int = 16) -> Iterator[SeaweedServer]:
     """Runs SeaweedFS with data in `folder` (at most `volumes` of 64 MiB) and the bucket `trainer`."""
+    server = _prepare_seaweed(folder, volumes)
+    server.start()
+    try:
+        server.wait_until_it_serves()
+        open_store("s3://trainer", server.environment).put("first", b"")  # which makes the bucket
+        yield server
+    finally:
+        server.kill()
+
+
+def _prepare_seaweed(folder: Path, volumes: int) -> SeaweedServer:
     program = shutil.which(
         "weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     )
@@ -98,44 +140,19 @@ def run_seaweed(folder: Path, *, volumes: int = 16) -> Iterator[SeaweedServer]:
         "actions": ["Admin", "Read", "Write", "List"],
     }
     config.write_text(json.dumps({"identities": [identity]}))
-    ports = iter(_free_ports(8))
-    options = [
-        f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        "-filer",
-        "-s3",
-        f"-s3.config={config}",
-    ]
-    for server in (
-        "master",
-        "volume",
-        "filer",
-        "s3",
-    ):  # by default a gRPC port is the other one plus 10,000
-        options += [f"-{server}.port={next(ports)}", f"-{server}.port.grpc={next(ports)}"]
-    options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
-    options += ["-master.volumeSizeLimitMB=64", f"-volume.max={volumes}"]
-    endpoint = (
-        "http://127.0.0.1:"
-        + next(each for each in options if each.startswith("-s3.port=")).split("=")[1]
-    )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, "server", *options],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env={"HOME": str(folder)},
-        )
-    try:
-        _wait_until_it_serves(endpoint, process)
-        running = SeaweedServer(endpoint, folder, process)
-        open_store("s3://trainer", running.environment).put("first", b"")  # which makes the bucket
-        yield running
-    finally:
-        process.kill()
-        process.wait()
+    servers = ("master", "volume", "filer", "s3")
+    free = _free_ports(2 * len(servers))
+    ports = dict(zip(servers, free, strict=False))
+    command = [program, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-filer", "-s3", f"-s3.config={config}"]
+    # By default a gRPC port is the other one plus 10,000.
+    for server, grpc in zip(servers, free[len(servers) :], strict=True):
+        command += [f"-{server}.port={ports[server]}", f"-{server}.port.grpc={grpc}"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    # A master that was killed waits this long for others before it leads alone; the default is 10 s.
+    command += ["-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"]
+    command += ["-master.volumeSizeLimitMB=64", f"-volume.max={volumes}"]
+    return SeaweedServer(f"http://127.0.0.1:{ports['s3']}", folder, command)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -144,13 +161,3 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def _wait_until_it_serves(endpoint: str, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{endpoint}/healthz", trust_env=False).status_code == 200:
-                return
-        time.sleep(0.1)
-    raise AssertionError("SeaweedFS did not start")
