@@ -437,6 +437,33 @@ class Provider:
         assert ran.code == 0, ran.err
         return path
 
+    def seal(self, data: Path, record: Path, output: Path, *options: object) -> Ran:
+        """Seals data on the attestation result in `record`, to a new identity."""
+        return self.trainer(
+            "seal", data, "--policy", self.policy_file, "--attestation", record,
+            "-r", self.keygen(), "-o", output, *options,
+        )  # fmt: skip
+
+    def deliver(self, job: Job, data: Path, folder: Path, *policy: str) -> Path:
+        """Verifies, seals and uploads with files in `folder`; returns the attestation result."""
+        record, sealed = folder / "attestation.json", folder / "dataset.age"
+        self.policy(job.spec, *policy)
+        verified = self.trainer("verify", job.url, "--policy", self.policy_file, "-o", record)
+        assert verified.code == 0, verified.err
+        sealing = self.seal(data, record, sealed)
+        assert sealing.code == 0, sealing.err
+        judged = ("--policy", self.policy_file, "--attestation", record)
+        uploaded = self.trainer("upload", sealed, "--job-url", job.url, *judged)
+        assert uploaded.code == 0, uploaded.err
+        return record
+
+    def submission(self, job: Job, data: Path, result: Path) -> tuple[str, ...]:
+        """Arguments of `submit` for a job."""
+        return (
+            "submit", str(data), "--job-url", job.url, "--policy", str(self.policy_file),
+            "-i", str(self.identity), "-o", str(result),
+        )  # fmt: skip
+
     def pull(self, url: str, attestation: Path, output: Path, record: Path) -> Ran:
         """Pulls and acknowledges by the grant beside `record`; `attestation` is of the job as it runs now."""
         return self.trainer(

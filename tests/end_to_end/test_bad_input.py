@@ -211,19 +211,10 @@ def test_damaged_and_misaddressed_uploads_are_refused_and_the_right_one_still_wo
 ) -> None:
     spec = write_spec(tmp_path / "job.yaml")
     job: Job = start_job(spec)
-    recipient, policy, record = (
-        provider.keygen(),
-        provider.policy(spec),
-        tmp_path / "attestation.json",
-    )
+    policy, record = provider.policy(spec), tmp_path / "attestation.json"
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     good = tmp_path / "good.age"
-    assert (
-        trainer(
-            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", good
-        ).code
-        == 0
-    )
+    assert provider.seal(data, record, good).code == 0
     whole = good.read_bytes()
     flipped = bytearray(whole)
     flipped[-100] ^= 1
@@ -272,16 +263,11 @@ def test_a_job_spec_changed_after_sealing_cannot_open_the_data(
     """Attack 1: same VM, same app key, another job.yaml: the derived key is another."""
     spec, agent = write_spec(tmp_path / "job.yaml"), kms_provider.agent.socket
     job: Job = start_job(spec, guest_agent=agent)
-    recipient, record = kms_provider.keygen(), tmp_path / "attestation.json"
+    record = tmp_path / "attestation.json"
     policy = kms_provider.policy(spec, "--recipient", "derived")
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     sealed = tmp_path / "dataset.age"
-    assert (
-        trainer(
-            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed
-        ).code
-        == 0
-    )
+    assert kms_provider.seal(data, record, sealed).code == 0
     job.process.terminate()
     job.wait()
 
@@ -326,19 +312,10 @@ def test_data_sealed_to_an_instance_cannot_be_opened_by_a_later_one(
     """Attack 4: a later VM of the same app gets the same derived keys; the instance key died with the first."""
     spec = write_spec(tmp_path / "job.yaml")
     job: Job = start_job(spec)
-    recipient, policy, record = (
-        provider.keygen(),
-        provider.policy(spec),
-        tmp_path / "attestation.json",
-    )
+    policy, record = provider.policy(spec), tmp_path / "attestation.json"
     assert trainer("verify", job.url, "--policy", policy, "-o", record).code == 0
     sealed = tmp_path / "dataset.age"
-    assert (
-        trainer(
-            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed
-        ).code
-        == 0
-    )
+    assert provider.seal(data, record, sealed).code == 0
     job.process.terminate()
     job.wait()
 

@@ -51,51 +51,15 @@ def finished(
     (folder / "provider").mkdir()
     provider = Provider(folder / "provider", trainer, agent)
     spec = write_spec(folder / "job.yaml", train={"max_steps": 1})
-    recipient, record = provider.keygen(), folder / "attestation.json"
-    sealed, result = folder / "dataset.age", folder / "result.tar.age"
+    result = folder / "result.tar.age"
     with starting_jobs(folder, agent, stack_server) as start_job:
         job: Job = start_job(spec)
-        for step in (
-            ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
-            (
-                "seal",
-                data,
-                "--policy",
-                provider.policy_file,
-                "--attestation",
-                record,
-                "-r",
-                recipient,
-                "-o",
-                sealed,
-            ),
-            (
-                "upload",
-                sealed,
-                "--job-url",
-                job.url,
-                "--policy",
-                provider.policy_file,
-                "--attestation",
-                record,
-            ),
-            ("watch", job.url, "--policy", provider.policy_file, "--attestation", record),
-            (
-                "pull",
-                job.url,
-                "--policy",
-                provider.policy_file,
-                "--attestation",
-                record,
-                "-o",
-                result,
-                "--ack",
-                "--grant",
-                grant_beside(record),
-            ),
-        ):
-            ran = trainer(*step)
-            assert ran.code == 0, ran.err
+        record = provider.deliver(job, data, folder)
+        judged = ("--policy", provider.policy_file, "--attestation", record)
+        watched = trainer("watch", job.url, *judged)
+        assert watched.code == 0, watched.err
+        pulled = provider.pull(job.url, record, result, record)
+        assert pulled.code == 0, pulled.err
         assert job.wait() == 0
     return SealedResult(provider, result, record, grant_beside(record))
 

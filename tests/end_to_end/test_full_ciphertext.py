@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.end_to_end.test_interruptions import free_port, submit_command
+from tests.end_to_end.test_interruptions import free_port
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Job, Provider, StartJob, WriteSpec
@@ -43,7 +43,8 @@ def test_the_job_ends_before_training_and_the_running_submission_finishes(
     job: Job = start_job(spec, "--ciphertext-dir", small_volume)
     provider.keygen()
     output = tmp_path / "printed"
-    command = submit_command(job, provider, data, tmp_path / "result", provider.policy(spec))
+    provider.policy(spec)
+    command = [*provider.submission(job, data, tmp_path / "result"), "--json"]
     with output.open("wb") as printed:
         submitting = subprocess.Popen(
             [sys.executable, "-m", "trainer", *command], stdout=printed, stderr=printed

@@ -38,15 +38,6 @@ def children(pid: int) -> dict[str, int]:
     return found
 
 
-def submit_command(
-    job: Job, provider: Provider, data: Path, result: Path, policy: Path
-) -> list[str]:
-    return [
-        "submit", str(data), "--job-url", job.url, "--policy", str(policy), "-i", str(provider.identity),
-        "-o", str(result), "--json",
-    ]  # fmt: skip
-
-
 def free_port() -> int:
     """A port that is free, and outside of those that the system gives to whoever asks for any."""
     while True:
@@ -75,7 +66,8 @@ def test_submit_goes_on_where_it_was_killed(
     job: Job = start_job(spec)
     provider.keygen()
     result, kept = tmp_path / "result", tmp_path / "result.submission"
-    command = submit_command(job, provider, data, result, provider.policy(spec))
+    provider.policy(spec)
+    command = [*provider.submission(job, data, result), "--json"]
     for milestone in ("attestation.json", "dataset.age", "uploaded"):
         with subprocess.Popen(
             [sys.executable, "-m", "trainer", *command],
@@ -103,39 +95,9 @@ def test_submit_goes_on_where_it_was_killed(
     assert job.wait() == 0
 
 
-def start_training(
-    job: Job, provider: Provider, trainer: Trainer, data: Path, tmp_path: Path, *policy: str
-) -> Path:
+def start_training(job: Job, provider: Provider, data: Path, tmp_path: Path, *policy: str) -> Path:
     """Verify, seal and upload; returns the attestation result once the worker has begun."""
-    record, sealed = tmp_path / "attestation.json", tmp_path / "dataset.age"
-    recipient = provider.keygen()
-    for step in (
-        ("verify", job.url, "--policy", provider.policy(job.spec, *policy), "-o", record),
-        (
-            "seal",
-            data,
-            "--policy",
-            provider.policy_file,
-            "--attestation",
-            record,
-            "-r",
-            recipient,
-            "-o",
-            sealed,
-        ),
-        (
-            "upload",
-            sealed,
-            "--job-url",
-            job.url,
-            "--policy",
-            provider.policy_file,
-            "--attestation",
-            record,
-        ),
-    ):
-        ran = trainer(*step)
-        assert ran.code == 0, ran.err
+    record = provider.deliver(job, data, tmp_path, *policy)
     job.wait_for_step("progress")
     return record
 
@@ -175,7 +137,7 @@ def test_the_three_processes_see_only_what_they_should(
 ) -> None:
     """The seams: the worker has no socket, the supervisor no inet socket, nobody inherits the guest agent's."""
     job: Job = start_job(write_spec(tmp_path / "job.yaml", train=LONG), started_anew=True)
-    record = start_training(job, provider, trainer, data, tmp_path)
+    record = start_training(job, provider, data, tmp_path)
     pids = {"supervisor": job.process.pid, **children(job.process.pid)}
     internet = {
         line.split()[9]

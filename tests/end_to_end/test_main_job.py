@@ -39,19 +39,7 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     policy = provider.policy(spec)
     result = tmp_path / "result"
 
-    ran = started_trainer(
-        "submit",
-        data,
-        "--job-url",
-        job.url,
-        "--policy",
-        policy,
-        "-i",
-        provider.identity,
-        "-o",
-        result,
-        "--json",
-    )
+    ran = started_trainer(*provider.submission(job, data, result), "--json")
 
     assert ran.code == 0, ran.err
     assert job.wait() == 0

@@ -95,21 +95,11 @@ def test_withheld_weights_do_not_leave_and_their_report_does(
         privacy={"audit": True, "canaries": 1, "max_exposure": 1e-9},
         train={"max_steps": 40, "learning_rate": 0.02},
     )
-    job, policy = start_job(spec), provider.policy(spec)
+    job = start_job(spec)
+    provider.policy(spec)
     provider.keygen()
     result = tmp_path / "result"
-    ran = trainer(
-        "submit",
-        data,
-        "--job-url",
-        job.url,
-        "--policy",
-        policy,
-        "-i",
-        provider.identity,
-        "-o",
-        result,
-    )
+    ran = trainer(*provider.submission(job, data, result))
     assert ran.code == 6
     assert "error[release-withheld]" in ran.err
     result = tmp_path / "result.failure-1"

@@ -39,28 +39,10 @@ def test_a_development_root_that_the_policy_does_not_name(
     assert ran.code == 4
     checks = json.loads(ran.out.splitlines()[0])["checks"]
     assert checks["root-of-trust"] == "contraindicated"
-    recipient = provider.keygen()
     sealed = tmp_path / "dataset.age"
-    assert_error(
-        trainer(
-            "seal", data, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed
-        ),
-        4,
-        "verification-failed",
-    )
+    assert_error(provider.seal(data, record, sealed), 4, "verification-failed")
     result = tmp_path / "result"
-    submitted = trainer(
-        "submit",
-        data,
-        "--job-url",
-        job.url,
-        "--policy",
-        policy,
-        "-i",
-        provider.identity,
-        "-o",
-        result,
-    )
+    submitted = trainer(*provider.submission(job, data, result))
     assert_error(submitted, 4, "verification-failed")
     assert not sealed.exists()
     assert not result.exists()
@@ -76,18 +58,7 @@ def test_an_edited_attestation_result_does_not_open_the_way(
     edited = json.loads(record.read_bytes())
     edited["result"]["status"] = "pass"
     record.write_text(json.dumps(edited))
-    ran = trainer(
-        "seal",
-        data,
-        "--policy",
-        provider.policy_file,
-        "--attestation",
-        record,
-        "-r",
-        provider.keygen(),
-        "-o",
-        tmp_path / "x.age",
-    )
+    ran = provider.seal(data, record, tmp_path / "x.age")
     assert ran.code == 4
     assert not (tmp_path / "x.age").exists()
 

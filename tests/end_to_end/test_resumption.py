@@ -15,7 +15,6 @@ from tests.end_to_end.test_interruptions import (
     free_port,
     pull_failure,
     start_training,
-    submit_command,
 )
 from trainer.attestation.result.record import load_record
 
@@ -72,7 +71,7 @@ def expected(
     provider = Provider(folder / "provider", trainer, agent)
     with starting_jobs(folder, agent, stack_server) as start_job:
         job: Job = start_job(saving)
-        record = start_training(job, provider, trainer, data, folder)
+        record = start_training(job, provider, data, folder)
         job.wait_for_step("checkpoint-sealed")
         assert len(list(job.ciphertext.glob("checkpoint-*.age"))) <= 2
         adapter = adapter_of(job, provider, trainer, record, folder)
@@ -95,7 +94,7 @@ def test_told_to_end_and_started_again_it_ends_in_the_same_bits(
     """With the derived key the job needs nobody: its sealed upload still lies there."""
     provider, agent = kms_provider, kms_provider.agent.socket
     job: Job = start_job(saving, guest_agent=agent)
-    record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
+    record = start_training(job, provider, data, tmp_path, "--recipient", "derived")
     job.wait_for_step("checkpoint-sealed")
     job.process.terminate()
     job.wait_event(event="failed", code="interrupted")
@@ -130,7 +129,8 @@ def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
     job: Job = start_job(saving, started_anew=True)
     provider.keygen()
     result = tmp_path / "result"
-    command = submit_command(job, provider, data, result, provider.policy(saving))
+    provider.policy(saving)
+    command = [*provider.submission(job, data, result), "--json"]
     with (tmp_path / "told").open("wb") as told:
         submitting = subprocess.Popen(
             [sys.executable, "-m", "trainer", *command], stdout=told, stderr=told

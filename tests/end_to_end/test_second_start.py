@@ -54,7 +54,7 @@ def test_a_finished_result_is_offered_and_not_trained_again(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(DIES_WHILE_IT_DESTROYS)
     first: Job = start_job(spec, variables={"PYTHONPATH": str(tmp_path)})
-    record = start_training(first, provider, trainer, data, tmp_path)
+    record = start_training(first, provider, data, tmp_path)
     assert first.wait() == 9
     wait_until(lambda: not children_of_front(spec))
     sealed = (first.ciphertext / "result.tar.age").read_bytes()
@@ -149,38 +149,7 @@ def test_a_failure_for_good_is_not_repeated_until_the_provider_knows_of_it(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": "only a question"}]}\n' * 3)
     job: Job = start_job(spec)
-    recipient, record, sealed = (
-        provider.keygen(),
-        tmp_path / "attestation.json",
-        tmp_path / "dataset.age",
-    )
-    for step in (
-        ("verify", job.url, "--policy", provider.policy(spec), "-o", record),
-        (
-            "seal",
-            bad,
-            "--policy",
-            provider.policy_file,
-            "--attestation",
-            record,
-            "-r",
-            recipient,
-            "-o",
-            sealed,
-        ),
-        (
-            "upload",
-            sealed,
-            "--job-url",
-            job.url,
-            "--policy",
-            provider.policy_file,
-            "--attestation",
-            record,
-        ),
-    ):
-        ran = trainer(*step)
-        assert ran.code == 0, ran.err
+    record = provider.deliver(job, bad, tmp_path)
     code = job.wait_event(event="failed")["code"]
     job.process.kill()
     job.process.wait(20)
@@ -229,7 +198,7 @@ def test_a_dataset_for_a_key_that_is_gone_waits_for_its_provider(
 ) -> None:
     spec = write_spec(tmp_path / "job.yaml", train=LONG, exchange={"port": free_port()})
     job: Job = start_job(spec)
-    start_training(job, provider, trainer, data, tmp_path)
+    start_training(job, provider, data, tmp_path)
     job.process.kill()
     job.process.wait(20)
     again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
@@ -267,7 +236,7 @@ def test_lost_processes_cost_time_and_nothing_else(
     job: Job = start_job(
         spec, "--restarts", "3", guest_agent=provider.agent.socket, started_anew=True
     )
-    record = start_training(job, provider, trainer, data, tmp_path, "--recipient", "derived")
+    record = start_training(job, provider, data, tmp_path, "--recipient", "derived")
     resumed: list[int] = []
     for victim in ("trainer.worker", "trainer.front", "supervisor"):
         job.wait_for_step("checkpoint-sealed", resumed[-1] + 1 if resumed else 1)
