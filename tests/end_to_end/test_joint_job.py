@@ -188,7 +188,7 @@ def test_one_bad_dataset_costs_the_others_nothing(
     )
     assert bad.code == 6, bad.err
     assert "dataset-overlong" in bad.err
-    assert "provider-02/train.jsonl, row 12" in bad.err
+    assert "provider-02//train.jsonl, row 12" in bad.err
     assert job.wait_event(event="dataset-refused")["code"] == "dataset-overlong"
     parts[1].write_text(good)
     run(1)

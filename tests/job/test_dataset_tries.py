@@ -292,7 +292,7 @@ def test_privacy_that_was_spent_counts_for_its_own_dataset_alone(job: Callable[.
 
 
 OF_THE_SECOND = ReportedDataError(
-    ErrorCode.DATASET_OVERLONG, "too long", file="provider-02/a.jsonl", row=1
+    ErrorCode.DATASET_OVERLONG, "too long", file="provider-02//a.jsonl", row=1
 )
 OF_NOBODY = ReportedDataError(ErrorCode.DATASET_NOT_TRAINABLE, "no row is held out")
 

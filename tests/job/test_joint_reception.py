@@ -125,7 +125,7 @@ def rows(pool: Pool) -> dict[str, str]:
     return {name: path.read_text().strip() for name, path in pool.files.items()}
 
 
-IN_ORDER = {f"provider-0{number}/rows.jsonl": str(number) for number in (1, 2, 3)}
+IN_ORDER = {f"provider-0{number}//rows.jsonl": str(number) for number in (1, 2, 3)}
 
 
 def test_the_pool_has_the_order_of_the_spec_whoever_comes_first(
@@ -212,7 +212,7 @@ def test_a_refused_dataset_is_sent_anew_and_the_others_are_not(
     report = cast("Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=7))
     world.reception.note_refusal(pool.grants[1], report, 2)
     again = world.receive(2)
-    assert rows(again) == {**IN_ORDER, "provider-02/rows.jsonl": "mended"}
+    assert rows(again) == {**IN_ORDER, "provider-02//rows.jsonl": "mended"}
     announced = ("dataset-row-invalid", (1, 3))
     assert world.shown[3:] == [announced, announced], "sent again by somebody: no try of the job"
 

@@ -61,7 +61,7 @@ def test_what_would_tell_of_the_rows_of_others_is_refused(sections: str, expecte
 
 def test_a_name_in_the_pool_leads_back_to_its_bundle() -> None:
     name = pool_name(3, "eval/rows.jsonl")
-    assert name == "provider-03/eval/rows.jsonl"
+    assert name == "provider-03//eval/rows.jsonl"
     assert (number_in_pool(name), name_in_bundle(name)) == (3, "eval/rows.jsonl")
     assert (number_in_pool("eval/rows.jsonl"), name_in_bundle("eval/rows.jsonl")) == (
         None,

@@ -1,6 +1,7 @@
 """Names of the data files of a joint job: each provider's are below a folder with the provider's number.
 
-`provider-01/train.jsonl` is `train.jsonl` of the provider that `exchange.providers` lists first.
+`provider-01//train.jsonl` is `train.jsonl` of the provider that `exchange.providers` lists first. No file of a
+bundle has a name with two slashes in a row, so that a dataset with a folder `provider-01` is not taken for a pool.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final
 
 from trainer.encoding import canonical_json, sha256_hex
 
-_FOLDER: Final = re.compile(r"provider-([0-9]{2})/")
+_FOLDER: Final = re.compile(r"provider-([0-9]{2})//")
 
 
 def pool_folder(number: int) -> str:
@@ -21,7 +22,7 @@ def pool_folder(number: int) -> str:
 
 def pool_name(number: int, name: str) -> str:
     """Returns the name in the pool of a file that is called `name` in the bundle of the provider with a number."""
-    return f"{pool_folder(number)}/{name}"
+    return f"{pool_folder(number)}//{name}"
 
 
 def name_in_bundle(name: str) -> str:
