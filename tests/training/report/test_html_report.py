@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from trainer.receipt.result_files import require_result_file
 from trainer.receipt.static_page import require_static_page
-from trainer.spec import JobSpec
+from trainer.spec import JobSpec, MethodName
 from trainer.training.events import MetricsMeasured, StepCompleted, TrainingEvent
+from trainer.training.methods.registry import METHODS
 from trainer.training.report.charts import Curve, nice_ticks, render_line_chart, trailing_mean
 from trainer.training.report.html_report import render_page, write_report
 from trainer.training.report.metrics_recorder import MetricsRecorder
 from trainer.training.report.samples import Sample
-from trainer.training.report.summary import Summary, shared_by_providers
+from trainer.training.report.summary import Summary, shared_by_providers, shared_metrics
 from trainer.training.task_summary import TaskSummary
 
 METRICS = [
@@ -238,10 +239,38 @@ def test_samples_are_kept_as_data(
     assert kept == [{"prompt": "ü?", "reference": "a", "before": "b", "after": "c"}]
 
 
+def test_what_providers_share_of_the_metrics_is_listed(tmp_path: Path) -> None:
+    """One that is added later stays out. A fraction of pairs tells how many there are."""
+    sent: list[Any] = []
+    measured = MetricsMeasured(
+        step=2,
+        values={
+            "loss": 1.0, "eval_loss": 2.0, "learning_rate": 0.1, "epoch": 0.25, "rows_seen": 7.0,
+            "rewards_accuracies": 0.5, "eval_rewards_accuracies": 2 / 3, "eval_rewards_margins": 0.1,
+        },
+    )  # fmt: skip
+    kept = {"loss", "eval_loss", "learning_rate", "eval_rewards_margins"}
+    with MetricsRecorder(tmp_path, sent.append, shared=shared_metrics(METHODS["dpo"])) as recorder:
+        recorder(measured)
+        assert recorder.metrics[0].values.keys() == sent[0].values.keys() == kept
+    with MetricsRecorder(tmp_path, sent.append) as recorder:
+        recorder(measured)
+        assert recorder.metrics == [measured]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_other_metrics_of_the_charts_are_shared(method: MethodName) -> None:
+    charts = {name for chart in METHODS[method].words.charts for _label, name in chart.lines}
+    hidden = charts - shared_metrics(METHODS[method])
+    assert all(name.endswith("rewards_accuracies") for name in hidden)
+
+
 def test_what_providers_share_of_a_summary_is_listed(summary: Summary) -> None:
     """One that is added later stays out; one that cannot be left empty ends the job."""
-    mixed = summary.model_copy(update={"mix": {"a": {"rows": 90}}})
-    shared = shared_by_providers(mixed)
+    pairs = {"eval_rewards_margins": 0.1, "eval_rewards_accuracies": 2 / 3, "eval_pairs": 90.0}
+    mixed = summary.model_copy(update={"mix": {"a": {"rows": 90}}, "pairs": pairs})
+    shared = shared_by_providers(mixed, METHODS["dpo"])
+    assert shared.pairs == {"eval_rewards_margins": 0.1}
     assert "90" not in shared.model_dump_json()
     assert "99" not in shared.model_dump_json()
     kept = {name for name in Summary.model_fields if getattr(shared, name) == getattr(mixed, name)}
@@ -249,4 +278,6 @@ def test_what_providers_share_of_a_summary_is_listed(summary: Summary) -> None:
     assert shared.eval_loss_after == summary.eval_loss_after
     task_summary: Any = TaskSummary
     with pytest.raises(ValueError, match="Field required"):
-        shared_by_providers(summary.model_copy(update={"task": task_summary.model_construct()}))
+        shared_by_providers(
+            summary.model_copy(update={"task": task_summary.model_construct()}), METHODS["sft"]
+        )

@@ -87,6 +87,14 @@ class KahnemanTverskyOptimization(Method):
         ),
     )
     uses_reference = True
+    mean_metrics = (
+        "kl",
+        "rewards_chosen",
+        "rewards_rejected",
+        "rewards_margins",
+        "logps_chosen",
+        "logps_rejected",
+    )
 
     def __init__(self, inputs: MethodInputs) -> None:
         if inputs.reference is None:

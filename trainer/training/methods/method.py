@@ -141,6 +141,8 @@ class Method(ABC):
             desired answer, and the prompts of samples are taken from it.
         uses_reference: whether the method needs `MethodInputs.reference`. It is then created before the first
             step, and before a checkpoint is restored.
+        mean_metrics: names of its metrics, apart from the loss, that are means of real numbers. Every provider of
+            a joint job may read them: a fraction of rows would tell how many rows there are.
         units: the rows of each unit; the batch size counts units.
         evaluation: evaluation on the held-out rows.
     """
@@ -149,6 +151,7 @@ class Method(ABC):
     words: ClassVar[MethodWords]
     rows_per_unit: ClassVar[int] = 1
     uses_reference: ClassVar[bool] = False
+    mean_metrics: ClassVar[tuple[str, ...]] = ()
 
     evaluation: HeldOutEvaluation
 

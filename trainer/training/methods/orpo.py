@@ -69,6 +69,7 @@ class OddsRatioPreferenceOptimization(PairMethod):
             ),
         ),
     )
+    mean_metrics = (*PairMethod.mean_metrics, "nll_loss", "log_odds_ratio", "log_odds_chosen")
     measured = MEASURED
 
     def loss_part(self, pairs: Pairs, totals: PairTotals) -> Tensor:

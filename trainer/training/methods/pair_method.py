@@ -108,6 +108,13 @@ class PairMethod(Method):
     """
 
     rows_per_unit = 2
+    mean_metrics = (
+        "rewards_chosen",
+        "rewards_rejected",
+        "rewards_margins",
+        "logps_chosen",
+        "logps_rejected",
+    )
     measured: ClassVar[tuple[str, ...]]
 
     def __init__(

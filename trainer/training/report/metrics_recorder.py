@@ -18,7 +18,7 @@ class MetricsRecorder:
         directory: the report's directory; it is created if absent.
         forward: receives every event.
         earlier: metrics of the same run from before an interruption; the file begins with them.
-        hidden: names of metrics that are neither recorded nor passed on.
+        shared: names of the metrics that are recorded and passed on; None: all.
 
     Attributes:
         metrics: the recorded metrics, in order.
@@ -30,12 +30,12 @@ class MetricsRecorder:
         forward: Callable[[TrainingEvent], None],
         earlier: Sequence[MetricsMeasured] = (),
         *,
-        hidden: frozenset[str] = frozenset(),
+        shared: frozenset[str] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         self._forward = forward
-        self._hidden = hidden
+        self._shared = shared
         self.metrics: list[MetricsMeasured] = []
         for event in earlier:
             self._record(event)
@@ -43,10 +43,9 @@ class MetricsRecorder:
     def __call__(self, event: TrainingEvent) -> None:
         """Records an event if it holds metrics, and passes it on."""
         if isinstance(event, MetricsMeasured):
-            shown = {
-                name: value for name, value in event.values.items() if name not in self._hidden
-            }
-            event = event.model_copy(update={"values": shown})
+            if self._shared is not None:
+                values = {name: event.values[name] for name in event.values if name in self._shared}
+                event = event.model_copy(update={"values": values})
             self._record(event)
         self._forward(event)
 

@@ -16,6 +16,7 @@ from trainer.data.examples.example_set import Dataset
 from trainer.models import Strict
 from trainer.training.engines.base import Precision
 from trainer.training.loss import CausalLoss
+from trainer.training.methods.method import Method
 from trainer.training.privacy.privacy_findings import Privacy
 from trainer.training.progress import TrainingOutcome
 from trainer.training.task_summary import TaskSummary
@@ -72,7 +73,6 @@ _SHARED: Final = frozenset(
         "eval_loss_after",
         "eval_loss_before",
         "input_tokens",
-        "pairs",
         "resumed_at",
         "steps",
         "train_loss",
@@ -81,14 +81,36 @@ _SHARED: Final = frozenset(
 )
 """What every provider of a joint job may read: it follows from the steps, whose number the job spec states."""
 
+_SHARED_METRICS: Final = frozenset(
+    {
+        "eval_loss",
+        "grad_norm",
+        "input_tokens_per_second",
+        "learning_rate",
+        "learning_rate_b",
+        "loss",
+        "tokens_per_second",
+    }
+)
+"""The same of the metrics of every training method: the steps in an epoch are not among them."""
 
-def shared_by_providers(summary: Summary) -> Summary:
+
+def shared_metrics(method: type[Method]) -> frozenset[str]:
+    """Returns the names of the metrics that every provider of a joint job may read."""
+    means = method.mean_metrics
+    return _SHARED_METRICS.union(means, (f"eval_{name}" for name in means))
+
+
+def shared_by_providers(summary: Summary, method: type[Method]) -> Summary:
     """Returns the summary of a joint job without what tells how many rows there are, or how long they are.
 
     Warnings count rows, and the seconds of the preparation grow with them.
     """
     hidden = Summary.model_fields.keys() - _SHARED
-    return summary.model_copy(update={name: type(getattr(summary, name))() for name in hidden})
+    empty = {name: type(getattr(summary, name))() for name in hidden}
+    names = shared_metrics(method)
+    pairs = {name: value for name, value in summary.pairs.items() if name in names}
+    return summary.model_copy(update={**empty, "pairs": pairs})
 
 
 def describe_lengths(examples: Sequence[Example]) -> dict[str, int]:

@@ -28,6 +28,7 @@ from trainer.training.privacy.stages import judge_privacy, private_step_policy
 from trainer.training.progress import TrainingOutcome
 from trainer.training.report.metrics_recorder import MetricsRecorder
 from trainer.training.report.samples import Sample, Sampler
+from trainer.training.report.summary import shared_metrics
 from trainer.training.run_inputs import RunInputs
 from trainer.training.stages.load import LoadedModel, trained_parameters
 from trainer.training.stages.prepare import PreparedData
@@ -74,11 +75,10 @@ def train(
     spec, resumed = inputs.spec, loaded.resumed
     comparisons = _Comparisons(spec, data, loaded, context)
     comparisons.before(resumed)
-    # Steps in an epoch tell how many rows there are.
-    hidden = frozenset({"epoch"}) if spec.exchange.joint else frozenset[str]()
+    shared = shared_metrics(METHODS[spec.train.method]) if spec.exchange.joint else None
     earlier_metrics = resumed.metrics if resumed else ()
     with MetricsRecorder(
-        inputs.output_dir / "report", context.report, earlier_metrics, hidden=hidden
+        inputs.output_dir / "report", context.report, earlier_metrics, shared=shared
     ) as recorder:
         saved = SavedState(
             recorder.metrics,

@@ -54,7 +54,7 @@ def write(
         trained.task.summary if trained.task else None,
     )
     if inputs.spec.exchange.joint:
-        summary = shared_by_providers(summary)
+        summary = shared_by_providers(summary, METHODS[inputs.spec.train.method])
     if context.ranks.rank:
         return summary
     report_dir = inputs.output_dir / "report"
