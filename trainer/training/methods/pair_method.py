@@ -108,7 +108,7 @@ class PairMethod(Method):
     """
 
     rows_per_unit = 2
-    mean_metrics = (
+    mean_metrics: ClassVar[tuple[str, ...]] = (
         "rewards_chosen",
         "rewards_rejected",
         "rewards_margins",
