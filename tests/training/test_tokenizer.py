@@ -102,7 +102,7 @@ def assert_same(
         ours = tokens.template.render(messages(turns[:count]), prompt=prompt, tools=tools)
         assert ours == theirs
         assert tokens.ids(ours) == auto(theirs, add_special_tokens=False)["input_ids"]
-        assert tokens.ids_of([ours, "a"])[0] == tokens.ids(ours)
+        assert tokens.ids_of([ours, "a"])[0].tolist() == tokens.ids(ours)
         assert tokens.text(tokens.ids(ours)) == auto.decode(
             tokens.ids(ours), clean_up_tokenization_spaces=False
         )

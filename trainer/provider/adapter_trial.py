@@ -133,7 +133,8 @@ def prompts_of_texts(
     """
     for text in texts:
         if plain or not tokens.has_template:
-            yield TrialPrompt(text, add_start(tokens.ids(text), tokens))
+            (ids,) = tokens.ids_of([text])
+            yield TrialPrompt(text, add_start(ids, tokens).tolist())
             continue
         try:
             rendered = tokens.template.render((Message("user", text),), prompt=True)

@@ -72,7 +72,7 @@ def _differences_from_transformers(tokens: ModelTokenizer, model_dir: Path) -> I
     transformers_ids = [
         list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in probes
     ]
-    if transformers_ids != tokens.ids_of(probes):
+    if transformers_ids != [ids.tolist() for ids in tokens.ids_of(probes)]:
         yield (
             f"transformers' {type(tokenizer).__name__} reads text differently from tokenizer.json, which training "
             "goes by: load the tokenizer with PreTrainedTokenizerFast to use the adapter"

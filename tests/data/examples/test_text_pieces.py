@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,7 @@ from trainer.data.examples.text_pieces import (
     cut_text,
     has_independent_words,
 )
+from trainer.data.examples.token_boundaries import Ids
 
 CORPUS = [
     "It's the patient's 3rd visit in 2024, isn't it?\n\n  Yes:  ja, für  Übermut “weiß” 한국 사람 中文 . . "
@@ -56,6 +58,11 @@ def make_backend(split: Any, normalizer: Any = None) -> Tokenizer:
     )
     backend.add_special_tokens(["<|end|>"])
     return backend
+
+
+def ids_of(backend: Tokenizer, texts: list[str]) -> list[Ids]:
+    encoded = backend.encode_batch(texts, add_special_tokens=False)
+    return [array("i", encoding.ids) for encoding in encoded]
 
 
 def by_pattern(pattern: str) -> Any:
@@ -90,7 +97,7 @@ def backend(request: pytest.FixtureRequest) -> Tokenizer:
 @settings(max_examples=50, deadline=None)
 def test_pieces_have_the_ids_of_the_text(backend: Tokenizer, texts: list[str]) -> None:
     assert has_independent_words(backend)
-    whole = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+    whole = ids_of(backend, texts)
     pieces = TextTokenizer(backend)
     assert pieces.ids_of(texts) == whole
     assert pieces.ids_of(texts) == whole  # from the cache
@@ -128,7 +135,7 @@ def test_overlapping_added_tokens_have_the_ids_of_the_text(texts: list[str]) -> 
         ]
     )
     assert has_independent_words(backend)
-    whole = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+    whole = ids_of(backend, texts)
     assert TextTokenizer(backend).ids_of(texts) == whole
 
 
@@ -168,9 +175,7 @@ def test_a_tokenizer_that_is_not_known_sees_the_text_whole(change: dict[str, Any
         setattr(backend, name, value)
     assert not has_independent_words(backend)
     texts = ["a b 1", "isn't  it"]
-    assert TextTokenizer(backend).ids_of(texts) == [
-        encoding.ids for encoding in backend.encode_batch(texts)
-    ]
+    assert TextTokenizer(backend).ids_of(texts) == ids_of(backend, texts)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ def test_the_cache_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = make_backend(gpt2())
     pieces = TextTokenizer(backend)
     for text, cached in (("one two", 6), (f"{'long' * 30} one", 9), ("one three", 3)):
-        assert pieces.ids_of([text]) == [backend.encode(text).ids]
+        assert pieces.ids_of([text]) == ids_of(backend, [text])
         assert pieces.cached_characters == cached
 
 
@@ -215,5 +220,5 @@ def test_the_model_s_tokenizer_cuts_texts(
         return cut_text(text)
 
     monkeypatch.setattr(text_pieces, "cut_text", note_and_cut)
-    assert tokens.ids_of(["a b"]) == [backend.encode("a b").ids]
+    assert tokens.ids_of(["a b"]) == ids_of(backend, ["a b"])
     assert cut == ["a b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -63,10 +64,10 @@ def tokens(request: pytest.FixtureRequest, backend: Tokenizer) -> ModelTokenizer
 def test_beginnings_have_the_ids_that_they_have_alone(
     tokens: ModelTokenizer, text: str, share: float
 ) -> None:
-    position, whole = round(share * len(text)), tokens.ids(text)
+    position, whole = round(share * len(text)), array("i", tokens.ids(text))
     (beginning,) = text_prefixes(text, tokens.special_token_finder.align(text, whole), [position])
     ids_of = tokens.lookup([beginning.rest])
-    alone = tokens.ids(text[:position])
+    alone = array("i", tokens.ids(text[:position]))
     assert beginning.ids(whole, ids_of) == alone
     length = beginning.length_in(whole, ids_of)
     assert length == (len(alone) if whole[: len(alone)] == alone else None)
@@ -98,6 +99,6 @@ def test_tokens_that_swallow_white_space_are_no_matches() -> None:
 def test_ids_of_short_texts_are_kept_and_right(make_tokens: MakeTokens) -> None:
     tokens = make_tokens(None)
     texts = ["a", "b" * 100, "a"]
-    assert tokens.lookup(texts) == {text: tokens.ids(text) for text in texts}
-    assert tokens.lookup(texts) == {text: tokens.ids(text) for text in texts}
+    assert tokens.lookup(texts) == {text: array("i", tokens.ids(text)) for text in texts}
+    assert tokens.lookup(texts) == {text: array("i", tokens.ids(text)) for text in texts}
     assert tokens.lookup([]) == {}

@@ -10,6 +10,7 @@ import pytest
 
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import CHUNK_ROWS, encode_rows
+from trainer.data.examples.token_boundaries import Ids
 from trainer.data.examples.tokenizer_thread import TokenizerThread
 from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError
@@ -64,7 +65,7 @@ def test_rows_are_rendered_while_others_are_tokenised(
                 later_row_is_read.set()
             yield TextRow("f", number, f"row {number}")
 
-    def ids_of(texts: list[str]) -> list[list[int]]:
+    def ids_of(texts: list[str]) -> list[Ids]:
         assert later_row_is_read.wait(timeout=5)
         return tokenise(texts)
 

@@ -7,6 +7,7 @@ tokenised separately, as generation sees them, and each trained span becomes an 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def _mask_tokens(
         for (first, last), (start, end) in zip(text.rendered.spans, text.prefixes, strict=True):
             # The ids of the prompt as generation will see them, followed by those of the turn by itself.
             before = start.ids(text.ids, ids_of)
-            ids = before + tokenizer.ids(text.rendered.text[first:last])
+            ids = before + array("i", tokenizer.ids(text.rendered.text[first:last]))
             # They must decode to the text: some tokenizers treat the beginning of a text differently.
             if tokenizer.text(ids) != tokenizer.text(end.ids(text.ids, ids_of)):
                 raise mask_not_exact(row, None, "a token crosses the boundary of a turn")

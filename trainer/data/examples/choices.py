@@ -25,16 +25,17 @@ def choice_examples(task: Task, rows: TaskRows, tokenizer: ModelTokenizer) -> li
     context, *texts = tokenizer.ids_of([stem, *(stem + choice for choice in rows.choices)])
     if task.start:
         context, *texts = (add_start(ids, tokenizer) for ids in (context, *texts))
-    end = [task.end] if rows.with_end and task.end is not None else []
+    end = array("i", [task.end] if rows.with_end and task.end is not None else [])
     # No token predicts index 0, so a choice without any context is judged from its second token on.
     first = max(len(context), 1)
     examples = []
     for choice, ids in zip(rows.choices, texts, strict=True):
         # Where a token crosses the boundary, the context's own tokens come first, as in generation and training.
         begins = ids[: len(context)] == context
-        answered = [*(ids if begins else context + tokenizer.ids(choice)), *end]
+        own = ids if begins else context + array("i", tokenizer.ids(choice))
+        answered = own + end
         counted = bytes(first) + b"\1" * (len(answered) - first)
-        examples.append(Example(array("i", answered), counted, stops=False))
+        examples.append(Example(answered, counted, stops=False))
     return examples
 
 

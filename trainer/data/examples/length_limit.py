@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -101,8 +100,12 @@ def _make_example(
     trained = bytearray(end)
     for start, stop in spans:
         trained[start:stop] = b"\1" * (stop - start)
-    stops = any(not tokenizer.stop_ids.isdisjoint(ids[start:stop]) for start, stop in spans)
-    return Example(array("i", ids[:end]), bytes(trained), stops, truncated)
+    # A turn that stops at all mostly does so with its last token.
+    stops = any(
+        ids[stop - 1] in tokenizer.stop_ids or not tokenizer.stop_ids.isdisjoint(ids[start:stop])
+        for start, stop in spans
+    )
+    return Example(ids[:end], bytes(trained), stops, truncated)
 
 
 def _not_trainable(row: Row, number: int, found: str) -> DataError:

@@ -14,7 +14,7 @@ from trainer.data.examples.chat_template import (
     require_read,
 )
 from trainer.data.examples.text_pieces import TextTokenizer
-from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, SpecialTokenFinder
+from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, Ids, SpecialTokenFinder
 from trainer.data.examples.turn_stops import NextTurnStops
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TemplateArgument
@@ -104,7 +104,7 @@ class ModelTokenizer:
             }
         )
         self.notes: tuple[str, ...] = ()
-        self._texts, self._short = TextTokenizer(backend), dict[str, list[int]]()
+        self._texts, self._short = TextTokenizer(backend), dict[str, Ids]()
         self.cuts_texts = self._texts.cuts
         moment = datetime.now().astimezone() if now is None else now
         self._template: ChatTemplate | None = None
@@ -133,11 +133,11 @@ class ModelTokenizer:
         """Tokenises a text. Special tokens written in it are recognised; none are added."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+    def ids_of(self, texts: Sequence[str]) -> list[Ids]:
         """Tokenises each text separately, on all cores."""
         return self._texts.ids_of(texts)
 
-    def lookup(self, texts: Iterable[str]) -> Mapping[str, list[int]]:
+    def lookup(self, texts: Iterable[str]) -> Mapping[str, Ids]:
         """Tokenises each text separately; the ids of short texts are cached, because they recur."""
         distinct = set(texts)
         new = sorted(text for text in distinct if text not in self._short)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -174,7 +175,7 @@ def _render_completion(
         prompt, both = (add_start(part, tokenizer) for part in ids)
         if both[: len(prompt)] != prompt:
             # A token crosses the boundary. Generation starts from the prompt's own tokens, so training does too.
-            both = prompt + tokenizer.ids(row.completion)
+            both = prompt + array("i", tokenizer.ids(row.completion))
         complete = _add_end(both, tokenizer)
         first = len(prompt) if options.completion_only else 0
         return TokenizedRow.finished(MaskedTokens(complete, ((first, len(complete)),)))
@@ -213,11 +214,11 @@ def _judging(options: MaskOptions) -> MaskOptions:
 
 def add_start(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
     """Returns the ids after the tokenizer's start of text, unless they begin with it already."""
-    start = list(tokenizer.start_ids)
+    start = array("i", tokenizer.start_ids)
     return ids if start and ids[: len(start)] == start else start + ids
 
 
 def _add_end(ids: Ids, tokenizer: ModelTokenizer) -> Ids:
     """Returns the ids with the end of sequence appended, unless they end with it already."""
     end = tokenizer.append_id
-    return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+    return ids if end is None or (ids and ids[-1] == end) else ids + array("i", [end])

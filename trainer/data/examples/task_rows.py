@@ -19,7 +19,6 @@ from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedErr
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import add_start
 from trainer.data.examples.task_draw import TaskDraw
-from trainer.data.examples.token_boundaries import Ids
 from trainer.data.rows import ChatRow, CompletionRow, Message, Row, UnpairedPreferenceRow
 from trainer.errors import DataError, ErrorCode
 from trainer.spec import MAX_CHOICES, JobSpec
@@ -53,7 +52,7 @@ class Task:
         end: the stop token that ends the answer; None if none follows it.
     """
 
-    prompt: Ids = field(repr=False)
+    prompt: list[int] = field(repr=False)
     prompt_text: str = field(repr=False)
     expected: str = field(repr=False)
     stem: str | None = field(repr=False)
@@ -192,7 +191,8 @@ class TaskReader:
     def _read_completion(self, row: CompletionRow) -> Task | NotJudged:
         if not row.completion.strip():
             return NotJudged.NO_ANSWER
-        prompt = add_start(self._tokenizer.ids(row.prompt), self._tokenizer)
+        (plain,) = self._tokenizer.ids_of([row.prompt])
+        prompt = add_start(plain, self._tokenizer).tolist()
         if not row.prompt:
             return NotJudged.NO_PROMPT
         end = self._tokenizer.append_id

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, filterfalse
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.examples.token_boundaries import any_of
+from trainer.data.examples.token_boundaries import Ids, any_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -171,11 +171,11 @@ class TextTokenizer:
         """Number of characters of the pieces whose ids are cached."""
         return self._starts.characters + self._words.characters
 
-    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+    def ids_of(self, texts: Sequence[str]) -> list[Ids]:
         """Tokenises each text separately, on all cores; no special tokens are added."""
         if not self.cuts:
             encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [encoding.ids for encoding in encoded]
+            return [array("i", encoding.ids) for encoding in encoded]
         # Of each text the parts between added tokens, and these themselves; of each part the pieces.
         cut = [list(map(cut_text, self._added.split(text))) for text in texts]
         starts, words = self._starts, self._words
@@ -192,4 +192,4 @@ class TextTokenizer:
         ]
         starts.forget(new_starts)
         words.forget(new_words)
-        return [array("i", ids).tolist() for ids in joined]
+        return [array("i", ids) for ids in joined]

@@ -9,13 +9,14 @@ every row (`<|im_start|>assistant` and a line end), so their ids are cached.
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress, count
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-Ids = list[int]
-"""Token ids."""
+Ids: TypeAlias = "array[int]"
+"""int32 [tokens]: token ids."""
 
 CACHED_CHARACTERS: Final = 64
 """Longest text from a special token on whose ids are cached."""
