@@ -12,10 +12,10 @@ import pytest
 from tests.exchange.stores import MemoryStore
 from tests.store_sync.ends import LIMIT, StoreEnds
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError
-from trainer.exchange import parted_file
-from trainer.exchange.spool import SpoolTerms
+from trainer.exchange import parted_file, spool
+from trainer.exchange.spool import DATASET_NAME, RESULT_NAME, SpoolTerms
 from trainer.models import Phase, Status
-from trainer.store_sync.mirror import SENT
+from trainer.store_sync.mirror import AUTHORIZATION_NAME, BROUGHT, SENT
 
 
 class World(StoreEnds[MemoryStore]):
@@ -71,6 +71,11 @@ def test_the_whole_story(world: World, tmp_path: Path) -> None:
     world.spool.clear("dataset.age")
     world.look()
     assert not any(name.startswith("dataset.age") for name in world.store.objects)
+
+
+def test_every_file_of_a_spool_is_carried() -> None:
+    names = {value for name, value in vars(spool).items() if name.endswith("_NAME")}
+    assert names == {*SENT, *BROUGHT, DATASET_NAME, RESULT_NAME} - {AUTHORIZATION_NAME}
 
 
 def test_nothing_goes_twice(world: World, tmp_path: Path) -> None:
