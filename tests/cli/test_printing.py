@@ -23,7 +23,7 @@ from trainer.cli import console
 from trainer.cli.app import run_command_line as run
 from trainer.cli.audit_command import print_review
 from trainer.cli.check_output import print_attestation_result
-from trainer.cli.console import SafeConsole
+from trainer.cli.safe_console import SafeConsole
 from trainer.cli.terminal_progress import TerminalProgress
 from trainer.encoding import printable
 from trainer.errors import DataError, ErrorCode, UsageError

@@ -27,8 +27,9 @@ from trainer.audit import audit_compose
 from trainer.cli.app import run_command_line as run
 from trainer.cli.audit_command import print_review
 from trainer.cli.check_output import print_attestation_result, print_checks
-from trainer.cli.console import SafeConsole, print_wrapped
+from trainer.cli.console import print_wrapped
 from trainer.cli.receipt_commands import print_account
+from trainer.cli.safe_console import SafeConsole
 from trainer.cli.validation_output import ValidationReport, print_validation
 from trainer.errors import DataError, ErrorCode, ExitCode
 from trainer.provider.receipt_account import AccountLine

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.text import Text
 
-from trainer.cli.console import SafeConsole, print_json, print_line
+from trainer.cli.console import print_json, print_line
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:
     from trainer.audit import ComposeReview, Finding
+    from trainer.cli.safe_console import SafeConsole
 
 _SEVERITY_STYLES = {
     "critical": "bold red",
@@ -64,6 +64,7 @@ def read_compose(path: Path) -> bytes:
 def print_review(review: ComposeReview, *, compared: bool) -> None:
     """Prints findings, changes if the file was compared with another one, and digests."""
     from trainer.audit import EMBEDDED, Severity
+    from trainer.cli.safe_console import SafeConsole
 
     console = SafeConsole(highlight=False)
     for finding in review.findings[:_MAX_SHOWN]:
@@ -97,8 +98,8 @@ def _print_omitted(count: int, what: str) -> None:
 
 def _print_finding(console: SafeConsole, finding: Finding) -> None:
     """Prints one finding: what it is and where, then what was found, then what to do about it."""
-    style = _SEVERITY_STYLES[finding.severity]
-    console.print(Text(f"{finding.severity.value:{_INDENT}}{finding.code}", style=f"{style} bold"))
+    title = f"{finding.severity.value:{_INDENT}}{finding.code}"
+    console.print_wrapped(title, style=f"{_SEVERITY_STYLES[finding.severity]} bold")
     _print_indented(console, f"{finding.path}, line {finding.line}", style="dim")
     _print_indented(console, finding.message)
     _print_indented(console, f"→ {finding.hint}")

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from trainer.cli.console import SafeConsole
+from trainer.cli.safe_console import SafeConsole
 
 if TYPE_CHECKING:
     from trainer.attestation.checks import Check

@@ -1,8 +1,9 @@
 """What a command prints: results on stdout, for a person or with `--json`; progress and errors on stderr.
 
-Everything that a command prints goes through this module. Much of it comes from others: metrics and statuses of a
-job, texts of evidence, names of files. So a text for people reaches the terminal with control, formatting and
-invisible characters as visible escapes (`print_line`, `SafeConsole`), and JSON is ASCII (`print_json`).
+Everything that a command prints goes through this module, or `safe_console`. Much of it comes from others: metrics
+and statuses of a job, texts of evidence, names of files. So a text for people reaches the terminal with control,
+formatting and invisible characters as visible escapes (`print_line`, `SafeConsole`), and JSON is ASCII
+(`print_json`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,12 @@ import io
 import json
 import traceback
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
 from typer.exceptions import TyperException
 
 from trainer.errors import ErrorCode, TrainerError, UsageError
-
-_LEAST_TEXT_COLUMNS: Final = 20
-"""Columns that a text gets beside its indentation, however narrow the terminal is."""
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
@@ -54,46 +48,10 @@ def clean_text(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-class SafeConsole(Console):
-    """A console of rich on which no text can command the terminal: only rich's own styles do.
-
-    Args:
-        options: those of rich's console.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        # Without this, rich shows `:key:` in a name of a file as a picture, even where it reads no markup.
-        super().__init__(emoji=False, **options)
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
-        """Renders as rich does, with the text of each segment cleaned."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=clean_text(segment.text))
-
-    def print_wrapped(self, text: str, *, indent: int = 0, style: str = "") -> None:
-        """Prints a text in lines that fit the terminal; elsewhere as one line, which scripts can search.
-
-        Args:
-            text: one line.
-            indent: column at which continued lines begin.
-            style: rich's style of the text.
-        """
-        # Escapes are longer than what they replace, so the text is cleaned before it is measured.
-        line = Text(clean_text(text), style=style)
-        if not self.is_terminal:
-            self.print(line, soft_wrap=True)
-            return
-        head, body = line[:indent], line[indent:]
-        for piece in body.wrap(self, max(_LEAST_TEXT_COLUMNS, self.width - indent)):
-            piece.rstrip()
-            self.print(Text.assemble(head, piece), soft_wrap=True)
-            head = Text(" " * indent)
-
-
 def print_wrapped(text: str, *, indent: int = 0, style: str = "") -> None:
     """Prints a text on stdout as `SafeConsole.print_wrapped` does."""
+    from trainer.cli.safe_console import SafeConsole
+
     SafeConsole(highlight=False).print_wrapped(text, indent=indent, style=style)
 
 

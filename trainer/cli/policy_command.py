@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trainer.cli.audit_command import print_review, read_compose
-from trainer.cli.check_output import print_attestation_result
 from trainer.cli.console import print_line, print_wrapped
 from trainer.cli.options import JOB_LOCATION, cache_directory, nonces_file
 from trainer.errors import ErrorCode, UsageError
@@ -227,6 +226,8 @@ def _decide_keys(record: Record, demands: PolicyDemands) -> Policy:
 
 def _require_pass(record: Record) -> None:
     if record.result.status != "pass":
+        from trainer.cli.check_output import print_attestation_result
+
         print_attestation_result(record.result)
     record.result.require_pass(record.result.appraised_at)
 

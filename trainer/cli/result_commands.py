@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.check_output import print_checks, print_development_banner
 from trainer.cli.console import print_line, print_summary
 from trainer.cli.notify_option import notify_at_end
 from trainer.cli.options import (
@@ -202,6 +201,8 @@ def _run_submission(submission: Submission, *, quiet: bool, as_json: bool) -> No
 
 def print_all_checks(checks: Mapping[str, Sequence[Check]], *, development_root: bool) -> None:
     """Prints lists of checks by title; first of all that they rest on a development root, if they do."""
+    from trainer.cli.check_output import print_checks, print_development_banner
+
     if development_root:
         print_development_banner()
     for title, listed in checks.items():

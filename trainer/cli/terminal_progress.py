@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from trainer.cli.console import SafeConsole
+from trainer.cli.safe_console import SafeConsole
 
 if TYPE_CHECKING:
     from trainer.models import Status

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.cli.console import SafeConsole, print_json
+from trainer.cli.console import print_json
 from trainer.cli.options import Json, Quiet
 from trainer.errors import DataError, ErrorCode, JobError, UsageError, missing_package
 
@@ -207,6 +207,8 @@ def _print_answers(
     from rich.rule import Rule
     from rich.table import Table
     from rich.text import Text
+
+    from trainer.cli.safe_console import SafeConsole
 
     console = SafeConsole(highlight=False)
     for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True), 1):

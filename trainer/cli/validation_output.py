@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from trainer.cli.console import SafeConsole, show_control_characters
+from trainer.cli.console import show_control_characters
+from trainer.cli.safe_console import SafeConsole
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.model_files.architecture import architecture_of

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from trainer.cli.check_output import print_attestation_result
 from trainer.cli.console import error_document, print_error, print_json, print_line
 from trainer.cli.options import (
     Json,
@@ -125,6 +124,8 @@ def _report(record: Record, *, quiet: bool, as_json: bool) -> None:
             }
         )
     elif not quiet:
+        from trainer.cli.check_output import print_attestation_result
+
         print_attestation_result(record.result)
     if problem is not None:
         print_error(problem, as_json=False)

@@ -11,11 +11,12 @@ from enum import StrEnum
 from typing import Final
 
 import coincurve
-from Crypto.Hash import keccak
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from trainer.attestation.dstack.keccak import keccak256
 
 _KEY_BYTES: Final = 32
 _SALT: Final = b"RATLS"
@@ -125,8 +126,7 @@ def key_provider_info(name: str, identity: str) -> str:
 
 def _sign_recoverable(key: bytes, message: bytes) -> bytes:
     """Returns r ‖ s ‖ recovery id, 65 bytes: secp256k1 ECDSA over Keccak-256."""
-    digest = keccak.new(digest_bits=256, data=message).digest()
-    return coincurve.PrivateKey(key).sign_recoverable(digest, hasher=None)
+    return coincurve.PrivateKey(key).sign_recoverable(keccak256(message), hasher=None)
 
 
 def _compressed_point(key: bytes) -> bytes:

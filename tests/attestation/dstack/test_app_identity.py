@@ -12,7 +12,8 @@ import pytest
 from trainer.attestation.catalogue import DEFINITIONS
 from trainer.attestation.checks import CheckState
 from trainer.attestation.dstack.event_log import Event, parse_event_log, payload, payloads
-from trainer.attestation.dstack.key_chain import keccak256, proves_possession
+from trainer.attestation.dstack.keccak import keccak256
+from trainer.attestation.dstack.key_chain import proves_possession
 from trainer.attestation.dstack.key_source import CLEAN_START_SHA256
 from trainer.attestation.dstack.os_image import image_name, is_development
 from trainer.attestation.policy import OsSection

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from coincurve import PublicKey
-from Crypto.Hash import keccak
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 
 from trainer.attestation.claims.binding import report_data
+from trainer.attestation.dstack.keccak import keccak256
 from trainer.attestation.evidence import DatasetClaims, DerivedKeys, KeyChain
 
 KMS_ISSUED: Final = b"dstack-kms-issued:"  # precedes the app id in what the root signs
@@ -44,11 +44,6 @@ class ChainSigners:
 
     app_keys: tuple[str, str]
     root_key: str
-
-
-def keccak256(data: bytes) -> bytes:
-    """Returns the Keccak-256 of `data`: SHA-3's predecessor, which differs in the padding."""
-    return keccak.new(digest_bits=256, data=data).digest()
 
 
 def recover_signers(chain: KeyChain, derived: DerivedKeys, app_id: bytes) -> ChainSigners:

@@ -27,7 +27,7 @@ from trainer.attestation.dstack.event_log import (
     payload,
     payloads,
 )
-from trainer.attestation.dstack.key_chain import keccak256
+from trainer.attestation.dstack.keccak import keccak256
 from trainer.encoding import canonical_json
 
 UNSET: Final = bytes(REGISTER_BYTES)
