@@ -64,7 +64,7 @@ class Client:
 
     def median(self, action: str, what: str) -> float:
         """Returns the median of one figure."""
-        return statistics.median(getattr(cost, what) for cost in self.costs[action])
+        return statistics.median(float(getattr(cost, what)) for cost in self.costs[action])
 
 
 def run(words: list[str], variables: Mapping[str, str]) -> Cost:
