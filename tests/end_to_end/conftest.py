@@ -106,6 +106,36 @@ def started_trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., R
     return run
 
 
+@contextmanager
+def command_beside(told: Path, *arguments: str) -> Iterator[Callable[[], str]]:
+    """Runs a command, as a person would, while the block goes on; yields `end()`.
+
+    `end()` waits until it has ended well, and returns what it told. One that takes too long writes where each of
+    its threads is.
+    """
+    with told.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-m", "trainer", *arguments],
+            stdout=output,
+            stderr=output,
+        )
+
+    def end() -> str:
+        try:
+            code = process.wait(240)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            code = process.wait(20)
+        assert code == 0, f"`trainer {arguments[0]}` ended with {code}\n{told.read_text()}"
+        return told.read_text()
+
+    try:
+        yield end
+    finally:
+        process.kill()
+        process.wait(20)
+
+
 Trainer = Callable[..., Ran]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.end_to_end.conftest import command_beside
 from tests.end_to_end.test_interruptions import free_port
 
 if TYPE_CHECKING:
@@ -42,29 +42,18 @@ def test_the_job_ends_before_training_and_the_running_submission_finishes(
     spec = write_spec(tmp_path / "job.yaml", train={"max_steps": 3}, exchange={"port": free_port()})
     job: Job = start_job(spec, "--ciphertext-dir", small_volume)
     provider.keygen()
-    output = tmp_path / "printed"
     provider.policy(spec)
     command = [*provider.submission(job, data, tmp_path / "result"), "--json"]
-    with output.open("wb") as printed:
-        submitting = subprocess.Popen(
-            [sys.executable, "-m", "trainer", *command], stdout=printed, stderr=printed
-        )
-    try:
+    with command_beside(tmp_path / "printed", *command) as end:
         job.wait_event(event="failed", code="storage-full")
         assert job.wait() == 6
-        assert {"phase": "training"}.items() <= job.wait_event(
-            event="phase", phase="training"
-        ).items()
+        job.wait_event(event="phase", phase="training")
         assert "progress" not in {event["event"] for event in job.events}
 
         assert mount(small_volume, "remount,size=256m")
         again: Job = start_job(spec, "--ciphertext-dir", small_volume)
-        assert submitting.wait(240) == 0, output.read_text()
-    finally:
-        submitting.kill()
-        submitting.wait(20)
+        shown = end()
     assert again.wait() == 0
-    shown = output.read_text()
     assert "no room for the checkpoints and the result" in shown
     assert "the operator has to make room" in shown
     assert (tmp_path / "result" / "adapter" / "adapter_model.safetensors").exists()

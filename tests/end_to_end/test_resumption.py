@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.end_to_end.conftest import CANARY, Agent, Provider, starting_jobs
+from tests.end_to_end.conftest import CANARY, Agent, Provider, command_beside, starting_jobs
 from tests.end_to_end.test_interruptions import (
     free_port,
     pull_failure,
@@ -131,22 +129,15 @@ def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
     result = tmp_path / "result"
     provider.policy(saving)
     command = [*provider.submission(job, data, result), "--json"]
-    with (tmp_path / "told").open("wb") as told:
-        submitting = subprocess.Popen(
-            [sys.executable, "-m", "trainer", *command], stdout=told, stderr=told
-        )
-    try:
+    with command_beside(tmp_path / "told", *command) as end:
         job.wait_for_step("checkpoint-sealed")
         job.process.kill()
         job.process.wait(20)
         again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext, started_anew=True)
-        assert submitting.wait(240) == 0, (tmp_path / "told").read_text()
-    finally:
-        submitting.kill()
-        submitting.wait(20)
+        told = end()
     assert again.wait() == 0
-    assert "waiting up to 15 min" in (tmp_path / "told").read_text()
-    assert "verify the job again" in (tmp_path / "told").read_text()
+    assert "waiting up to 15 min" in told
+    assert "verify the job again" in told
     assert {"event": "phase", "phase": "awaiting-grant"}.items() <= again.wait_event(
         phase="awaiting-grant"
     ).items()
