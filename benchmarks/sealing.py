@@ -2,6 +2,7 @@
 
 All tools encrypt and decrypt the same file on a tmpfs, in turn, in one run; only ratios within one run are
 meaningful. `trainer` is measured twice: as a function call, and as a new process including the start of Python.
+Processor time is what tool and system spent on all CPUs: where others use the machine, it says more than time.
 
     python benchmarks/sealing.py [--mib 512] [--rounds 5] [--json]
 """
@@ -42,17 +43,21 @@ print(next(line.split()[1] for line in Path("/proc/self/status").read_text().spl
 
 @dataclass
 class Tool:
-    """A tool: functions of (source, target) that encrypt and decrypt, and the seconds of each round."""
+    """A tool: functions of (source, target) that encrypt and decrypt, and what each round took."""
 
     name: str
     seal: Callable[[Path, Path], object]
     open: Callable[[Path, Path], object]
-    sealing: list[float] = field(default_factory=list)
-    opening: list[float] = field(default_factory=list)
+    sealing: list[tuple[float, float]] = field(default_factory=list)
+    opening: list[tuple[float, float]] = field(default_factory=list)
 
 
 def run(*command: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def copy_by_command(source: Path, target: Path) -> None:
+    run("cp", source, target)
 
 
 def called(name: str, identity: Identity) -> Tool:
@@ -118,6 +123,7 @@ def tools(folder: Path) -> Iterator[Tool]:
     if command := shutil.which("openssl"):
         yield openssl(command, folder / "secret")
     yield Tool("copy (no cipher)", shutil.copyfile, shutil.copyfile)
+    yield Tool("cp (no cipher), as a process", copy_by_command, copy_by_command)
 
 
 @contextmanager
@@ -128,10 +134,14 @@ def workspace(parent: Path) -> Iterator[Path]:
             run(command, "--homedir", Path(name) / "gnupg", "--kill", "all")
 
 
-def seconds(action: Callable[[Path, Path], object], source: Path, target: Path) -> float:
-    start = time.perf_counter()
+def seconds(
+    action: Callable[[Path, Path], object], source: Path, target: Path
+) -> tuple[float, float]:
+    """Return the time that an action takes, and its processor time, that of its processes among it."""
+    start, before = time.perf_counter(), os.times()
     action(source, target)
-    return time.perf_counter() - start
+    spent = sum(os.times()[:4]) - sum(before[:4])
+    return time.perf_counter() - start, spent
 
 
 def measure(folder: Path, mib: int, rounds: int) -> list[Tool]:
@@ -169,18 +179,28 @@ def peak_mib(folder: Path, mib: int) -> dict[str, float]:
     }
 
 
+def medians(tool: Tool) -> dict[str, float]:
+    """Return the medians of a tool's rounds, in seconds."""
+    both = {"seal": tool.sealing, "open": tool.opening}
+    return {
+        f"{action}{kind}": statistics.median(each[at] for each in rounds)
+        for at, kind in enumerate(("", "_cpu"))
+        for action, rounds in both.items()
+    }
+
+
 def report(
     everyone: list[Tool], mib: int, memory: dict[str, dict[str, float]]
 ) -> dict[str, object]:
-    best = everyone[0]
+    ours = medians(everyone[0])
     rows = {}
     for tool in everyone:
-        sealing, opening = statistics.median(tool.sealing), statistics.median(tool.opening)
+        found = medians(tool)
+        over_ours = {name: round(found[name] / ours[name], 2) for name in ours}
         rows[tool.name] = {
-            "seal_mb_per_s": round(mib * MIB / 1e6 / sealing),
-            "open_mb_per_s": round(mib * MIB / 1e6 / opening),
-            "seal_time_over_ours": round(sealing / statistics.median(best.sealing), 2),
-            "open_time_over_ours": round(opening / statistics.median(best.opening), 2),
+            "seal_mb_per_s": round(mib * MIB / 1e6 / found["seal"]),
+            "open_mb_per_s": round(mib * MIB / 1e6 / found["open"]),
+            **{f"{name}_over_ours": ratio for name, ratio in over_ours.items()},
         }
     return {"mib": mib, "cpus": os.cpu_count(), "tools": rows, "peak_rss_mib": memory}
 
@@ -189,11 +209,13 @@ def print_table(result: dict[str, object]) -> None:
     tools_ = result["tools"]
     assert isinstance(tools_, dict)
     print(f"{result['mib']} MiB, {result['cpus']} CPUs; time as a multiple of the first line's\n")
-    print(f"{'':40}{'seal MB/s':>10}{'open MB/s':>10}{'seal x':>9}{'open x':>9}")
+    kinds = ("seal", "open", "seal_cpu", "open_cpu")
+    titles = "".join(f"{kind.replace('_', ' ') + ' x':>12}" for kind in kinds)
+    print(f"{'':40}{'seal MB/s':>10}{'open MB/s':>10}{titles}")
     for name, row in tools_.items():
         speeds = f"{row['seal_mb_per_s']:10}{row['open_mb_per_s']:10}"
         print(
-            f"{name:40}{speeds}{row['seal_time_over_ours']:9.2f}{row['open_time_over_ours']:9.2f}"
+            f"{name:40}{speeds}", *(f"{row[f'{kind}_over_ours']:12.2f}" for kind in kinds), sep=""
         )
     print("\npeak resident memory, MiB:", json.dumps(result["peak_rss_mib"]))
 

@@ -21,6 +21,7 @@ import pytest
 import typer
 import yaml
 
+from trainer.audit import Severity, audit_compose
 from trainer.deployment import (
     SHIPPED_COMPOSE,
     DeploymentProfile,
@@ -166,6 +167,7 @@ def test_the_gpu_job_cannot_run_before_its_digests_are_filled_in() -> None:
     assert {*model.model_file_sha256.values(), model.model_revision} == {"0" * 64, "0" * 40}
 
 
+GRAVE = {Severity.CRITICAL, Severity.HIGH}
 COMPOSE_FILES = [
     ROOT / "configs" / name for name in ("docker-compose.yaml", "docker-compose-cpu.yaml")
 ]
@@ -192,6 +194,20 @@ def test_app_compose_is_what_its_parts_render_to(profile: DeploymentProfile, job
     compose = COMPOSE_FILES[0].read_text("utf-8")
     assert app_compose == render_app_compose(render_compose(compose, job), profile)
     assert json.loads(app_compose)["docker_compose_file"] == compose
+
+
+@pytest.mark.parametrize("profile", DeploymentProfile)
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_job_renders_under_every_profile_and_holds_what_an_audit_expects(
+    path: Path, profile: DeploymentProfile, compose: str
+) -> None:
+    """What the operator fills in, the image and its key service, is all that an audit finds grave."""
+    job = path.read_text("utf-8")
+    review = audit_compose(render_app_compose(render_compose(compose, job), profile))
+    assert review.job_spec_sha256 == parse_job_spec(job.encode()).sha256()
+    grave = {found.code for found in review.findings if found.severity in GRAVE}
+    key_service = {"key-provider-unpinned"} if profile is DeploymentProfile.KMS else set()
+    assert grave == {"image-placeholder"} | key_service
 
 
 @pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
