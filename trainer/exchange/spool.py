@@ -49,6 +49,7 @@ DELETION_NAME: Final = "deletion.json"
 
 MAX_EVENTS_BYTES: Final = 64 << 20
 _HEADER_BYTES: Final = 4096
+_COPY_BLOCK_BYTES: Final = 1 << 20
 
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
@@ -115,8 +116,6 @@ Document = TypeVar("Document", bound=Strict)
 
 Progress = Callable[[int], None]
 """Receives the bytes so far that the other side has; the number falls when part of a transfer is repeated."""
-
-_COPY_BLOCK_BYTES: Final = 1 << 20
 
 
 class SpoolFiles(Protocol):
@@ -240,11 +239,9 @@ class SpoolDirectory:
             raise OSError(errno.EINVAL, "a special file")
         return os.fdopen(descriptor, "rb")
 
-    def load(
-        self, name: str, model: type[Document], limit: int = MAX_STATUS_BYTES
-    ) -> Document | None:
+    def load(self, name: str, model: type[Document]) -> Document | None:
         """Returns a JSON file as `model`; None if `read` finds none or it does not validate."""
-        return parse_document(self.read(name, limit), model)
+        return parse_document(self.read(name, MAX_STATUS_BYTES), model)
 
     def put(self, name: str, data: bytes) -> None:
         """Places a small file by a rename; replaces an existing file of that name."""
