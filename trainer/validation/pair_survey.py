@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from trainer.data.examples.example import PreferenceExample
 
 
-@dataclass(frozen=True, slots=True)
-class PairLength:
+class PairLength(NamedTuple):
     """Number of tokens of the prompt and of both answers of a pair, after cutting to `data.max_length`."""
 
     prompt: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.data.examples.example import EncodedRow
 from trainer.data.examples.example_set import check_kind, row_schema, trainable_rows
@@ -29,27 +29,25 @@ def as_local_refusal(error: JobError) -> DataError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRow:
+class ReadRow(NamedTuple):
     """A row that could be read.
 
     Attributes:
         file: name of its file, relative to `data/`.
-        index: its index in the file.
+        row: its index in the file.
         kind: name of its kind.
     """
 
     file: str
-    index: int
+    row: int
     kind: str
 
     def location(self) -> RowLocation:
         """Returns where the row is."""
-        return RowLocation(self.file, self.index)
+        return RowLocation(self.file, self.row)
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedNumbers:
+class EncodedNumbers(NamedTuple):
     """What encoding made of a row.
 
     Attributes:
@@ -67,8 +65,7 @@ class EncodedNumbers:
     pair: PairLength | None
 
 
-@dataclass(frozen=True, slots=True)
-class RowReport:
+class RowReport(NamedTuple):
     """What became of a row.
 
     Attributes:

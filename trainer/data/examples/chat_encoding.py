@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.data.examples.conservation import check_rendered
 from trainer.data.examples.masks import MaskOptions, mask_not_exact, render_masked_texts
@@ -48,8 +48,7 @@ def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -
     return RenderedRow(row, tuple(text.text for text in rendered), tokenize, unrendered)
 
 
-@dataclass(frozen=True)
-class _TokenizedText:
+class _TokenizedText(NamedTuple):
     """A rendered text with its ids.
 
     Attributes:

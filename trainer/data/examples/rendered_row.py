@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.data.examples.token_boundaries import Ids
 from trainer.data.rows import Row
@@ -16,8 +17,7 @@ TokenSpan = tuple[int, int]
 """First index, and index after the last one, among token ids."""
 
 
-@dataclass(frozen=True)
-class MaskedTokens:
+class MaskedTokens(NamedTuple):
     """Token ids and the spans of them that enter the loss."""
 
     ids: Ids
@@ -29,8 +29,7 @@ class MaskedTokens:
         return cls(ids, ((0, len(ids)),))
 
 
-@dataclass(frozen=True)
-class TokenizedRow:
+class TokenizedRow(NamedTuple):
     """A row whose texts are tokenised.
 
     Attributes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.data.examples.chat_template import CharacterSpan
 from trainer.data.examples.turn_forms import TurnForm
 
 
-@dataclass(frozen=True)
-class RenderedTurn:
+class RenderedTurn(NamedTuple):
     """A trained turn: the index of its message, and its spans in the text, in order."""
 
     number: int

@@ -7,7 +7,7 @@ validate` encodes in several processes, and counts in one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.data.examples.evaluation_files import is_for_evaluation
 from trainer.data.examples.example import EncodedRow, Example
@@ -20,8 +20,7 @@ from trainer.spec import DataSection
 NO_PROMPT = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ExamplesSummary:
+class ExamplesSummary(NamedTuple):
     """Numbers and digests of the examples of a row.
 
     Attributes:
@@ -46,8 +45,7 @@ class ExamplesSummary:
     labels: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RowSummary:
+class RowSummary(NamedTuple):
     """What is counted of a row.
 
     Attributes:
