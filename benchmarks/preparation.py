@@ -95,7 +95,7 @@ def spec_of(model: Path) -> dict[str, Any]:
         "model": {"model_name_or_path": "./model", "model_file_sha256": digests, "dtype": "float32"},
         "lora": {"lora_r": 1, "lora_alpha": 2, "lora_target_modules": ["q_proj"]},
         "data": {
-            "max_length": MAX_LENGTH, "on_overlong": "truncate", "test_split_size": 0.005, "max_rows": 10_000_000,
+            "max_length": MAX_LENGTH, "on_overlong": "truncate", "test_split_size": 0, "max_rows": 10_000_000,
         },
         "train": {"max_steps": 1, "per_device_train_batch_size": 1, "bf16": False, "engine": "transformers"},
         "output": {"samples": 0},
