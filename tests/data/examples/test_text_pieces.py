@@ -28,7 +28,7 @@ from trainer.data.examples.text_pieces import (
     cut_text,
     has_independent_words,
 )
-from trainer.data.examples.token_boundaries import Ids
+from trainer.data.examples.token_boundaries import Ids, text_prefixes
 
 CORPUS = [
     "It's the patient's 3rd visit in 2024, isn't it?\n\n  Yes:  ja, für  Übermut “weiß” 한국 사람 中文 . . "
@@ -112,19 +112,25 @@ def test_pieces_are_the_text(text: str) -> None:
         assert not after[0].isspace()
 
 
-@given(
-    texts=st.lists(
-        st.lists(
-            st.sampled_from(
-                ["<|end|>", "<|end|>\n", "<|e", "<|", "nd|>", "end", "\n", " ", " a", "é"]
-            ),
-            max_size=9,
-        ).map("".join),
-        max_size=3,
-    )
-)
+OVERLAPPING = ["<|end|>", "<|end|>\n", "<|e", "<|", "nd|>", "end", "\n", " ", " a", "é"]
+
+
+@given(text=st.lists(st.sampled_from(OVERLAPPING), max_size=9).map("".join), share=st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
-def test_overlapping_added_tokens_have_the_ids_of_the_text(texts: list[str]) -> None:
+def test_overlapping_added_tokens_split_as_the_tokenizer_splits(text: str, share: float) -> None:
+    backend = Tokenizer.from_str(_OVERLAPPING_BACKEND)
+    assert has_independent_words(backend)
+    (tokenized,) = TextTokenizer(backend).tokenize([text])
+    assert [tokenized.ids] == ids_of(backend, [text])
+    # A beginning of the text has the ids that it has alone, whichever token it ends in.
+    position = round(share * len(text))
+    assert tokenized.special_tokens is not None
+    (prefix,) = text_prefixes(text, tokenized.special_tokens, [position])
+    beginning, rest = ids_of(backend, [text[:position], prefix.rest])
+    assert prefix.ids(tokenized.ids, {prefix.rest: rest}) == beginning
+
+
+def make_overlapping() -> str:
     backend = make_backend(gpt2(), normalizers.NFC())
     backend.add_tokens(
         [
@@ -134,9 +140,25 @@ def test_overlapping_added_tokens_have_the_ids_of_the_text(texts: list[str]) -> 
             AddedToken("end", normalized=True),
         ]
     )
-    assert has_independent_words(backend)
-    whole = ids_of(backend, texts)
-    assert TextTokenizer(backend).ids_of(texts) == whole
+    return backend.to_str()
+
+
+_OVERLAPPING_BACKEND = make_overlapping()
+
+
+def test_only_a_tokenizer_that_cuts_texts_says_where_special_tokens_are() -> None:
+    backend = make_backend(gpt2())
+    (tokenized,) = TextTokenizer(backend).tokenize(["a b<|end|>c<|end|>"])
+    end = backend.token_to_id("<|end|>")
+    assert tokenized.special_tokens is not None
+    assert [(match.token, match.end) for match in tokenized.special_tokens] == [
+        ("<|end|>", 10),
+        ("<|end|>", 18),
+    ]
+    assert [tokenized.ids[match.token_index] for match in tokenized.special_tokens] == [end, end]
+    backend.pre_tokenizer = None
+    (tokenized,) = TextTokenizer(backend).tokenize(["<|end|>"])
+    assert tokenized.special_tokens is None
 
 
 def test_pieces_end_at_added_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.row_encoding import CHUNK_ROWS, encode_rows
-from trainer.data.examples.token_boundaries import Ids
+from trainer.data.examples.token_boundaries import TokenizedText
 from trainer.data.examples.tokenizer_thread import TokenizerThread
 from trainer.data.rows import ChatRow, Message, Row, TextRow
 from trainer.errors import DataError
@@ -57,7 +57,7 @@ def test_rows_are_rendered_while_others_are_tokenised(
 ) -> None:
     tokens = make_tokens(None)
     tokens.cuts_texts = False
-    later_row_is_read, tokenise = threading.Event(), tokens.ids_of
+    later_row_is_read, tokenise = threading.Event(), tokens.tokenize
 
     def rows() -> Iterator[Row]:
         for number in range(CHUNK_ROWS + 1):
@@ -65,11 +65,11 @@ def test_rows_are_rendered_while_others_are_tokenised(
                 later_row_is_read.set()
             yield TextRow("f", number, f"row {number}")
 
-    def ids_of(texts: list[str]) -> list[Ids]:
+    def wait_and_tokenise(texts: list[str]) -> list[TokenizedText]:
         assert later_row_is_read.wait(timeout=5)
         return tokenise(texts)
 
-    monkeypatch.setattr(tokens, "ids_of", ids_of)
+    monkeypatch.setattr(tokens, "tokenize", wait_and_tokenise)
     assert len(list(encode_rows(rows(), tokens, DataSection()))) == CHUNK_ROWS + 1
 
 

@@ -16,7 +16,12 @@ from trainer.data.examples.masks import MaskOptions, mask_not_exact, render_mask
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow, TokenSpan
 from trainer.data.examples.rendered_text import RenderedText
-from trainer.data.examples.token_boundaries import Ids, TextPrefix, text_prefixes
+from trainer.data.examples.token_boundaries import (
+    Ids,
+    TextPrefix,
+    TokenizedText,
+    text_prefixes,
+)
 from trainer.data.rows import ChatRow
 
 
@@ -30,9 +35,10 @@ def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -
     rendered = render_masked_texts(row, tokenizer, options)
     unrendered = check_rendered(row, rendered, tokenizer, options.allow_unrendered)
 
-    def tokenize(ids: list[Ids]) -> TokenizedRow:
+    def tokenize(tokenized: list[TokenizedText]) -> TokenizedRow:
         texts = [
-            _find_prefixes(text, own, tokenizer) for text, own in zip(rendered, ids, strict=True)
+            _find_prefixes(text, own, tokenizer)
+            for text, own in zip(rendered, tokenized, strict=True)
         ]
         # What must be tokenised to find the boundaries of the spans among the ids.
         prefixes = (prefix for text in texts for span in text.prefixes or () for prefix in span)
@@ -48,7 +54,7 @@ def render_chat(row: ChatRow, tokenizer: ModelTokenizer, options: MaskOptions) -
     return RenderedRow(row, tuple(text.text for text in rendered), tokenize, unrendered)
 
 
-class _TokenizedText(NamedTuple):
+class _BoundedText(NamedTuple):
     """A rendered text with its ids.
 
     Attributes:
@@ -63,18 +69,22 @@ class _TokenizedText(NamedTuple):
     prefixes: tuple[tuple[TextPrefix, TextPrefix], ...] | None
 
 
-def _find_prefixes(rendered: RenderedText, ids: Ids, tokenizer: ModelTokenizer) -> _TokenizedText:
+def _find_prefixes(
+    rendered: RenderedText, tokenized: TokenizedText, tokenizer: ModelTokenizer
+) -> _BoundedText:
+    ids, special_tokens = tokenized
     if rendered.spans is None:
-        return _TokenizedText(rendered, ids, None)
-    special_tokens = tokenizer.special_token_finder.align(rendered.text, ids)
+        return _BoundedText(rendered, ids, None)
+    if special_tokens is None:
+        special_tokens = tokenizer.special_token_finder.align(rendered.text, ids)
     positions = [position for span in rendered.spans for position in span]
     prefixes = list(text_prefixes(rendered.text, special_tokens, positions))
-    return _TokenizedText(rendered, ids, tuple(zip(prefixes[::2], prefixes[1::2], strict=True)))
+    return _BoundedText(rendered, ids, tuple(zip(prefixes[::2], prefixes[1::2], strict=True)))
 
 
 def _mask_tokens(
     row: ChatRow,
-    text: _TokenizedText,
+    text: _BoundedText,
     ids_of: Mapping[str, Ids],
     tokenizer: ModelTokenizer,
     options: MaskOptions,

@@ -14,7 +14,12 @@ from trainer.data.examples.chat_template import (
     require_read,
 )
 from trainer.data.examples.text_pieces import TextTokenizer
-from trainer.data.examples.token_boundaries import CACHED_CHARACTERS, Ids, SpecialTokenFinder
+from trainer.data.examples.token_boundaries import (
+    CACHED_CHARACTERS,
+    Ids,
+    SpecialTokenFinder,
+    TokenizedText,
+)
 from trainer.data.examples.turn_stops import NextTurnStops
 from trainer.errors import ErrorCode, JobError
 from trainer.spec import TemplateArgument
@@ -136,6 +141,10 @@ class ModelTokenizer:
     def ids_of(self, texts: Sequence[str]) -> list[Ids]:
         """Tokenises each text separately, on all cores."""
         return self._texts.ids_of(texts)
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenises each text separately, as `ids_of`, and says where special tokens are if that is known."""
+        return self._texts.tokenize(texts)
 
     def lookup(self, texts: Iterable[str]) -> Mapping[str, Ids]:
         """Tokenises each text separately; the ids of short texts are cached, because they recur."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from trainer.data.examples.token_boundaries import Ids
+from trainer.data.examples.token_boundaries import Ids, TokenizedText
 from trainer.data.rows import Row
 from trainer.spec import RowPart
 
@@ -54,11 +54,11 @@ class RenderedRow:
     Attributes:
         row: the row.
         texts: what to tokenise.
-        continue_with: takes the ids of the texts, in their order.
+        continue_with: takes the tokenised texts, in their order.
         unrendered: parts of the row that its texts lack.
     """
 
     row: Row
     texts: tuple[str, ...]
-    continue_with: Callable[[list[Ids]], TokenizedRow]
+    continue_with: Callable[[list[TokenizedText]], TokenizedRow]
     unrendered: frozenset[RowPart] = frozenset()

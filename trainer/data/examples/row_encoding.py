@@ -15,7 +15,7 @@ from trainer.data.examples.length_limit import fit_to_length
 from trainer.data.examples.masks import MaskOptions
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.rendered_row import MaskedTokens, RenderedRow, TokenizedRow
-from trainer.data.examples.token_boundaries import Ids
+from trainer.data.examples.token_boundaries import Ids, TokenizedText
 from trainer.data.examples.tokenizer_thread import TokenizerThread
 from trainer.data.rows import (
     ChatRow,
@@ -75,12 +75,12 @@ def encode_rows(
         # First call of the tokenizer: the texts of all rows.
         tokenized = each(
             chunks,
-            lambda chunk: tokenizer.ids_of(
+            lambda chunk: tokenizer.tokenize(
                 [text for row in chunk if isinstance(row, RenderedRow) for text in row.texts]
             ),
         )
         # Second call: the texts at the boundaries of spans, few of which are new.
-        bounded = (_continue(chunk, iter(ids)) for chunk, ids in tokenized)
+        bounded = (_continue(chunk, iter(texts)) for chunk, texts in tokenized)
         looked_up = each(
             bounded,
             lambda chunk: tokenizer.lookup(
@@ -122,12 +122,12 @@ def _render_chunks(
         yield chunk
 
 
-def _continue(chunk: _RenderedChunk, ids: Iterator[Ids]) -> _TokenizedChunk:
-    """Gives each rendered row the ids of its texts."""
+def _continue(chunk: _RenderedChunk, texts: Iterator[TokenizedText]) -> _TokenizedChunk:
+    """Gives each rendered row its tokenised texts."""
     return [
         rendered
         if isinstance(rendered, DataError)
-        else (rendered, rendered.continue_with(list(itertools.islice(ids, len(rendered.texts)))))
+        else (rendered, rendered.continue_with(list(itertools.islice(texts, len(rendered.texts)))))
         for rendered in chunk
     ]
 
@@ -155,8 +155,8 @@ def _render(row: Row, tokenizer: ModelTokenizer, options: MaskOptions) -> Render
         return RenderedRow(
             row,
             (row.text,),
-            lambda ids: TokenizedRow.finished(
-                MaskedTokens.train_on_all(_add_end(add_start(ids[0], tokenizer), tokenizer))
+            lambda texts: TokenizedRow.finished(
+                MaskedTokens.train_on_all(_add_end(add_start(texts[0].ids, tokenizer), tokenizer))
             ),
         )
     if isinstance(row, PreferenceRow):
@@ -171,8 +171,8 @@ def _render_completion(
 ) -> RenderedRow:
     """Renders the prompt as generation will see it, then the completion and the end of the sequence."""
 
-    def tokenize(ids: list[Ids]) -> TokenizedRow:
-        prompt, both = (add_start(part, tokenizer) for part in ids)
+    def tokenize(texts: list[TokenizedText]) -> TokenizedRow:
+        prompt, both = (add_start(text.ids, tokenizer) for text in texts)
         if both[: len(prompt)] != prompt:
             # A token crosses the boundary. Generation starts from the prompt's own tokens, so training does too.
             both = prompt + array("i", tokenizer.ids(row.completion))
@@ -193,8 +193,8 @@ def _render_preference(
         chosen.texts
     )  # the ids of the chosen side come first, then those of the rejected side
 
-    def tokenize(ids: list[Ids]) -> TokenizedRow:
-        first, second = chosen.continue_with(ids[:count]), rejected.continue_with(ids[count:])
+    def tokenize(texts: list[TokenizedText]) -> TokenizedRow:
+        first, second = chosen.continue_with(texts[:count]), rejected.continue_with(texts[count:])
         return TokenizedRow(
             first.boundary_texts + second.boundary_texts,
             lambda ids_of: first.apply_masks(ids_of) + second.apply_masks(ids_of),

@@ -105,9 +105,11 @@ class RowSummarizer:
     def _summarize_examples(self, examples: Sequence[Example]) -> ExamplesSummary:
         self._tokenizer.require_embedded(max(max(example.ids) for example in examples))
         digest = row_digest(examples)
+        # Of a single example it is the digest of the row.
+        each = [row_digest([example]) for example in examples] if len(examples) > 1 else [digest]
         return ExamplesSummary(
             digest=_short(digest),
-            digests=tuple(_short(row_digest([example])) for example in examples),
+            digests=tuple(map(_short, each)),
             prompt=_prompt_digest(examples[0]),
             held_by_hash=is_held_out(digest, self._data.test_split_size, self._split_key),
             lengths=tuple(example.length for example in examples),

@@ -25,10 +25,15 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain, filterfalse
+from itertools import accumulate, chain, filterfalse
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.data.examples.token_boundaries import Ids, any_of
+from trainer.data.examples.token_boundaries import (
+    Ids,
+    SpecialTokenMatch,
+    TokenizedText,
+    any_of,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,6 +43,8 @@ MAX_PIECE_CHARACTERS: Final = 64
 
 MAX_CACHED_CHARACTERS: Final = 1 << 19
 """Characters of the pieces of a cache: of words in European languages about 65,000, which take 12 MB."""
+
+_ID_BYTES: Final = array("i").itemsize
 
 _CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BEFORE: Final = r"[^\r\n\p{L}\p{N}]?"
@@ -172,24 +179,33 @@ class TextTokenizer:
         return self._starts.characters + self._words.characters
 
     def ids_of(self, texts: Sequence[str]) -> list[Ids]:
+        """Returns the ids of texts as `tokenize` finds them."""
+        return [tokenized.ids for tokenized in self.tokenize(texts)]
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenises each text separately, on all cores; no special tokens are added."""
         if not self.cuts:
             encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [array("i", encoding.ids) for encoding in encoded]
+            return [TokenizedText(array("i", encoding.ids), None) for encoding in encoded]
         # Of each text the parts between added tokens, and these themselves; of each part the pieces.
-        cut = [list(map(cut_text, self._added.split(text))) for text in texts]
+        split = list(map(self._added.split, texts))
+        cut = [list(map(cut_text, parts)) for parts in split]
         starts, words = self._starts, self._words
         new_starts = starts.add(pieces[0] for parts in cut for pieces in parts)
         new_words = words.add(chain.from_iterable(pieces[1:] for parts in cut for pieces in parts))
-        joined = [
-            b"".join(
-                [
-                    starts.ids[start] + b"".join(map(words.ids.__getitem__, others))
-                    for start, *others in parts
-                ]
-            )
-            for parts in cut
-        ]
+        tokenized = list(map(self._join, split, cut))
         starts.forget(new_starts)
         words.forget(new_words)
-        return [array("i", ids) for ids in joined]
+        return tokenized
+
+    def _join(self, parts: Sequence[str], cut: Iterable[list[str]]) -> TokenizedText:
+        """Joins the ids of a text's parts; those at odd indices are added tokens."""
+        starts, words = self._starts.ids, self._words.ids
+        ids = [starts[start] + b"".join(map(words.__getitem__, others)) for start, *others in cut]
+        ends, sizes = list(accumulate(map(len, parts))), list(accumulate(map(len, ids)))
+        # An added token's index is the number of ids of the parts before it.
+        indices = (size // _ID_BYTES for size in sizes[:-1:2])
+        matches = zip(parts[1::2], ends[1::2], indices, strict=True)
+        return TokenizedText(
+            array("i", b"".join(ids)), tuple(SpecialTokenMatch(*match) for match in matches)
+        )

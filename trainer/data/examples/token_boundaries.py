@@ -70,6 +70,19 @@ class SpecialTokenMatch(NamedTuple):
     token_index: int
 
 
+class TokenizedText(NamedTuple):
+    """A text as token ids.
+
+    Attributes:
+        ids: its token ids.
+        special_tokens: the tokens that split it before all others, in order; None if `SpecialTokenFinder` must
+            look for them.
+    """
+
+    ids: Ids
+    special_tokens: tuple[SpecialTokenMatch, ...] | None
+
+
 class TextPrefix(NamedTuple):
     """A prefix of a tokenised text, as a number of ids of the text and a rest to tokenise.
 
