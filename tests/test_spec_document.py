@@ -26,9 +26,11 @@ from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import Limits
 from trainer.exchange.upload_authorization import UploadAuthorization, sign_authorization
+from trainer.exchange.withdrawal import Withdrawal, sign_withdrawal
 from trainer.front.http.dataset_routes import DatasetRoutes
 from trainer.front.http.job_routes import JobRoutes
 from trainer.front.http.result_routes import ResultRoutes
+from trainer.front.http.withdrawal_routes import WithdrawalRoutes
 from trainer.job.end_record import EndRecord
 from trainer.models import Activity, Phase, Strict
 from trainer.provider.grants import GrantRecord
@@ -147,6 +149,12 @@ def upload_authorization() -> str:
     return f"{document}\n{sign_authorization(authorization, ProviderKey(bytes([1]) * 32))}"
 
 
+def withdrawal() -> str:
+    request = Withdrawal(version=1, job_spec_sha256="ab" * 32, grant_sha256="cd" * 32)
+    document = canonical_json(request.model_dump(mode="json")).decode()
+    return f"{document}\n{sign_withdrawal(request, ProviderKey(bytes([1]) * 32))}"
+
+
 def events() -> str:
     stream = io.StringIO()
     public = logs.PublicLog(stream)
@@ -186,6 +194,7 @@ EXAMPLES: dict[str, Callable[[], str]] = {
     "grant-secrets": derived_from_the_grant,
     "bundle-signature": bundle_signature,
     "upload-authorization": upload_authorization,
+    "withdrawal": withdrawal,
     "checkpoint": checkpoint,
     "events": events,
     "phases": lambda: listed(Phase),
@@ -297,6 +306,7 @@ def routes() -> dict[str, dict[str, Any]]:
     """`METHOD /path` → its answers in the OpenAPI document."""
     app, nothing = FastAPI(), cast("Any", None)
     app.include_router(JobRoutes(nothing, Limits()).router())
+    app.include_router(WithdrawalRoutes(nothing, nothing).router())
     app.include_router(DatasetRoutes(nothing, nothing, nothing).router())
     app.include_router(ResultRoutes(nothing, Path(), Limits()).router())
     paths = app.openapi()["paths"].items()

@@ -83,6 +83,7 @@ class ErrorCode(StrEnum):
     GRANT_SIGNATURE_INVALID = "grant-signature-invalid"
     GRANTS_DIFFER = "grants-differ"
     DATASET_DUPLICATE = "dataset-duplicate"
+    GRANT_WITHDRAWN = "grant-withdrawn"
     RESULT_DIGEST_MISMATCH = "result-digest-mismatch"
     CHECKPOINT_INVALID = "checkpoint-invalid"
 

@@ -101,6 +101,14 @@ class DatasetRefused(PublicEvent):
 
 
 @dataclass(frozen=True)
+class DatasetWithdrawn(PublicEvent):
+    """A provider of a joint job has taken its dataset back; the job waits for another one of it."""
+
+    event = "dataset-withdrawn"
+    number: int
+
+
+@dataclass(frozen=True)
 class PreparationProgress(PublicEvent):
     """The worker goes on towards its first step."""
 

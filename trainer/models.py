@@ -109,6 +109,12 @@ class Activity(StrEnum):
 Percent = Annotated[int, Field(ge=0, le=100)]
 
 
+ProviderNumbers = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_PROVIDERS)], ...], Field(max_length=MAX_PROVIDERS)
+]
+"""Numbers of providers of a joint job, counted from 1."""
+
+
 class Status(Strict):
     """The public state of a running job: the answer to `GET /status`.
 
@@ -117,7 +123,8 @@ class Status(Strict):
     will still take. `error` is a public code, set when `phase` is `failed`, and in `awaiting-dataset` after an
     upload that did not open, or was refused. `result_bytes` is the size of the sealed result, or sealed failure
     report, once it can be pulled: there is one on a dataset that opened and was refused. `received` has the
-    numbers of the providers of a joint job whose datasets are in, while it waits for others.
+    numbers of the providers of a joint job whose datasets are in, while it waits for others; `withdrawn` of those
+    who have taken theirs back and not sent another.
     """
 
     phase: Phase
@@ -128,9 +135,8 @@ class Status(Strict):
     eta_seconds: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
     error: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")] | None = None
     result_bytes: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
-    received: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=MAX_PROVIDERS)], ...], Field(max_length=MAX_PROVIDERS)
-    ] = ()
+    received: ProviderNumbers = ()
+    withdrawn: ProviderNumbers = ()
 
     @property
     def announces_refusal(self) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from trainer.encoding import canonical_json
+from trainer.exchange.signed_token import MAX_TOKEN_BYTES
 from trainer.exchange.upload_authorization import (
-    MAX_AUTHORIZATION_BYTES,
     UploadAuthorization,
     UploadGate,
     UploadScope,
@@ -48,7 +48,7 @@ def test_a_listed_provider_is_admitted() -> None:
     assert admits(
         sign_authorization(GOOD.model_copy(update={"recipient_sha256": DERIVED}), PROVIDER)
     )
-    assert len(token) <= MAX_AUTHORIZATION_BYTES
+    assert len(token) <= MAX_TOKEN_BYTES
 
 
 def test_without_a_list_anyone_is_admitted() -> None:

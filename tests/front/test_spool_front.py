@@ -10,7 +10,8 @@ import pytest
 
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.exchange.spool import SpoolDirectory
-from trainer.exchange.upload_authorization import UploadGate
+from trainer.exchange.upload_authorization import UploadGate, UploadScope
+from trainer.exchange.withdrawal import Withdrawal, sign_withdrawal, withdrawal_name
 from trainer.front.spool_front import SpoolFront
 from trainer.ipc.front_messages import (
     EvidenceReply,
@@ -20,8 +21,10 @@ from trainer.ipc.front_messages import (
     Shutdown,
     StatusUpdate,
     SupervisorMessage,
+    WithdrawalReceived,
 )
 from trainer.models import Phase, Status
+from trainer.provider_keys import ProviderKey
 
 
 class BusySupervisor:
@@ -31,8 +34,10 @@ class BusySupervisor:
         self.asked: list[float] = []
         self.now = 0.0
         self._replies: list[EvidenceReply] = []
+        self.sent: list[FrontMessage] = []
 
     def send(self, message: FrontMessage) -> None:
+        self.sent.append(message)
         if isinstance(message, EvidenceRequest):
             self.asked.append(self.now)
             is_ready = len(self.asked) == 3
@@ -78,7 +83,7 @@ def test_a_taken_dataset_of_a_joint_job_is_not_judged_by_an_earlier_report(
     dataset.write_bytes(b"sealed")
     supervisor = BusySupervisor()
     front = SpoolFront(
-        SpoolDirectory(tmp_path), cast("Any", supervisor), 10, UploadGate((), None), joint=True
+        SpoolDirectory(tmp_path), cast("Any", supervisor), 10, UploadGate((), None, joint=True)
     )
     refusal = Status(
         phase=Phase.AWAITING_DATASET, error="dataset-overlong", result_bytes=7, received=(1,)
@@ -89,3 +94,29 @@ def test_a_taken_dataset_of_a_joint_job_is_not_judged_by_an_earlier_report(
     assert (tmp_path / "dataset.age").read_bytes() == b"sealed"
     assert [status.announces_refusal for status in seen] == [False]
     assert seen[0].received == (1,)
+
+
+def test_a_withdrawal_is_passed_on_if_a_provider_of_this_job_signed_it(tmp_path: Path) -> None:
+    key, supervisor = ProviderKey(b"a" * 32), BusySupervisor()
+    front = SpoolFront(
+        SpoolDirectory(tmp_path), cast("Any", supervisor), 10,
+        UploadGate((key.public,), None, joint=True),
+    )  # fmt: skip
+    good, forged, other = (
+        sign_withdrawal(Withdrawal(version=1, job_spec_sha256=spec, grant_sha256="ab" * 32), signer)
+        for spec, signer in (
+            ("cd" * 32, key), ("cd" * 32, ProviderKey(b"b" * 32)), ("ef" * 32, key),
+        )
+    )  # fmt: skip
+    for token in (good, forged, other):
+        (tmp_path / withdrawal_name(token)).write_text(token + "\n")
+    front._look_for_files()
+    assert len(list(tmp_path.glob("withdrawal-*"))) == 3, "it waits for the job"
+    scope = UploadScope(job_spec_sha256="cd" * 32, recipient_sha256=("ab" * 32,))
+    front._take(OpenUpload(accept=True, scope=scope))
+    front._take(OpenUpload(accept=False))
+    front._look_for_files()
+    assert not list(tmp_path.glob("withdrawal-*"))
+    assert [message for message in supervisor.sent if isinstance(message, WithdrawalReceived)] == [
+        WithdrawalReceived(token=good)
+    ]

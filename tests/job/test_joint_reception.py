@@ -12,7 +12,9 @@ from typing import Any, cast
 
 import pytest
 
+from trainer import logs
 from trainer.errors import ErrorCode, JobError
+from trainer.exchange.withdrawal import MAX_WITHDRAWALS, Withdrawal, sign_withdrawal
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.reception import Reception
 from trainer.models import Phase
@@ -74,6 +76,12 @@ class World:
     folder: Path
     uploads: list[bytes]
     shown: list[tuple[str | None, tuple[int, ...]]] = field(default_factory=list)
+    withdrawn: list[tuple[int, ...]] = field(default_factory=list)
+    requests: dict[int, list[str]] = field(default_factory=dict)
+    """Withdrawals that arrive while so many uploads are still to come."""
+    requests_while_opening: dict[int, list[str]] = field(default_factory=dict)
+    late: list[str] = field(default_factory=list)
+    public: list[object] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     now: float = 0.0
     lasts: bool = False
@@ -88,7 +96,7 @@ class World:
         self.ciphertext = CiphertextDirectory(self.folder / "ciphertext", persistent=self.lasts)
         self.reception = Reception(
             cast("Any", self), cast("Any", keys), cast("Any", spec), self.ciphertext, self.enter,
-            lambda _event: None, clock=lambda: self.now,
+            self.public.append, clock=lambda: self.now,
         )  # fmt: skip
 
     def enter(
@@ -98,11 +106,24 @@ class World:
         error: ErrorCode | None = None,
         result_bytes: int | None = None,
         received: tuple[int, ...] = (),
+        withdrawn: tuple[int, ...] = (),
     ) -> None:
+        self.withdrawn.append(withdrawn)
+        if phase is Phase.OPENING:
+            self.late += self.requests_while_opening.pop(len(self.uploads), [])
         if phase in {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}:
             self.shown.append((error.value if error else None, received))
 
-    def wait_upload(self, seconds: float, _scope: object) -> int:
+    def take_withdrawals(self) -> list[str]:
+        taken, self.late = self.late, []
+        return taken
+
+    def wait_upload(
+        self, seconds: float, _scope: object, on_withdrawal: Callable[[], None] = lambda: None
+    ) -> int:
+        if arrived := self.requests.pop(len(self.uploads), None):
+            self.late += arrived
+            on_withdrawal()
         if seconds <= 0 or not self.uploads:
             raise JobError(ErrorCode.DATASET_TIMEOUT, "no dataset arrived")
         self.ciphertext.dataset.write_bytes(self.uploads.pop(0))
@@ -260,3 +281,93 @@ def test_what_the_operator_puts_in_the_place_of_a_kept_dataset_is_not_used(
     ]
     assert rows(world.receive(2)) == IN_ORDER
     assert world.shown[3][1] == ()
+
+
+def withdrawal(grant: Grant, key: ProviderKey, spec: str = SPEC) -> str:
+    return sign_withdrawal(
+        Withdrawal(version=1, job_spec_sha256=spec, grant_sha256=grant.sha256()), key
+    )
+
+
+def test_a_provider_takes_its_dataset_back_and_sends_another(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    """While the job waits for the third. Its rows leave the workspace, its ciphertext the operator's disk."""
+    mine = grant_of(1)
+    other = sealed(1, tmp_path, grant=grant_of(1, secret="dd" * 32), content=b"another\n")
+    uploads = [sealed(1, tmp_path, grant=mine), sealed(2, tmp_path), sealed(3, tmp_path), other]
+    world = job(*uploads, requests={2: [withdrawal(mine, PROVIDERS[0])]})
+    pool = world.receive()
+    assert rows(pool) == {**IN_ORDER, "provider-01//rows.jsonl": "another"}
+    assert [received for _error, received in world.shown] == [(), (1,), (1, 2), (2,), (2, 3)]
+    assert (1,) in world.withdrawn
+    assert [event for event in world.public if isinstance(event, logs.DatasetWithdrawn)] == [
+        logs.DatasetWithdrawn(1)
+    ]
+
+
+def test_what_was_taken_back_is_not_admitted_again(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    """Whoever saw its ciphertext, such as the operator, sends it once more; or it was under way meanwhile."""
+    mine = grant_of(1)
+    bundle = sealed(1, tmp_path, grant=mine)
+    rest = [sealed(2, tmp_path), sealed(3, tmp_path)]
+    arrives: list[dict[str, Any]] = [
+        {"requests": {3: [withdrawal(mine, PROVIDERS[0])]}},
+        {"requests_while_opening": {2: [withdrawal(mine, PROVIDERS[0])]}},
+    ]
+    for number, when in enumerate(arrives):
+        uploads = [bundle, bundle, *rest] if number == 0 else [bundle, *rest]
+        world = job(*uploads, **when)
+        with pytest.raises(JobError) as caught:
+            world.receive(number)
+        assert caught.value.code is ErrorCode.DATASET_TIMEOUT
+        assert world.shown[-1][1] == (2, 3)
+        assert world.withdrawn[-1] == (1,)
+        assert not world.ciphertext.member(1).exists()
+        assert not list(tmp_path.glob("try*/provider-01*"))
+
+
+def test_nothing_is_trained_on_that_is_taken_back_while_the_last_dataset_is_opened(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    mine = grant_of(1)
+    uploads = [sealed(1, tmp_path, grant=mine), sealed(2, tmp_path), sealed(3, tmp_path)]
+    world = job(*uploads, requests_while_opening={0: [withdrawal(mine, PROVIDERS[0])]})
+    with pytest.raises(JobError):
+        world.receive()
+    assert world.shown[-1][1] == (2, 3)
+
+
+@pytest.mark.parametrize("attack", [
+    "forged", "another spec's", "another grant's", "somebody else's", "no document", "no token",
+])  # fmt: skip
+def test_what_is_no_withdrawal_of_a_provider_changes_nothing(
+    attack: str, job: Callable[..., World], tmp_path: Path
+) -> None:
+    mine = grant_of(1)
+    good = withdrawal(mine, PROVIDERS[0])
+    token = {
+        "forged": withdrawal(mine, ProviderKey(b"x" * 32)),
+        "another spec's": withdrawal(mine, PROVIDERS[0], "cd" * 32),
+        "another grant's": withdrawal(grant_of(1, secret="ee" * 32), PROVIDERS[0]),
+        "somebody else's": withdrawal(mine, PROVIDERS[1]),
+        "no document": good.partition(".")[0][:-4] + "." + good.partition(".")[2],
+        "no token": "",
+    }[attack]
+    uploads = [sealed(1, tmp_path, grant=mine), sealed(2, tmp_path), sealed(3, tmp_path)]
+    world = job(*uploads, requests={2: [token]})
+    assert rows(world.receive()) == IN_ORDER
+
+
+def test_a_provider_that_takes_back_too_often_is_out(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    """A list without an end would be memory that a provider fills."""
+    others = [grant_of(1, secret=f"{number:064x}") for number in range(MAX_WITHDRAWALS)]
+    tokens = [withdrawal(grant, PROVIDERS[0]) for grant in others]
+    world = job(sealed(1, tmp_path), requests={1: tokens})
+    with pytest.raises(JobError):
+        world.receive()
+    assert world.shown[-1] == ("grant-withdrawn", ())

@@ -66,11 +66,12 @@ class World:
         error: ErrorCode | None = None,
         result_bytes: int | None = None,
         received: Any = (),
+        withdrawn: Any = (),
     ) -> None:
         if phase in WAITS:
             self.shown.append((phase, error.value if error else None, result_bytes))
 
-    def wait_upload(self, seconds: float, scope: object) -> int:
+    def wait_upload(self, seconds: float, scope: object, _on_withdrawal: object) -> int:
         assert scope == "scope"
         self.waits.append(seconds)
         if seconds <= 0:

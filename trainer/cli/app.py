@@ -28,6 +28,7 @@ from trainer.cli.result_commands import open_result, submit_dataset
 from trainer.cli.try_command import try_adapter
 from trainer.cli.validate_command import validate_dataset
 from trainer.cli.verify_command import verify_job
+from trainer.cli.withdraw_command import withdraw
 from trainer.errors import ExitCode, TrainerError
 
 app = typer.Typer(
@@ -65,6 +66,7 @@ app.command("validate")(validate_dataset)
 app.command("submit")(submit_dataset)
 app.command("seal")(seal_data)
 app.command("upload")(upload_dataset)
+app.command("withdraw")(withdraw)
 app.command("watch")(watch_training)
 app.command("pull")(pull_result)
 app.command("open")(open_result)

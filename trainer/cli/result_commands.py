@@ -170,8 +170,18 @@ def _run_submission(submission: Submission, *, quiet: bool, as_json: bool) -> No
     from trainer.cli.terminal_progress import TerminalProgress
     from trainer.provider import run_submission
 
-    with TerminalProgress(quiet=quiet) as progress:
-        submitted = run_submission(submission, progress)
+    try:
+        with TerminalProgress(quiet=quiet) as progress:
+            submitted = run_submission(submission, progress)
+    except KeyboardInterrupt:
+        if submission.joint is not None:
+            folder = shlex.quote(f"{submission.output}.submission")
+            print_line(
+                "the job may still train on your dataset; before it does, this takes it back: "
+                f"trainer withdraw {folder} --job-url … --policy … -i …",
+                err=True,
+            )
+        raise
     result = submitted.result
     if not as_json and not quiet:
         checks = {

@@ -2,7 +2,7 @@
 
 Each file is written by one end:
 
-    provider   nonce, dataset.auth, dataset.age, ack; in a joint job dataset-ID.auth, dataset-ID.age, ack-ID
+    provider   nonce, dataset.auth, dataset.age, ack; in a joint job dataset-ID.auth, .age, ack-ID, withdrawal-ID
     job        exchange.json, evidence.json, status.json, events.jsonl, result.tar.age, result.json, deletion.json
 
 The directory may be on storage that neither end trusts. Every file except `events.jsonl` appears by a rename, so a

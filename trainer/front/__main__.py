@@ -80,7 +80,7 @@ async def serve(settings: FrontSettings) -> None:
     sandbox = _confine_process(settings.plan)
     context, key = make_server_context(now=int(time.time()))
     exchange = settings.exchange
-    gate = UploadGate(exchange.providers, sha256_hex(key))
+    gate = UploadGate(exchange.providers, sha256_hex(key), exchange.joint)
     app = build_app(
         control,
         settings.spool,
@@ -154,9 +154,9 @@ def main(arguments: list[str]) -> int:
         if settings.by_files:
             sandbox = _confine_process(settings.plan)
             spool, channel = SpoolDirectory(settings.spool), front_channel(settings.control)
-            gate = UploadGate(settings.exchange.providers, None)
             limit, joint = settings.exchange.max_upload_bytes, settings.exchange.joint
-            SpoolFront(spool, channel, limit, gate, joint, sandbox).run()
+            gate = UploadGate(settings.exchange.providers, None, joint)
+            SpoolFront(spool, channel, limit, gate, sandbox).run()
         else:
             with asyncio.Runner(loop_factory=lambda: HandshakeLimitLoop(settings.limits)) as runner:
                 runner.run(serve(settings))

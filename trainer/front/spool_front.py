@@ -16,6 +16,7 @@ from typing import Final
 
 from trainer.encoding import has_sha256
 from trainer.errors import ErrorCode, UnavailableError
+from trainer.exchange.signed_token import MAX_TOKEN_BYTES
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
     DATASET_NAME,
@@ -36,7 +37,8 @@ from trainer.exchange.spool import (
     SpoolTerms,
     authorization_name,
 )
-from trainer.exchange.upload_authorization import MAX_AUTHORIZATION_BYTES, UploadGate, UploadScope
+from trainer.exchange.upload_authorization import UploadGate, UploadScope
+from trainer.exchange.withdrawal import WITHDRAWAL_NAME
 from trainer.ipc.channel import Channel
 from trainer.ipc.front_messages import (
     Acknowledged,
@@ -52,6 +54,7 @@ from trainer.ipc.front_messages import (
     StatusUpdate,
     SupervisorMessage,
     UploadReady,
+    WithdrawalReceived,
 )
 from trainer.models import Phase, Status
 from trainer.sandbox.properties import SandboxReport
@@ -78,8 +81,7 @@ class SpoolFront:
         spool: the spool directory.
         channel: control channel to the supervisor.
         max_upload_bytes: largest sealed dataset that is accepted.
-        gate: decides whose datasets are accepted.
-        joint: whether each provider has files of its own.
+        gate: decides whose datasets are accepted; in a joint job each provider has files of its own.
         sandbox: the sandbox properties that this process measured about itself.
         clock: returns monotonic seconds.
     """
@@ -88,7 +90,6 @@ class SpoolFront:
     channel: Channel[SupervisorMessage, FrontMessage]
     max_upload_bytes: int
     gate: UploadGate
-    joint: bool = False
     sandbox: SandboxReport = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     _nonce: str | None = field(default=None, init=False)
@@ -97,6 +98,7 @@ class SpoolFront:
     _status: Status = field(default=Status(phase=Phase.STARTING), init=False)
     _accepting: bool = field(default=False, init=False)
     _scope: UploadScope | None = field(default=None, init=False)
+    _job_spec_sha256: str | None = field(default=None, init=False)
     _has_opened: bool = field(default=False, init=False)
     _delivered: bool = field(default=False, init=False)
     _result: ResultReady | None = field(default=None, init=False)
@@ -113,7 +115,9 @@ class SpoolFront:
         for name in _STALE:
             self.spool.clear(name)
         terms = SpoolTerms(
-            max_upload_bytes=self.max_upload_bytes, joint=self.joint, providers=self.gate.providers
+            max_upload_bytes=self.max_upload_bytes,
+            joint=self.gate.joint,
+            providers=self.gate.providers,
         )
         self._put(TERMS_NAME, terms.model_dump_json(exclude_defaults=True).encode())
         self.channel.send(Ready(port=0, tls_key=None, sandbox=self.sandbox))
@@ -156,6 +160,8 @@ class SpoolFront:
                     self.spool.clear(EVENTS_NAME)  # sealed to the provider of the dataset before
                     self._delivered = False
                 self._accepting, self._scope = accept, scope
+                if scope is not None:
+                    self._job_spec_sha256 = scope.job_spec_sha256
             case PrivateEvent(sealed=sealed):
                 self._add_event(sealed)
             case ResultReady(size=size, sha256=digest, final=final):
@@ -178,10 +184,15 @@ class SpoolFront:
             self._result.acknowledgement_sha256
         ):
             for name in (
-                self.spool.find(JOINT_ACKNOWLEDGEMENT) if self.joint else (ACKNOWLEDGEMENT_NAME,)
+                self.spool.find(JOINT_ACKNOWLEDGEMENT)
+                if self.gate.joint
+                else (ACKNOWLEDGEMENT_NAME,)
             ):
                 self._look_for_acknowledgement(self._result, name)
-        for name in self.spool.find(JOINT_DATASET) if self.joint else (DATASET_NAME,):
+        if self.gate.joint and self._job_spec_sha256 is not None:
+            for name in self.spool.find(WITHDRAWAL_NAME):
+                self._look_for_withdrawal(name)
+        for name in self.spool.find(JOINT_DATASET) if self.gate.joint else (DATASET_NAME,):
             if self._accepting:
                 self._look_for_dataset(name)
 
@@ -191,6 +202,12 @@ class SpoolFront:
         if has_sha256(shown, result.acknowledgement_sha256) and shown not in self._acknowledged:
             self._acknowledged.add(shown)
             self.channel.send(Acknowledged(acknowledgement=shown.decode("ascii")))
+
+    def _look_for_withdrawal(self, name: str) -> None:
+        """Passes on what a listed provider has signed; anything else is removed."""
+        token = (self.spool.take(name, MAX_TOKEN_BYTES) or b"").decode("latin1").strip()
+        if self.gate.admits_withdrawal(token, self._job_spec_sha256 or ""):
+            self.channel.send(WithdrawalReceived(token=token))
 
     def _look_for_dataset(self, name: str) -> None:
         path = self.spool.file(name)
@@ -205,7 +222,7 @@ class SpoolFront:
         if found.st_size > self.max_upload_bytes:
             self._refuse_dataset(name, ErrorCode.DATASET_TOO_LARGE)
             return
-        written = self.spool.read(authorization_name(name), MAX_AUTHORIZATION_BYTES) or b""
+        written = self.spool.read(authorization_name(name), MAX_TOKEN_BYTES) or b""
         token = written.decode("latin1").strip()
         if not self.gate.admits(token, found.st_size, self._scope, now=time.time()):
             self._refuse_dataset(name, ErrorCode.UNAUTHORIZED)

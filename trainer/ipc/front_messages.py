@@ -20,6 +20,7 @@ from trainer.exchange.limits import (
     MAX_MESSAGE_BYTES,
     MAX_SEALED_EVENT_BYTES,
 )
+from trainer.exchange.signed_token import MAX_TOKEN_BYTES
 from trainer.exchange.upload_authorization import UploadScope
 from trainer.ipc.channel import Channel, ChannelMessage, MessageFormat
 from trainer.models import MAX_PROVIDERS, Nonce, Secret, Sha256Hex, Status
@@ -82,6 +83,14 @@ class Acknowledged(ChannelMessage):
     # The value itself: the supervisor compares it, so that a front that was taken over can acknowledge nothing.
     kind: Literal["acknowledged"] = "acknowledged"
     acknowledgement: Secret
+
+
+class WithdrawalReceived(ChannelMessage):
+    """A provider of a joint job takes its dataset back, with this token."""
+
+    # The token itself: the supervisor checks the signature, so that a front that was taken over withdraws nothing.
+    kind: Literal["withdrawal-received"] = "withdrawal-received"
+    token: Annotated[str, Field(max_length=MAX_TOKEN_BYTES)]
 
 
 class FrontFailed(ChannelMessage):
@@ -174,7 +183,9 @@ class Shutdown(ChannelMessage):
     kind: Literal["shutdown"] = "shutdown"
 
 
-FrontMessage = Ready | EvidenceRequest | UploadReady | Acknowledged | FrontFailed
+FrontMessage = (
+    Ready | EvidenceRequest | UploadReady | Acknowledged | WithdrawalReceived | FrontFailed
+)
 SupervisorMessage = (
     EvidenceReply
     | StatusUpdate

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,20 @@ from trainer.attestation.evidence import Evidence
 from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError, TrainerError, UnavailableError
 from trainer.exchange.upload_authorization import UploadScope
+from trainer.exchange.withdrawal import MAX_WITHDRAWALS
 from trainer.ipc import front_messages as protocol
 from trainer.ipc.channel import Channel
 from trainer.job import child_process as children
 from trainer.logs import log_error, private
+from trainer.models import MAX_PROVIDERS
 from trainer.sandbox.plan import SandboxPlan
 from trainer.spec import ExchangeSection
 
 READY_SECONDS: Final = 60.0
 """Time for a front to serve after its start."""
+
+MAX_WAITING_WITHDRAWALS: Final = MAX_PROVIDERS * MAX_WITHDRAWALS
+"""A front that sends more has been taken over, and could as well send none."""
 
 EvidenceSource = Callable[[str], Evidence]
 """Nonce (64 hex digits) → fresh evidence with claims for that nonce."""
@@ -58,6 +64,7 @@ class FrontProcess:
         self._uploaded_bytes: int | None = None
         self._missing_acknowledgements: set[str] | None = None
         self._ended: ErrorCode | None = None
+        self._withdrawals: list[str] = []
         self._changed = threading.Condition()
 
     def start_listening(self) -> None:
@@ -79,21 +86,32 @@ class FrontProcess:
         with self._changed:
             self._evidence_source = source
 
-    def wait_upload(self, seconds: float, scope: UploadScope) -> int:
+    def take_withdrawals(self) -> list[str]:
+        """Returns the tokens of withdrawals that have arrived since the last call; nobody has checked them."""
+        with self._changed:
+            taken, self._withdrawals = self._withdrawals, []
+        return taken
+
+    def wait_upload(
+        self, seconds: float, scope: UploadScope, on_withdrawal: Callable[[], None] = lambda: None
+    ) -> int:
         """Accepts an upload and waits until it is complete; returns the size of the sealed dataset in bytes.
 
         Args:
             seconds: how long to wait.
             scope: what an authorisation of the upload has to name, if the job spec lists providers.
+            on_withdrawal: called when there are withdrawals to take. An upload under way goes on.
 
         Raises:
             JobError: `dataset-timeout`, or the front ended.
         """
         self._channel.send(protocol.OpenUpload(accept=True, scope=scope))
-        if (
-            not self._wait(lambda: self._uploaded_bytes is not None, seconds)
-            or self._uploaded_bytes is None
-        ):
+        end = time.monotonic() + seconds
+        while self._wait(self._has_upload_or_withdrawal, end - time.monotonic()):
+            if self._uploaded_bytes is not None:
+                break
+            on_withdrawal()
+        if self._uploaded_bytes is None:
             raise JobError(
                 ErrorCode.DATASET_TIMEOUT,
                 "no dataset arrived",
@@ -103,6 +121,9 @@ class FrontProcess:
         size, self._uploaded_bytes = self._uploaded_bytes, None
         self._channel.send(protocol.OpenUpload(accept=False))
         return size
+
+    def _has_upload_or_withdrawal(self) -> bool:
+        return self._uploaded_bytes is not None or bool(self._withdrawals)
 
     def send(self, update: FrontUpdate) -> None:
         """Sends what the front gives to clients from now on.
@@ -194,6 +215,9 @@ class FrontProcess:
                     # The front compares too, but it faces the network: its claim is not enough for a signature.
                     digest = sha256_hex(message.acknowledgement.encode())
                     (self._missing_acknowledgements or set()).discard(digest)
+                case protocol.WithdrawalReceived():
+                    if len(self._withdrawals) < MAX_WAITING_WITHDRAWALS:
+                        self._withdrawals.append(message.token)
                 case protocol.FrontFailed():
                     self._ended = self._ended or message.code
             self._changed.notify_all()

@@ -60,10 +60,12 @@ class PhaseChange(Protocol):
         error: ErrorCode | None = None,
         result_bytes: int | None = None,
         received: tuple[int, ...] = (),
+        withdrawn: tuple[int, ...] = (),
     ) -> None:
         """Publishes `phase`, with a public error code and the size of the sealed result in bytes.
 
-        `received` has the numbers of the providers of a joint job whose datasets are in.
+        `received` has the numbers of the providers of a joint job whose datasets are in, `withdrawn` of those who
+        have taken theirs back.
         """
 
 

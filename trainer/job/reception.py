@@ -23,6 +23,7 @@ from trainer.job.front_process import FrontProcess
 from trainer.job.hand_over import PhaseChange
 from trainer.job.job_keys import JobKeys
 from trainer.job.tree_removal import remove_tree
+from trainer.job.withdrawals import Withdrawals
 from trainer.models import Phase
 from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
 from trainer.sealing.pool import (
@@ -82,6 +83,14 @@ class Reception:
     _opening: str | None = field(default=None, init=False)
     _members: dict[int, OpenedBundle] = field(default_factory=dict, init=False)
     _admitted: dict[int, str] = field(default_factory=dict, init=False)
+    _withdrawn: set[int] = field(default_factory=set, init=False)
+    _withdrawals: Withdrawals = field(init=False)
+
+    def __post_init__(self) -> None:
+        exchange = self.spec.exchange
+        self._withdrawals = Withdrawals(
+            exchange.providers if exchange.joint else (), self.spec.sha256()
+        )
 
     def receive(self, into: Path) -> ReceivedDataset:
         """Returns the first dataset that opens, or in a joint job the pool of those of all its providers.
@@ -109,7 +118,8 @@ class Reception:
             if self.ciphertext.member(number).exists():
                 self._open_member(number, into)
         assert self._deadline is not None  # noqa: S101 -- `receive` has set it
-        while len(self._members) < len(self.spec.exchange.providers):
+        # The last look is after the last dataset has opened. What arrives later finds the job in training.
+        while self._lacks_a_dataset(into):
             bundle = self._receive_one(into, self._deadline)
             number = self._number_of(bundle)
             self.ciphertext.dataset.replace(self.ciphertext.member(number))
@@ -118,6 +128,28 @@ class Reception:
             if self._shown is not None and self._shown.number in {None, number}:
                 self._shown = None
         return Pool(tuple(self._members[number] for number in sorted(self._members)))
+
+    def _lacks_a_dataset(self, into: Path) -> bool:
+        self._withdraw(into)
+        return len(self._members) < len(self.spec.exchange.providers)
+
+    def _withdraw(self, into: Path) -> bool:
+        """Takes out the datasets that their providers have taken back since the last call; returns whether any.
+
+        Their rows and their ciphertext are removed.
+        """
+        found = [self._withdrawals.add(token) for token in self.front.take_withdrawals()]
+        new = [withdrawal for withdrawal in found if withdrawal is not None]
+        for provider, grant_sha256 in new:
+            number = self.spec.exchange.providers.index(provider) + 1
+            if number in self._members and self._admitted[number] == grant_sha256:
+                del self._members[number], self._admitted[number]
+                remove_tree(into / pool_folder(number))
+                self.ciphertext.member(number).unlink(missing_ok=True)
+            if number not in self._members:
+                self._withdrawn.add(number)
+                self.public(logs.DatasetWithdrawn(number))
+        return bool(new)
 
     def _open_member(self, number: int, into: Path) -> None:
         """Opens what an earlier try or start has kept; the operator may have put something else in its place."""
@@ -142,6 +174,7 @@ class Reception:
         files = {name: folder / name for name in bundle.files}
         self._members[number] = replace(bundle, files=files)
         self._admitted[number] = bundle.grant.sha256()
+        self._withdrawn.discard(number)
         self._phase = Phase.AWAITING_DATASET
 
     def _number_of(self, bundle: OpenedBundle) -> int:
@@ -151,7 +184,7 @@ class Reception:
     def _receive_one(self, into: Path, deadline: float) -> OpenedBundle:
         while True:
             was_left, self.left_over = self.left_over, None
-            size = was_left if was_left is not None else self._wait(deadline)
+            size = was_left if was_left is not None else self._wait(deadline, into)
             self.public(logs.DatasetReceived(size))
             self.enter(Phase.OPENING)
             try:
@@ -193,16 +226,24 @@ class Reception:
         )
         self._refused_grants[grant.sha256()] = self._shown
 
-    def _wait(self, deadline: float) -> int:
+    def _wait(self, deadline: float, into: Path) -> int:
+        def withdraw() -> None:
+            if self._withdraw(into):
+                self._announce_wait()
+
+        self._announce_wait()
+        return self.front.wait_upload(
+            deadline - self.clock(), self.keys.upload_scope(self.spec.sha256()), withdraw
+        )
+
+    def _announce_wait(self) -> None:
         shown = self._shown
         self.enter(
             self._phase,
             error=shown.error if shown else None,
             result_bytes=shown.report_bytes if shown else None,
             received=tuple(sorted(self._members)),
-        )
-        return self.front.wait_upload(
-            deadline - self.clock(), self.keys.upload_scope(self.spec.sha256())
+            withdrawn=tuple(sorted(self._withdrawn)),
         )
 
     def _open(self, source: Path, into: Path) -> OpenedBundle:
@@ -230,10 +271,12 @@ class Reception:
         """Requires that a bundle of a joint job, whose signer is known now, may be added to the pool.
 
         Raises:
-            SealingError: GRANTS_DIFFER, DATASET_DUPLICATE; BUNDLE_INVALID: too many files.
+            SealingError: GRANTS_DIFFER, DATASET_DUPLICATE, GRANT_WITHDRAWN; BUNDLE_INVALID: too many files.
         """
         require_joint_terms(bundle.grant, self.spec.exchange.providers, bundle.provider)
         require_fits_pool(bundle.files, len(self.spec.exchange.providers))
+        assert bundle.provider is not None  # noqa: S101 -- providers are listed, so it is signed by one of them
+        self._withdrawals.require_not_withdrawn(bundle.provider, bundle.grant.sha256())
         if self._number_of(bundle) in self._members:
             # It stays as it is: whoever saw the ciphertext of an earlier one could replace the later one by it.
             raise SealingError(

@@ -189,6 +189,7 @@ class _Job:
         error: ErrorCode | None = None,
         result_bytes: int | None = None,
         received: tuple[int, ...] = (),
+        withdrawn: tuple[int, ...] = (),
     ) -> None:
         """Publishes that the job entered another phase."""
         self.status = Status(
@@ -198,6 +199,7 @@ class _Job:
             error=error.value if error else None,
             result_bytes=result_bytes,
             received=received,
+            withdrawn=withdrawn,
         )
         front.send(StatusUpdate(status=self.status))
         self.public(logs.PhaseEntered(phase))

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         save_own_record,
         verify_deletion_statement,
     )
+    from trainer.provider.withdrawing import withdraw_dataset
 
 __all__ = [
     "STATEMENT_ERRORS",
@@ -108,6 +109,7 @@ __all__ = [
     "verify_deletion_statement",
     "verify_result",
     "watch_job",
+    "withdraw_dataset",
     "write_private_file",
 ]
 
@@ -158,6 +160,7 @@ _MODULES: Final = {
         "save_own_record",
         "verify_deletion_statement",
     ),
+    "withdrawing": ("withdraw_dataset",),
 }
 """Module → the names above that it defines."""
 

@@ -73,6 +73,7 @@ def watch_job(
         SealingError: the job could not open the dataset, or refused it before (`RefusedBeforeError`).
         JobError: the job failed and has no sealed report, because it never learned a recipient for one.
     """
+    was_in = False
     for event in client.events(token):
         if isinstance(event, SealedEvent):
             yield from _open_event(event, identities)
@@ -80,8 +81,17 @@ def watch_job(
         if (
             number in event.received
         ):  # its dataset is in: what the status says of uploads is about those of others
+            was_in = True
             yield event.without_refusal()
             continue
+        if (
+            was_in and number in event.withdrawn
+        ):  # else it is about an earlier dataset of this provider
+            raise SealingError(
+                ErrorCode.GRANT_WITHDRAWN,
+                "the dataset was taken back",
+                hint="repeat the command to take part with a new grant",
+            )
         yield event
         if event.phase is Phase.FAILED and event.result_bytes is None:
             raise JobError(_known_code(event.error), "the job failed and left no report")

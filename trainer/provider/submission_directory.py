@@ -154,9 +154,8 @@ class SubmissionDirectory:
             record,
             self.deletion,
             sealed_sha256,
-            None
-            if grant.pool
-            else grant.manifest_sha256,  # it is about the pool, whose digest the receipt has
+            # In a joint job it is about the pool, whose digest the receipt has.
+            None if grant.pool else grant.manifest_sha256,
             self.load_restarted(),
         )
 
@@ -217,6 +216,8 @@ class SubmissionDirectory:
         """Forgets an upload that the job refused; for its rows: another submission may replace this."""
         if error.code in DATASET_FAULTS:
             self.mark_failed()
+        if error.code is ErrorCode.GRANT_WITHDRAWN:  # the grant is good for nothing any more
+            self.discard_sealed_dataset()
         self.forget_upload()
 
     def refuse_result(self) -> None:

@@ -29,6 +29,7 @@ from trainer.exchange.parted_file import (
     read_index,
     upload_parts,
 )
+from trainer.exchange.signed_token import MAX_TOKEN_BYTES
 from trainer.exchange.spool import (
     ACKNOWLEDGEMENT_NAME,
     DATASET_NAME,
@@ -44,14 +45,13 @@ from trainer.exchange.spool import (
     SpoolDirectory,
     authorization_name,
 )
-from trainer.exchange.upload_authorization import MAX_AUTHORIZATION_BYTES
 from trainer.logs import log_error
 
 AUTHORIZATION_NAME: Final = authorization_name(DATASET_NAME)
 
 BROUGHT: Final = {
     NONCE_NAME: 128,
-    AUTHORIZATION_NAME: MAX_AUTHORIZATION_BYTES,
+    AUTHORIZATION_NAME: MAX_TOKEN_BYTES,
     ACKNOWLEDGEMENT_NAME: 128,
 }
 """Small files that the provider writes, each with its largest size in bytes."""

@@ -14,6 +14,8 @@ import httpx
 from tests.front.conftest import ACKNOWLEDGEMENT
 from trainer.errors import ErrorCode
 from trainer.exchange.limits import DELETION_TYPE
+from trainer.exchange.upload_authorization import UploadScope
+from trainer.exchange.withdrawal import Withdrawal, sign_withdrawal
 from trainer.ipc.front_messages import (
     Acknowledged,
     DeletionReady,
@@ -24,8 +26,10 @@ from trainer.ipc.front_messages import (
     ResultReady,
     StatusUpdate,
     TokenHashes,
+    WithdrawalReceived,
 )
 from trainer.models import Phase, Status
+from trainer.provider_keys import ProviderKey
 
 NONCE = "ab" * 32
 TOKEN = "5c" * 32
@@ -104,7 +108,7 @@ def test_status(front: Any) -> None:
                 break
     assert body == {
         "phase": "failed", "step": 0, "total_steps": 0, "activity": None, "percent": None,
-        "eta_seconds": None, "error": "out-of-memory", "result_bytes": 7, "received": [],
+        "eta_seconds": None, "error": "out-of-memory", "result_bytes": 7, "received": [], "withdrawn": [],
     }  # fmt: skip
 
 
@@ -378,6 +382,7 @@ def test_openapi_documents_the_answers(front: Any) -> None:
         "GET /events": ["200", "400", "401", "431", "503"],
         "GET /deletion": ["200", "400", "409", "431"],
         "POST /ack": ["200", "204", "400", "401", "409", "431"],
+        "POST /withdrawal": ["204", "400", "401", "409", "431"],
         "OPTIONS /dataset": ["204", "400", "431"],
         "POST /dataset": ["201", "400", "401", "409", "412", "413", "431", "507"],
         "HEAD /dataset/{upload_id}": ["200", "400", "404", "412", "431"],
@@ -461,3 +466,29 @@ def test_each_provider_of_a_joint_job_acknowledges_the_one_result(front: Any) ->
     while len(front.received(Acknowledged)) < len(shown) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [message.acknowledgement for message in front.received(Acknowledged)] == shown
+
+
+def test_a_withdrawal_is_passed_on_until_the_training_begins(start_front: Any) -> None:
+    keys = [ProviderKey(letter * 32) for letter in (b"a", b"b", b"x")]
+    front = start_front(exchange={"providers": [key.public for key in keys[:2]], "joint": True})
+    good, forged, other = (
+        sign_withdrawal(Withdrawal(version=1, job_spec_sha256=spec, grant_sha256="ab" * 32), key)
+        for spec, key in (("cd" * 32, keys[1]), ("cd" * 32, keys[2]), ("ef" * 32, keys[1]))
+    )
+    scope = UploadScope(job_spec_sha256="cd" * 32, recipient_sha256=("ab" * 32,))
+
+    def show(http: httpx.Client, token: str) -> int:
+        return http.post("/withdrawal", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    front.enter(Phase.AWAITING_DATASET)
+    with front.http() as http:
+        assert show(http, good) == 409, "the job has no keys yet"
+        front.send(OpenUpload(accept=True, scope=scope))
+        front.enter(Phase.OPENING, accept=False)
+        assert [show(http, token) for token in (good, forged, other, "no token")] == [
+            204, 401, 401, 401,
+        ]  # fmt: skip
+        front.enter(Phase.TRAINING)
+        assert show(http, good) == 409
+    assert front.expect(WithdrawalReceived).token == good
+    assert len(front.received(WithdrawalReceived)) == 1

@@ -24,6 +24,7 @@ from trainer.front.http.job_routes import ACKNOWLEDGEMENT_SCHEME, EVENTS_SCHEME,
 from trainer.front.http.request_guard import RequestGuard
 from trainer.front.http.result_routes import ResultRoutes
 from trainer.front.http.uploads import UploadStore
+from trainer.front.http.withdrawal_routes import WITHDRAWAL_SCHEME, WithdrawalRoutes
 
 OPENAPI_PATH = "/openapi.json"
 _DESCRIPTION = """\
@@ -41,6 +42,7 @@ _SCHEMES: Final = {
     EVENTS_SCHEME: "the grant's token for events",
     ACKNOWLEDGEMENT_SCHEME: "what the grant's secret gives for this result",
     UPLOAD_SCHEME: "a provider's authorisation of this upload, if the job spec lists providers",
+    WITHDRAWAL_SCHEME: "a provider's withdrawal of its dataset from a joint job",
 }
 
 
@@ -73,6 +75,7 @@ def build_app(
     app.add_exception_handler(Exception, answer_internal_error)
     app.include_router(JobRoutes(control, limits).router())
     app.include_router(DatasetRoutes(store, control, gate).router())
+    app.include_router(WithdrawalRoutes(control, gate).router())
     app.include_router(ResultRoutes(control, spool, limits).router())
     return RequestGuard(app, limits)
 

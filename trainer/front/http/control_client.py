@@ -74,6 +74,7 @@ class ControlClient:
         self.result: ResultReady | None = None
         self.deletion: str | None = None
         self.upload_scope: UploadScope | None = None
+        self.job_spec_sha256: str | None = None
         self._deletion: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.feed = EventFeed(limits, self.status)
         self.on_open_upload: Callable[[bool], None] = lambda _: None
@@ -123,6 +124,8 @@ class ControlClient:
                     pending.set_result(message)
             case OpenUpload(accept=accept, scope=scope):
                 self.upload_scope = scope
+                if scope is not None:
+                    self.job_spec_sha256 = scope.job_spec_sha256
                 if accept:  # token and private events are those of a dataset that was refused
                     self._token_sha256 = ()
                     self.feed.drop_private()

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from trainer.errors import ErrorCode
-from trainer.exchange.upload_authorization import MAX_AUTHORIZATION_BYTES, UploadGate
+from trainer.exchange.signed_token import MAX_TOKEN_BYTES
+from trainer.exchange.upload_authorization import UploadGate
 from trainer.front.http.answers import RequestRefused, documented_responses, header_schema
 from trainer.front.http.bearer import CHALLENGE, UNAUTHORIZED, parse_bearer, unauthorized
 from trainer.front.http.control_client import ControlClient
@@ -185,7 +186,7 @@ class DatasetRoutes:
         self,
         upload_length: Annotated[str, Header(alias="Upload-Length", pattern=_POSITIVE)],
         authorization: Annotated[
-            str | None, Header(max_length=MAX_AUTHORIZATION_BYTES, include_in_schema=False)
+            str | None, Header(max_length=MAX_TOKEN_BYTES, include_in_schema=False)
         ] = None,
     ) -> Response:
         """Begins an upload of the sealed dataset. `Location` names it; `Tus-Max-Size` bounds it.

@@ -70,6 +70,13 @@ class Carrier(Protocol):
             authorize: signs the authorisation of an upload; None shows none.
         """
 
+    def withdraw(self, token: str) -> None:
+        """Passes on the provider's withdrawal from a joint job; its status says whether it was heeded.
+
+        Args:
+            token: as `trainer.exchange.withdrawal` signs it.
+        """
+
     def status(self) -> Status:
         """Returns the job's public status."""
 

@@ -108,6 +108,17 @@ class JobClient:
         self._http.require_pin()
         DatasetUploader(self._http, self._new_retry_policy(), progress, state, authorize).send(path)
 
+    def withdraw(self, token: str) -> None:
+        """Passes on the provider's withdrawal from a joint job; its status says whether it was heeded.
+
+        Raises:
+            UsageError: the job is no joint one, or lists others (`unauthorized`); or no TLS key is known.
+            UnavailableError: the training has begun (`wrong-phase`), or the job cannot be reached.
+        """
+        self._http.require_pin()
+        headers = {"Authorization": f"Bearer {token}"}
+        self._http.fetch("POST", "/withdrawal", headers=headers, accept=(204,))
+
     def status(self) -> Status:
         """Returns the job's public status.
 

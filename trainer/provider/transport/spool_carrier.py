@@ -37,6 +37,7 @@ from trainer.exchange.spool import (
     SpoolTerms,
     authorization_name,
 )
+from trainer.exchange.withdrawal import withdrawal_name
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import (
     DEFAULT_WAIT_SECONDS,
@@ -149,6 +150,10 @@ class SpoolClient:
             raise UsageError(
                 ErrorCode.USAGE, f"cannot copy {path} to the spool: {error.strerror}"
             ) from error
+
+    def withdraw(self, token: str) -> None:
+        """Writes the provider's withdrawal; raises UnavailableError if it cannot be written."""
+        self._put(withdrawal_name(token), token.encode() + b"\n")
 
     def status(self) -> Status:
         """Returns the job's public status.
