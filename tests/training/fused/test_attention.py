@@ -109,6 +109,60 @@ def test_a_very_long_row_takes_neither_many_kernels_nor_much_memory() -> None:
     assert all(block.tokens.stop <= block.end for block in blocks)
 
 
+def gradient_and_saved(
+    rows: Segments, heads: Heads, start: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """The gradient of q, k and v, and how many attention weights were saved for it."""
+    vectors = start.shape[0] * heads.total * heads.head_dim
+    sizes: list[int] = []
+
+    def count(saved: torch.Tensor) -> torch.Tensor:
+        sizes.append(saved.numel())
+        return saved
+
+    qkv = start.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
+        result = attend(qkv, heads, rows, tables(rows, heads))
+    result.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert qkv.grad is not None
+    return qkv.grad, sum(sizes) - vectors
+
+
+@pytest.mark.parametrize(
+    "rows", [segments(40), segments(21, 40), sharing(30, 34, prefix=6)], ids=["1", "2", "prefix"]
+)
+def test_the_early_queries_of_a_very_long_row_keep_their_weights(
+    rows: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is bitwise the same wherever keeping ends."""
+    torch.manual_seed(0)
+    heads = Heads(4, 2, 8, 0.3)
+    (group,) = rows.groups
+    start = torch.randn(group.prefix_length + sum(group.lengths), heads.total, heads.head_dim)
+    in_blocks(monkeypatch, 4)
+    results = []
+    for limit in (0, 17, 64):
+        monkeypatch.setattr(attention_cpu, "MAX_KEPT_TOKENS", limit)
+        results.append(gradient_and_saved(rows, heads, start))
+    gradients, counts = zip(*results, strict=True)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
+    nothing, early, everything = (count - counts[0] for count in counts)
+    assert nothing < early < everything
+
+
+def test_a_longer_row_keeps_no_more_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks(monkeypatch, 4)
+    monkeypatch.setattr(attention_cpu, "MAX_KEPT_TOKENS", 16)
+    heads, counts = Heads(4, 2, 8, 0.3), []
+    for length in (16, 80, 160):
+        start = torch.randn(length, heads.total, heads.head_dim)
+        counts.append(gradient_and_saved(segments(length), heads, start)[1])
+    assert 0 < counts[0] <= 4 * 16 * 16
+    # Blocks of a longer row end at rounder numbers of keys, but see no more than the limit and one step.
+    assert all(counts[0] <= count <= 4 * 16 * (16 + 32) for count in counts)
+
+
 def test_in_bfloat16_blocks_are_no_less_exact_than_other_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

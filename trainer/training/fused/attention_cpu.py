@@ -8,8 +8,8 @@ For each row and head, with queries Q (scaled), keys K and values V:
 
 Two kernels compute it with the same products. `_BatchAttention` takes all rows of a rectangle at once: for short
 rows. `_BlockAttention` takes a block of a row's queries at a time, with the keys that the block sees: half of a
-long row's P is masked, and blocks leave most of that half out. P is kept for the backward pass, except that of the
-longest rows, which would fill the memory: it is computed twice.
+long row's P is masked, and blocks leave most of that half out. P is kept for the backward pass, except that of a
+row's late queries, which would fill the memory: it is computed twice.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from trainer.training.fused.segments import Segments
 MAX_BATCH_TOKENS: Final = 512
 """Up to this many tokens of the longest row, all rows of a rectangle are computed at once."""
 
-MAX_KEPT_TOKENS: Final = 2048
-"""Up to this many tokens of the longest row, attention weights are kept for the backward pass."""
+MAX_KEPT_TOKENS: Final = 3072
+"""Attention weights of a row's queries up to this place are kept for the backward pass."""
 
-QUERY_BLOCK: Final = 256
+QUERY_BLOCK: Final = 128
 """Consecutive queries of a long row that are computed at once."""
 
-MAX_KEY_COUNTS: Final = 16
-"""Different numbers of keys that the blocks of a row have: oneDNN keeps the kernels of few hundred shapes only."""
+MAX_KEY_COUNTS: Final = 32
+"""Different numbers of keys that the blocks of a row have: six products for each, and oneDNN keeps 256 kernels."""
 
 
 class RowAttention(Function):
@@ -169,18 +169,17 @@ class _BlockAttention:
     def forward(
         layout: AttentionLayout, vectors: Tensor, exact: Tensor, output: Tensor
     ) -> list[Tensor]:
-        """Writes O to `output`; returns each block's P, or nothing if it must be computed again."""
-        keeps = max(rectangle.key_length for rectangle in layout.rectangles) <= MAX_KEPT_TOKENS
-        queries, keys, values = layout.split_sections(vectors)
-        if keeps:
-            queries, keys = torch.split(exact, [layout.num_queries, layout.num_keys])
-        saved, scores = [], _score_buffer(layout)
+        """Writes O to `output`; returns the P of each block that keeps it."""
+        *rounded_parts, values = layout.split_sections(vectors)
+        exact_parts = torch.split(exact, [layout.num_queries, layout.num_keys])
+        saved, scores, mask = [], _score_buffer(layout), _causal_mask(layout)
         for block in _query_blocks(layout):
-            weights = block.weights(block.copy_queries(queries), block.view_keys(keys), scores).to(
-                values.dtype, copy=True
-            )
+            queries, keys = exact_parts if block.saves_weights else rounded_parts
+            weights = block.weights(
+                block.copy_queries(queries), block.view_keys(keys), scores, mask
+            ).to(values.dtype, copy=True)
             block.write_queries(output, weights @ block.view_keys(values))
-            if keeps:
+            if block.saves_weights:
                 saved.append(weights)
         return saved
 
@@ -197,17 +196,17 @@ class _BlockAttention:
         dqueries, *dkeys_and_dvalues = layout.split_sections(gradients)
         # Every block adds to the gradients of the keys that it sees: in float32, as there are several.
         sums = [torch.zeros_like(section, dtype=torch.float32) for section in dkeys_and_dvalues]
-        scores = None if saved else _score_buffer(layout)
-        for number, block in enumerate(_query_blocks(layout)):
+        saved_weights, scores, mask = iter(saved), _score_buffer(layout), _causal_mask(layout)
+        for block in _query_blocks(layout):
             query, key, dout = (
                 block.copy_queries(queries),
                 block.view_keys(keys),
                 block.copy_queries(doutput),
             )
             weights = (
-                saved[number]
-                if scores is None
-                else block.weights(query, key, scores).to(values.dtype)
+                next(saved_weights)
+                if block.saves_weights
+                else block.weights(query, key, scores, mask).to(values.dtype)
             )
             dweights = dout @ block.view_keys(values).t()
             dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # noqa: SLF001
@@ -234,6 +233,11 @@ class _QueryBlock:
     tokens: slice
     end: int
 
+    @property
+    def saves_weights(self) -> bool:
+        """Whether P is saved for the backward pass."""
+        return self.rectangle.prefix_length + self.tokens.stop <= MAX_KEPT_TOKENS
+
     def copy_queries(self, queries: Tensor) -> Tensor:
         """Copies this block's part of all queries, or of their gradients: [query heads * tokens, head_dim]."""
         return self._by_head(queries).flatten(0, 1)
@@ -249,15 +253,15 @@ class _QueryBlock:
             self.key_head, : self.rectangle.prefix_length + self.end
         ]
 
-    def weights(self, query: Tensor, key: Tensor, buffer: Tensor) -> Tensor:
-        """Computes P in the buffer: float32 [query heads * tokens, keys]."""
+    def weights(self, query: Tensor, key: Tensor, buffer: Tensor, mask: Tensor) -> Tensor:
+        """Computes P in the buffer: float32 [query heads * tokens, keys]; `mask` as of `_causal_mask`."""
         scores = torch.mm(
             query.float(), key.float().t(), out=buffer[: len(query) * len(key)].view(-1, len(key))
         )
         # From the block's first token on, keys may be later than a query; all others are earlier.
         count, later = self.tokens.stop - self.tokens.start, self.end - self.tokens.start
         own = scores.view(-1, count, len(key))[..., -later:]
-        own += torch.full((count, later), -torch.inf).triu_(1)
+        own += mask[:count, :later]
         return torch.softmax(scores, -1, out=scores)
 
     def _by_head(self, queries: Tensor) -> Tensor:
@@ -272,14 +276,24 @@ class _QueryBlock:
 def _query_blocks(layout: AttentionLayout) -> Iterator[_QueryBlock]:
     for rectangle in layout.rectangles:
         length = rectangle.length
-        # The end of a block's keys is rounded up, to few different numbers.
-        step = QUERY_BLOCK * math.ceil(length / (QUERY_BLOCK * MAX_KEY_COUNTS))
+        step = _key_step(length)
         for key_head in range(rectangle.rows * rectangle.heads.key):
             for start in range(0, length, QUERY_BLOCK):
                 tokens = slice(start, min(start + QUERY_BLOCK, length))
                 yield _QueryBlock(
                     rectangle, key_head, tokens, min(math.ceil(tokens.stop / step) * step, length)
                 )
+
+
+def _key_step(length: int) -> int:
+    """Returns what the end of a block's keys is rounded up to, so that there are few different numbers of keys."""
+    return QUERY_BLOCK * math.ceil(length / (QUERY_BLOCK * MAX_KEY_COUNTS))
+
+
+def _causal_mask(layout: AttentionLayout) -> Tensor:
+    """Returns what is added to scores from a block's first token on: [queries, keys], -inf for later keys."""
+    longest = max(part.length for part in layout.rectangles)
+    return torch.full((QUERY_BLOCK, _key_step(longest)), -torch.inf).triu_(1)
 
 
 def _score_buffer(layout: AttentionLayout) -> Tensor:
