@@ -236,7 +236,8 @@ class _QueryBlock:
     @property
     def saves_weights(self) -> bool:
         """Whether P is saved for the backward pass."""
-        return self.rectangle.prefix_length + self.tokens.stop <= MAX_KEPT_TOKENS
+        end: int = self.tokens.stop
+        return self.rectangle.prefix_length + end <= MAX_KEPT_TOKENS
 
     def copy_queries(self, queries: Tensor) -> Tensor:
         """Copies this block's part of all queries, or of their gradients: [query heads * tokens, head_dim]."""
