@@ -47,6 +47,7 @@ def test_a_joint_job_has_several_providers(exchange: str, expected: str) -> None
             "evaluation.metrics: must be left out",
         ),
         (STEPS + OUTPUT + "privacy: {audit: true}\n", "privacy: must be left out"),
+        (STEPS + OUTPUT + "lora: {start_from: adapter}\n", "lora.start_from: must be left out"),
         (
             STEPS + OUTPUT + "privacy: {target_epsilon: 3.0, target_delta: 1.0e-5}\n"
             "lora: {lora_dropout: 0}\ndata: {split_turns: never}\n",

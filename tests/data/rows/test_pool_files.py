@@ -8,7 +8,8 @@ import pytest
 
 from trainer.data.examples.evaluation_files import is_for_evaluation
 from trainer.data.rows import list_row_files
-from trainer.errors import DataError
+from trainer.data.rows.reading import scan_files
+from trainer.errors import DataError, ErrorCode
 from trainer.sealing.archive import require_member_name
 from trainer.spec import DataSection
 from trainer.spec.pool_names import number_in_pool, pool_name
@@ -66,3 +67,16 @@ def test_an_error_names_the_provider_whose_layout_it_is_about(tmp_path: Path) ->
         list_row_files(made)
     assert caught.value.file is not None
     assert caught.value.file.startswith("provider-02//")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_dataset_without_rows_is_refused_for_its_provider_alone(
+    tmp_path: Path, content: str
+) -> None:
+    made = files(tmp_path, pool_name(1, "a.jsonl"), pool_name(2, "a.jsonl"))
+    made[pool_name(2, "a.jsonl")].write_text(content)
+    rows = list(scan_files(list_row_files(made), max_rows=9))
+    errors = [row for row in rows if isinstance(row, DataError)]
+    assert [(error.code, number_in_pool(error.file or "")) for error in errors] == [
+        (ErrorCode.DATASET_INVALID, 2)
+    ]
