@@ -14,7 +14,7 @@ import yaml
 
 from tests.model_files.tiny_files import lora_tensors, write_weights
 from trainer.cli.app import run_command_line as run
-from trainer.cli.console import show_control_characters
+from trainer.cli.terminal_text import show_control_characters
 from trainer.deployment import SHIPPED_COMPOSE, render_compose
 from trainer.encoding import file_sha256
 from trainer.errors import ExitCode

@@ -28,7 +28,13 @@ from trainer.errors import (
     VerificationError,
 )
 from trainer.models import Phase, Status
-from trainer.provider import acknowledgement, job_wait, receipt_record, submission_directory
+from trainer.provider import (
+    acknowledgement,
+    job_wait,
+    receipt_record,
+    result_steps,
+    submission_directory,
+)
 from trainer.provider import submission as steps
 from trainer.provider.grants import GrantRecord
 from trainer.provider.own_files import LocalSecret
@@ -177,7 +183,7 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sub
 
     def run(job: Job, *, data: str = "rows.jsonl") -> SubmissionResult:
         monkeypatch.setattr(steps, "connect_to_job", job.connect)
-        monkeypatch.setattr(steps, "open_sealed_result", job.open)
+        monkeypatch.setattr(result_steps, "open_sealed_result", job.open)
         clock = SimpleNamespace(monotonic=job.monotonic, sleep=job.sleep, time=job.monotonic)
         for module in (steps, job_wait):
             monkeypatch.setattr(module, "time", clock)

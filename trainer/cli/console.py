@@ -11,12 +11,12 @@ from __future__ import annotations
 import io
 import json
 import traceback
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import typer
 from typer.exceptions import TyperException
 
+from trainer.cli.terminal_text import clean_text
 from trainer.errors import ErrorCode, TrainerError, UsageError
 
 
@@ -39,13 +39,6 @@ def print_line(text: str, *, err: bool = False) -> None:
 def print_exactly(data: bytes) -> None:
     """Writes the bytes of a document to stdout, unchanged: for a file of the user's own, or a pipe."""
     typer.echo(data, nl=False)
-
-
-def clean_text(text: str) -> str:
-    """Returns `text` with every character that could command a terminal as a visible escape, except line ends."""
-    from trainer.encoding import printable
-
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def print_wrapped(text: str, *, indent: int = 0, style: str = "") -> None:
@@ -109,16 +102,3 @@ def print_usage_error(error: TyperException, *, as_json: bool) -> None:
 def print_bug(error: Exception) -> None:
     """Prints the traceback of an error that nobody expected; its message may quote anything."""
     print_line("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
-
-
-def show_control_characters(text: str) -> str:
-    """Returns the text with symbols in place of control characters: data must not control a terminal."""
-    shown: list[str] = []
-    for character in text:
-        # Cc: control characters; Cf: format characters, among them those that reverse the direction of writing.
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf"):
-            shown.append(character)
-        else:
-            # The block Control Pictures has the symbols of the codes 0 to 31 in their order, from U+2400 on.
-            shown.append(chr(0x2400 + ord(character)) if character < " " else "␡")
-    return "".join(shown)

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from trainer.cli.console import clean_text
+from trainer.cli.terminal_text import clean_text
 
 _LEAST_TEXT_COLUMNS: Final = 20
 """Columns that a text gets beside its indentation, however narrow the terminal is."""

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from trainer.cli.console import show_control_characters
 from trainer.cli.safe_console import SafeConsole
+from trainer.cli.terminal_text import show_control_characters
 from trainer.data.examples.example import Example
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.model_files.architecture import architecture_of

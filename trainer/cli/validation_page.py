@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping
 from typing import Final
 
-from trainer.cli.console import clean_text, show_control_characters
+from trainer.cli.terminal_text import clean_text, show_control_characters
 from trainer.cli.validation_output import ValidationReport, report_lines, split_by_mask
 
 _PAGE_COLUMNS: Final = 100

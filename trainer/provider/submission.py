@@ -21,22 +21,19 @@ from trainer.errors import (
     ErrorCode,
     SealingError,
     UnavailableError,
-    UsageError,
     VerificationError,
 )
 from trainer.models import Phase, Status
-from trainer.provider.acknowledgement import STATEMENT_ERRORS, DeletionReceiver
 from trainer.provider.attested_spec import attested_job_spec
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
 from trainer.provider.grants import GrantRecord, seal_dataset
 from trainer.provider.job_events import NOT_ITS_DATASET, EventDisplay, watch_job
 from trainer.provider.job_wait import JobWait
-from trainer.provider.local_files import require_absent, write_beside
-from trainer.provider.opening import open_sealed_result
+from trainer.provider.local_files import require_absent
 from trainer.provider.policies import read_policy
-from trainer.provider.result_check import OpenedResult
-from trainer.provider.submission_directory import SubmissionDirectory, deletion_path, result_paths
+from trainer.provider.result_steps import ResultSteps
+from trainer.provider.submission_directory import SubmissionDirectory, result_paths
 from trainer.provider.submission_request import (
     ProgressReporter,
     Submission,
@@ -47,11 +44,9 @@ from trainer.provider.transport.carrier import (
     FINAL_PHASES,
     PHASES_BEFORE_UPLOAD,
     Carrier,
-    require_result_size,
 )
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job
-from trainer.receipt.deletion import DeletionStatement
 
 StepResult = TypeVar("StepResult")
 
@@ -81,7 +76,7 @@ class _SubmissionRun:
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
-        self._is_restarted = self._has_answered = self._is_refused = False
+        self._is_restarted = self._has_answered = False
         self._job_wait = JobWait(submission.wait_seconds, report)
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
@@ -92,6 +87,7 @@ class _SubmissionRun:
             for path in result_paths(output):
                 require_absent(path)
         self._files = find_data_files(submission.data, submission.adapter)
+        self._result_steps = ResultSteps(submission, self._directory, report)
 
     def run(self) -> SubmissionResult:
         """Runs the steps, again and again with a job that was restarted or interrupted, within `wait_seconds`."""
@@ -152,17 +148,18 @@ class _SubmissionRun:
         # From here on only the key that the appraised claims name gets a byte.
         client = self._connect(self._directory.load_peer_key(record))
         sealed = self._directory.sealed_result
+        ending = self._result_steps
         if sealed.exists():
             receiver = self._directory.deletion_receiver(client, record, grant, file_sha256(sealed))
         else:
             self._measure_time("upload", lambda: self._upload(client, record, grant))
             self._measure_time("watch", lambda: self._watch(client, grant))
-            receiver = self._measure_time("pull", lambda: self._pull(client, record, grant))
+            receiver = self._measure_time("pull", lambda: ending.pull(client, record, grant))
         result = self._measure_time(
-            "open", lambda: self._open(record, grant, receiver.result_sha256)
+            "open", lambda: ending.open(record, grant, receiver.result_sha256)
         )
-        deletion = self._acknowledge(receiver, grant, result)
-        if self._is_refused:
+        deletion = ending.acknowledge(receiver, grant, result)
+        if ending.is_refused:
             self._report.line(
                 "  the job waits for another dataset: mend this one, and repeat the command"
             )
@@ -297,81 +294,3 @@ class _SubmissionRun:
                 self._is_restarted = True
                 raise UnavailableError(ErrorCode.JOB_BUSY, "the job was started again") from error
             raise
-
-    def _pull(self, client: Carrier, record: Record, grant: GrantRecord) -> DeletionReceiver:
-        """Pulls the sealed result, and with it the statement of what the job destroyed: it may be gone soon."""
-        self._report.step("pull the sealed result")
-        limit = self._submission.max_result_bytes
-        status = client.status()
-        size, self._is_refused = require_result_size(status, limit), status.announces_refusal
-        sealed_sha256 = client.download_result(
-            self._directory.sealed_result,
-            limit=limit,
-            progress=lambda done: self._report.bytes_done("pulling", done, size),
-        )
-        receiver = self._directory.deletion_receiver(client, record, grant, sealed_sha256)
-        try:
-            if not self._is_refused:  # a job that goes on needs its keys: it states nothing yet
-                receiver.fetch()
-        except (UnavailableError, VerificationError) as error:
-            self._report.line(f"no valid statement of what the job destroyed: {error.message}")
-        return receiver
-
-    def _open(self, record: Record, grant: GrantRecord, sealed_sha256: str) -> OpenedResult:
-        """Opens the result; a failure report goes to `OUTPUT.failure-N`, so that OUTPUT stays free.
-
-        Raises:
-            UsageError: OUTPUT was created since the submission began; the sealed result stays.
-            SealingError | VerificationError: the result does not open, or fails a check: it is set aside.
-        """
-        self._report.step("open and check the result")
-        try:
-            opened = open_sealed_result(
-                self._directory.sealed_result,
-                self._submission.identities,
-                self._directory.make_room_to_open(),
-                record=record,
-                grant=grant,
-                restarted=self._directory.load_restarted(),
-            )
-        except (SealingError, VerificationError):
-            # Whoever stores the result chose these bytes: they must not replace the real ones.
-            self._directory.refuse_result()
-            raise
-        placed = self._directory.place_opened(opened, self._submission.output, sealed_sha256)
-        if (failure := placed.failure) is not None:
-            self._report.line(
-                f"  the job failed ({failure.code.value}); its report is in {placed.folder}"
-            )
-        return placed
-
-    def _acknowledge(
-        self, receiver: DeletionReceiver, grant: GrantRecord, result: OpenedResult
-    ) -> DeletionStatement | None:
-        """Ends the job; keeps the verified statement of what it destroyed beside the result.
-
-        The acknowledgement comes last: after it the job offers the result no longer, so it must have opened here.
-        """
-        kept = self._directory.deletion
-        statement = None
-        if grant.pool is not None:
-            receiver = receiver.about(result.statement)
-        try:
-            statement = receiver.acknowledge(grant)
-        except (UnavailableError, UsageError, VerificationError) as error:
-            # The result is here and was checked; the job ends by itself, later. Others can answer in a spool.
-            is_answer = error.code in STATEMENT_ERRORS
-            reason = (
-                "no valid answer to the acknowledgement"
-                if is_answer
-                else "the result was not acknowledged"
-            )
-            self._report.line(f"{reason}: {error.message}")
-        if statement is None and kept.exists():
-            statement = receiver.verify(kept.read_bytes())  # the one from beside the result
-        if statement is None and not self._is_refused:
-            self._report.line("the job gave no statement of what it destroyed")
-        elif statement is not None:
-            write_beside(deletion_path(result.folder), kept.read_bytes())
-            result.write_record(deletion=kept.read_bytes())
-        return statement
