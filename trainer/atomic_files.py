@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from trainer.errors import ErrorCode, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 PRIVATE_MODE: Final = 0o600
 """Mode of files with plaintext."""
@@ -99,4 +103,27 @@ def create_file(path: Path, mode: int) -> BinaryIO:
         FileExistsError: there is a file or a symbolic link of that name: writing would go to what it points to.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return open(os.open(path, flags, mode), "wb", buffering=0)  # noqa: PTH123 -- takes a descriptor
+    return cast("BinaryIO", _WholeWrites(os.open(path, flags, mode), "wb"))
+
+
+class _WholeWrites(io.FileIO):
+    """A file without a buffer whose `write` writes everything or raises.
+
+    A disk that becomes full takes the first part of a write and says how much that was (write(2)); only the next
+    write fails. A caller that did not look would go on with a file that ends early.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return size
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes everything at an offset of a file, or raises OSError: `os.pwrite` alone may write a part only."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[count:], offset + count

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from tests.full_disk import room_for
 from trainer.errors import ErrorCode, UnavailableError
 from trainer.exchange.spool import SpoolDirectory
 from trainer.exchange.upload_authorization import UploadGate, UploadScope
@@ -65,6 +67,19 @@ def test_a_nonce_that_came_too_early_is_answered_later(tmp_path: Path) -> None:
     first, second, third = supervisor.asked  # not again once it was answered
     assert 2 <= second - first <= 3
     assert 2 <= third - second <= 3
+
+
+def test_half_an_event_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    front = SpoolFront(SpoolDirectory(tmp_path), cast("Any", None), 1, UploadGate((), None))
+    front._add_event("YQ==")
+    events = tmp_path / "events.jsonl"
+    with room_for(events.stat().st_size + 10):
+        front._add_event("Yg==")
+    front._add_event("Yw==")
+    assert [json.loads(line)["sealed"] for line in events.read_text().splitlines()] == [
+        "YQ==",
+        "Yw==",
+    ]
 
 
 def test_a_taken_dataset_of_a_joint_job_is_not_judged_by_an_earlier_report(

@@ -22,6 +22,7 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import Field, ValidationError
 
+from trainer.atomic_files import write_at
 from trainer.encoding import canonical_json, sha256_hex
 from trainer.errors import ErrorCode, SealingError
 from trainer.exchange.object_store import ObjectStore
@@ -168,7 +169,7 @@ def download_parts(
                 content = _get_part(
                     store, part_name(name, number), index.parts[number], attempts, sleep
                 )
-                os.pwrite(descriptor, content, offset)
+                write_at(descriptor, content, offset)
             count.add(length)
 
         _side_by_side(receive, range(len(index.parts)))

@@ -264,8 +264,11 @@ class SpoolFront:
         )
         descriptor = os.open(self.spool.file(EVENTS_NAME), flags, 0o600)
         try:
-            if os.fstat(descriptor).st_size + len(line) <= MAX_EVENTS_BYTES:
-                os.write(descriptor, line)
+            size = os.fstat(descriptor).st_size
+            if size + len(line) <= MAX_EVENTS_BYTES and os.write(descriptor, line) < len(line):
+                os.ftruncate(
+                    descriptor, size
+                )  # the disk is full: half a line would spoil the next one
         finally:
             os.close(descriptor)
 

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from trainer.atomic_files import write_at
+
 PARTIAL_NAME: Final = "upload-{}.partial"
 _SYNC_BYTES: Final = 64 << 20
 
@@ -78,7 +80,7 @@ class SyncedWriter:
 
     async def write(self, block: bytes) -> None:
         """Writes a block after those before it."""
-        await asyncio.to_thread(_write_all, self._descriptor, block, self._written)
+        await asyncio.to_thread(write_at, self._descriptor, block, self._written)
         self._written += len(block)
         if self._written - self._upload.offset >= _SYNC_BYTES:
             await self.sync()
@@ -88,10 +90,3 @@ class SyncedWriter:
         if self._written > self._upload.offset:
             await asyncio.to_thread(os.fsync, self._descriptor)
             self._upload.offset = self._written
-
-
-def _write_all(descriptor: int, block: bytes, offset: int) -> None:
-    rest = memoryview(block)
-    while rest:
-        count = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[count:], offset + count

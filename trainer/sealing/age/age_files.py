@@ -22,6 +22,7 @@ from trainer.atomic_files import (
     SHARED_MODE,
     replace_atomically,
     translate_storage_errors,
+    write_at,
 )
 from trainer.sealing.age.armor import is_armored
 from trainer.sealing.age.byte_streams import buffered_reader, write_all
@@ -163,7 +164,7 @@ class _PayloadTransfer:
         """Reads, processes and writes one batch; runs in a thread of the pool."""
         start = number * self.operation.source_batch_bytes
         batch.source_bytes = min(self.operation.source_batch_bytes, self.source_size - start)
-        # A read or a write may transfer a part only, so both are repeated until nothing is left.
+        # A read may transfer a part only, so it is repeated until nothing is left.
         unread, offset = batch.input, self.source_start + start
         while unread:
             size = os.preadv(self.source, [unread], offset)
@@ -171,11 +172,6 @@ class _PayloadTransfer:
                 raise payload_invalid("the source became shorter while it was read")
             unread, offset = unread[size:], offset + size
         batch.process(self.cipher, number * BATCH_CHUNKS, ends=ends)
-        unwritten, offset = (
-            batch.output,
-            self.target_start + number * self.operation.target_batch_bytes,
-        )
-        while unwritten:
-            size = os.pwrite(self.target, unwritten, offset)
-            unwritten, offset = unwritten[size:], offset + size
+        offset = self.target_start + number * self.operation.target_batch_bytes
+        write_at(self.target, batch.output, offset)
         return batch
