@@ -346,9 +346,8 @@ class _Listener:
                 self._run.steps[event["step"]] = at
                 self._run.step_cpu[event["step"]] = used(self._worker)
                 continue
-            if (
-                name == "sealing" and self._run.steps
-            ):  # the last step is published at the end of all that follows it
+            # The last step is published at the end of all that follows it.
+            if name == "sealing" and self._run.steps:
                 last = max(self._run.steps)
                 del self._run.steps[last], self._run.step_cpu[last]
             self._run.marks[name] = at

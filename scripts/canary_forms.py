@@ -84,11 +84,12 @@ def _forms(canary: str | bytes, tokenize: Tokenize | None) -> Iterator[tuple[str
         raw = canary.encode(encoding)
         yield encoding, raw, encoding == "utf-8"
         yield from _encoded(encoding, raw)
+    # `bytes.lower` in the search folds ASCII letters only.
     yield (
         "upper case",
         canary.upper().encode(),
         True,
-    )  # `bytes.lower` in the search folds ASCII letters only
+    )
     yield "reversed", canary[::-1].encode(), False
     yield from _escaped(canary)
     if tokenize is not None:

@@ -178,9 +178,8 @@ class Search:
         for start, needle in self._broken.find(squeezed):
             places = _kept_places(lower) if places is None else places
             begin, end = int(places[start]), int(places[start + len(needle.content) - 1])
-            if end - begin + 1 > len(
-                needle.content
-            ):  # otherwise it is contiguous, and the first pass found it
+            # Otherwise it is contiguous, and the first pass found it.
+            if end - begin + 1 > len(needle.content):
                 self._hit(where, offset + begin, needle)
 
     def _hit(self, where: str, offset: int, needle: Needle) -> None:

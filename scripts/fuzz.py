@@ -98,9 +98,8 @@ def fuzz(
     progress = Progress(inputs, seconds, quiet=quiet)
     plan = planned(targets, inputs)
     sessions = [Session(target) for target in targets]
-    rngs = [
-        Random(f"{seed}/{target.name}") for target in targets
-    ]  # the name: targets do not depend on each other
+    # The name: targets do not depend on each other.
+    rngs = [Random(f"{seed}/{target.name}") for target in targets]
     pools = [Pool(target, rng) for target, rng in zip(targets, rngs, strict=True)]
     for session, pool in zip(sessions, pools, strict=True):
         for data in pool.inputs[:]:

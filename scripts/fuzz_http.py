@@ -85,7 +85,8 @@ class Session:
         except (
             RequestException,
             UnicodeError,
-        ):  # a header that no client can send: the wire has no room for it
+        ):
+            # A header that no client can send: the wire has no room for it.
             self.outcome.unsent += 1
             return
         try:
@@ -103,9 +104,8 @@ class Session:
         await self._mutate(data)
 
     async def _ask(self, data: bytes, method: str) -> Answer:
-        for _ in range(
-            2
-        ):  # a connection that was kept may be gone meanwhile: the second one is new
+        # A connection that was kept may be gone meanwhile: the second one is new.
+        for _ in range(2):
             fresh = self._streams is None
             reader, writer = self._streams = self._streams or await self._server.connect()
             writer.write(data)
@@ -249,9 +249,8 @@ class Run:
                 stage, each, cases, options.seed, tls=options.tls, tell=self._tell, until=until
             )
             self.outcomes.append(asyncio.run(work))
-            if (
-                self._options.save is not None and time.monotonic() < until
-            ):  # a stage that was cut short is not done
+            # A stage that was cut short is not done.
+            if self._options.save is not None and time.monotonic() < until:
                 self._options.save.write_text(
                     json.dumps([asdict(outcome) for outcome in self.outcomes])
                 )

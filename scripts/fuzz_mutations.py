@@ -115,7 +115,8 @@ def mutate_json(data: bytes, rng: Random, pool: Sequence[bytes]) -> bytes:
         ValueError,
         OverflowError,
         RecursionError,
-    ):  # also where a number or the depth is beyond Python's
+    ):
+        # Also where a number or the depth is beyond Python's.
         return mutate_bytes(data, rng, pool)
 
 

@@ -144,9 +144,8 @@ class Cases:
 
         try:
             keep()
-        except (
-            Unsatisfiable
-        ):  # an operation without anything to choose has one positive case, and no negative ones
+        except Unsatisfiable:
+            # An operation without anything to choose has one positive case, and no negative ones.
             return []
         return drawn
 
@@ -187,9 +186,8 @@ def aim(request: requests.PreparedRequest, server: Server, rng: Random) -> None:
         headers["Upload-Length"] = str(
             rng.choice((1, UPLOAD_BYTES, MAX_UPLOAD_BYTES, MAX_UPLOAD_BYTES + 1))
         )
-    is_left_out = (
-        path == "/ack" and "Authorization" not in headers
-    )  # where it is required, and its absence the case
+    # Where it is required, and its absence the case.
+    is_left_out = path == "/ack" and "Authorization" not in headers
     if (
         path in _TOKENS
         and not is_left_out

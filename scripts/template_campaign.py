@@ -341,10 +341,11 @@ def _expected_turn(template: str, turns: list[dict[str, Any]], number: int, row:
 
 def _next_stop(template: str, turns: list[dict[str, Any]], number: int, row: ChatRow) -> str:
     """Returns the stop token with which the next turn begins, where a template does not end turns."""
+    # Printed in the last turn only, by many templates.
     reasoning = (
         "reasoning_content",
         "thinking",
-    )  # printed in the last turn only, by many templates
+    )
     plain = [
         {key: turn[key] for key in turn if key not in reasoning} for turn in turns[: number + 1]
     ]

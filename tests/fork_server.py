@@ -120,9 +120,8 @@ class ForkServer:
         while (code := self.poll(pid)) is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
-            select.select(
-                [self._requests], [], [], POLL_SECONDS
-            )  # another thread may be the one that reads
+            # Another thread may be the one that reads.
+            select.select([self._requests], [], [], POLL_SECONDS)
         return code
 
 

@@ -147,9 +147,8 @@ def path_exists(span: str) -> bool:
     ):
         return True
     if "/" not in path and not path.endswith((".py", ".md", ".sh")):
-        return (
-            path in TOP_LEVEL | USERS_FILES or path in SOURCES
-        )  # a file that the program reads or writes
+        # A file that the program reads or writes.
+        return path in TOP_LEVEL | USERS_FILES or path in SOURCES
     if "*" in path:
         return any(fnmatchcase(name, path) for name in FILES)
     if path.partition("/")[0] in TOP_LEVEL:

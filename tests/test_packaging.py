@@ -346,9 +346,8 @@ def _ignored(file: str, patterns: list[str]) -> bool:
         translated = (
             re.escape(pattern.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
         )
-        if re.fullmatch(
-            f"{translated}(/.*)?", file
-        ):  # a pattern that names a directory holds for what is in it
+        # A pattern that names a directory holds for what is in it.
+        if re.fullmatch(f"{translated}(/.*)?", file):
             ignored = not pattern.startswith("!")
     return ignored
 
@@ -617,11 +616,12 @@ def _ended(pid: int) -> bool:
 
 
 def test_the_demo_says_what_it_is_without_an_environment() -> None:
+    # -S: nothing installed is found.
     command = [
         sys.executable,
         "-S",
         "scripts/run_demo.py",
         "--help",
-    ]  # -S: nothing installed is found
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--json" in done.stdout

@@ -68,9 +68,8 @@ class Loopback(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="loopback", daemon=True)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-        self._socket.setsockopt(
-            socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20
-        )  # whatever rmem_max says
+        # Whatever rmem_max says.
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
         self._socket.bind(("lo", 0))
         self._socket.settimeout(0.2)
         self._ended = threading.Event()

@@ -524,9 +524,8 @@ def damaged_uploads(run: Run) -> None:
     not_opened(run, damaged, "sealed-payload-invalid")
     damaged.write_bytes(run.canaries.bad.encode() * 200)
     not_opened(run, damaged, "sealed-header-invalid")
-    run.canaries.bad = plant(
-        "unsealed"
-    )  # that upload was never secret: the provider sent it in the clear
+    # That upload was never secret: the provider sent it in the clear.
+    run.canaries.bad = plant("unsealed")
     damaged.unlink()
 
 

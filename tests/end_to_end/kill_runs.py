@@ -133,9 +133,8 @@ class KillRun:
             done = subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False
             )
-            if (
-                done.returncode == 0
-            ):  # elsewhere the disk is not small, and the rest of the plan holds
+            # Elsewhere the disk is not small, and the rest of the plan holds.
+            if done.returncode == 0:
                 self._scarce.append(folder)
 
     def _start_job(self) -> None:

@@ -140,9 +140,8 @@ def test_nothing_planted_comes_out(scenario: str, session: Session, canary_scan:
     )
     ports = {port for port in (run.port, run.earlier_port) if port}
 
-    canary_scan.scan(
-        [str(run.disk)], search
-    )  # stdout, stderr, ciphertext or spool, home, working directory
+    # Stdout, stderr, ciphertext or spool, home, working directory.
+    canary_scan.scan([str(run.disk)], search)
     for port in ports:
         search.content("answers over TLS", world.served.of(port))
         if world.loopback is not None:

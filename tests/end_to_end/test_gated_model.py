@@ -92,9 +92,8 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
     assert len(served) > 1000
     assert any(b"trainer\0run" in words for words in processes.words)
     assert any(b"trainer.worker" in words for words in processes.words)
-    assert any(
-        b"HF_ENDPOINT" in words for words in processes.words
-    )  # the search looks at environments
+    # The search looks at environments.
+    assert any(b"HF_ENDPOINT" in words for words in processes.words)
     assert not any(token in words for words in processes.words)
     search = canary_scan.Search(canary_scan.needles([hub.token]))
     # stdout and stderr of the job and of the provider, ciphertext, and the opened result with its private logs

@@ -75,10 +75,11 @@ def test_submit_brings_a_checked_adapter_and_nothing_leaks(
     assert again.code == 0, again.err
     assert again.json["deletion"] == ran.json["deletion"]
     before, now = ran.json["checks"].items(), again.json["checks"].items()
+    # Known to the provider alone.
     assert {code for code, _ in before ^ now} == {
         "nonce",
         "nonce-unused",
-    }  # known to the provider alone
+    }
 
     # What the operator has: public events, ciphertext, an empty workspace.
     assert {event["event"] for event in job.events} <= {

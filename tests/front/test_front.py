@@ -25,9 +25,8 @@ def pauses_in_a_second(pid: int) -> int:
 def test_while_nothing_happens_it_sleeps(start_front: StartFront) -> None:
     idle = start_front(started_anew=True, heartbeat_seconds=60.0)
     assert idle.ready.port
-    seconds = (
-        pauses_in_a_second(idle.process.pid) for _ in range(5)
-    )  # it may still be coming up in the first
+    # It may still be coming up in the first.
+    seconds = (pauses_in_a_second(idle.process.pid) for _ in range(5))
     assert any(found <= 2 for found in seconds)
 
 

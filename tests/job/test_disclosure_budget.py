@@ -40,9 +40,8 @@ def bits(choices: float) -> int:
     return math.ceil(math.log2(choices))
 
 
-PROGRESS_BITS = bits(
-    PROGRESS_VALUES + 1 + PREPARATION_VALUES + 1
-)  # a step, what comes before it, or nothing
+# A step, what comes before it, or nothing.
+PROGRESS_BITS = bits(PROGRESS_VALUES + 1 + PREPARATION_VALUES + 1)
 STEP_BITS = bits(MAX_TOTAL_STEPS)
 # A padded number of records has at most 6 significant bits below 2^33 records (80 TiB): all of them, in order.
 SIZES = {

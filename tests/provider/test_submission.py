@@ -386,9 +386,8 @@ def test_killed_before_any_change_of_a_file_the_same_command_finishes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each moment that a kill can tell from another one: the result is in place, and nothing else is left."""
-    monkeypatch.setattr(
-        os, "fsync", lambda _descriptor: None
-    )  # takes most of the time, and no kill sees it
+    # Takes most of the time, and no kill sees it.
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     change, crashed = 0, True
     while crashed:
         change += 1

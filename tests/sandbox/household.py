@@ -57,9 +57,8 @@ def household(given: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for role in ("worker", "front"):
             found[role] = child(role, getattr(plans, role), targets)
-            fill(
-                workspace, ciphertext, plans
-            )  # again: an attack that worked may have removed something
+            # Again: an attack that worked may have removed something.
+            fill(workspace, ciphertext, plans)
         found["separate"] = plans.separate_users
         own = plans.supervisor.model_dump(mode="json")
         found["supervisor"] = attack(own, Targets(**targets), "supervisor")

@@ -149,6 +149,7 @@ def test_commands_that_lock_watch_or_signal() -> None:
         for command in channels.FCNTL:
             assert decide(filter_, NUMBERS["fcntl"], 3, command) == REFUSE | errno.EPERM
             assert decide(filter_, NUMBERS["fcntl"], 3, 1 << 32 | command) == REFUSE | errno.EPERM
+        # Duplicates, flags, the size of a pipe, seals.
         for command in (
             0,
             1,
@@ -158,7 +159,7 @@ def test_commands_that_lock_watch_or_signal() -> None:
             1030,
             1031,
             1033,
-        ):  # duplicates, flags, the size of a pipe, seals
+        ):
             assert decide(filter_, NUMBERS["fcntl"], 3, command) == ALLOW
         for request in channels.IOCTL:
             assert decide(filter_, NUMBERS["ioctl"], 3, request) == REFUSE | errno.EPERM

@@ -191,9 +191,8 @@ def test_a_job_of_three_users(
             "submit", data, "--job-url", where, "--policy", place / "policy.yaml", "-i", place / "key",
             "-o", place / "result", "--json",
         )  # fmt: skip
-        if (
-            processes > 1 or not by_files
-        ):  # the worker of the next try is as confined, and owns its directories
+        # The worker of the next try is as confined, and owns its directories.
+        if processes > 1 or not by_files:
             good = data.read_text()
             data.write_text(good + json.dumps({"text": "too long " * 9999}) + "\n")
             refused = trainer(*submit)

@@ -114,9 +114,8 @@ def test_a_stranger_is_refused(
 def test_a_grant_with_other_data_is_refused(
     seal_for: Seal, open_in_job: Callable[..., OpenedBundle], grant: Grant, hybrid: Identity
 ) -> None:
-    honest = sign_bundle(
-        PROVIDER, str(hybrid.recipient()), grant.sha256(), "00" * 32
-    )  # of other data
+    # Of other data.
+    honest = sign_bundle(PROVIDER, str(hybrid.recipient()), grant.sha256(), "00" * 32)
     assert (
         refusal(lambda: open_in_job(seal_for(lambda *_: honest)))
         is ErrorCode.GRANT_SIGNATURE_INVALID

@@ -70,9 +70,8 @@ def test_measurements_are_fixed_and_not_anyones_else(vm: SimulatedVm) -> None:
     assert asdict(fixed) == {
         name: getattr(ours, name).hex() for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")
     }
-    assert fixed.mrtd.startswith(
-        "59c4dcd2cf26d120"
-    )  # part of saved policies: must not change unnoticed
+    # Part of saved policies: must not change unnoticed.
+    assert fixed.mrtd.startswith("59c4dcd2cf26d120")
 
 
 def test_app_id_is_of_the_first_deployment(seed: bytes) -> None:

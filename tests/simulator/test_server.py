@@ -104,13 +104,14 @@ def test_gpu_info_is_not_of_the_old_release(old_endpoint: str) -> None:
     assert post(old_endpoint, "GpuInfo").status_code == 404
 
 
+# Calls of dstack's that no job makes.
 NOT_SIMULATED = (
     "Attest",
     "GetTlsKey",
     "Sign",
     "Verify",
     "EmitEvent",
-)  # calls of dstack's that no job makes
+)
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,8 @@ def test_endpoint_of_the_environment(
     assert GuestAgent().gpu_attestation() == ""
 
 
-@pytest.mark.filterwarnings(
-    "ignore:unclosed:ResourceWarning"
-)  # httpcore drops a socket that cannot connect
+# Httpcore drops a socket that cannot connect.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("method", CALLS)
 def test_agent_that_died(socket_path: Path, vm: SimulatedVm, method: str) -> None:
     with simulated_agent_server(socket_path, vm):

@@ -84,9 +84,8 @@ def train(tiny: Path, out: Path, ranks: RankGroup, options: Options) -> None:
     torch.set_num_threads(1)
     options = dict(options)
     packing = options.pop("packing", False)
-    torch.manual_seed(
-        3 if ranks.rank == 0 else 99
-    )  # whatever the others begin with, they take the first one's
+    # Whatever the others begin with, they take the first one's.
+    torch.manual_seed(3 if ranks.rank == 0 else 99)
     model = attach_adapter(AutoModelForCausalLM.from_pretrained(tiny), LoraSection(lora_r=4))
     shard_base_model(model, CPU, ranks)
     section = TrainSection(

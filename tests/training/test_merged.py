@@ -59,9 +59,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Model has `tie_word_embeddings=True`"
-)  # of PEFT, when it loads the adapter
+# Of PEFT, when it loads the adapter.
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("case", SECTIONS)
 def test_adapter_and_merged_model_are_what_was_trained(
     case: str, tiny_model: Path, tmp_path: Path, make_spec: MakeSpec

@@ -33,9 +33,8 @@ def test_a_batch_is_its_rows(seed: int, data: st.DataObject) -> None:
     rows = slice(start, data.draw(st.integers(start + 1, len(order))))
     batch = TokenStore(examples, CPU).reorder(order).batch(rows)
     chosen = [examples[row] for row in order[rows]]
-    assert batch.input_ids.tolist() == [
-        id_ for item in chosen for id_ in item.ids[:-1]
-    ]  # nothing is predicted from the last
+    # Nothing is predicted from the last.
+    assert batch.input_ids.tolist() == [id_ for item in chosen for id_ in item.ids[:-1]]
     assert batch.position_ids.tolist() == [
         place for item in chosen for place in range(item.length - 1)
     ]

@@ -36,9 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     elif len(own) < len(items):
         reason = "unsloth patches the process for all other tests: scripts/test --unsloth"
     for item in own:
-        item.add_marker(
-            pytest.mark.filterwarnings("ignore")
-        )  # those of unsloth's imports and patches
+        # Those of unsloth's imports and patches.
+        item.add_marker(pytest.mark.filterwarnings("ignore"))
         item.add_marker(pytest.mark.timeout(900))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))

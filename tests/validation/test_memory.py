@@ -44,9 +44,8 @@ def widths(**changes: Any) -> Architecture:
 
 def test_parameters_of_a_published_model() -> None:
     model = widths()
-    assert (
-        model.linear_parameters + model.other_parameters == 8_030_261_248
-    )  # Llama 3.1 8B, as its makers say
+    # Llama 3.1 8B, as its makers say.
+    assert model.linear_parameters + model.other_parameters == 8_030_261_248
     assert adapter_parameters(model, spec(lora={"lora_r": 16})) == 41_943_040
 
 

@@ -39,9 +39,8 @@ def _tokens(text: str, what: str) -> Iterator[Token]:
             line += 1
             continue
         tokens.append((match[0], line))
-        if (
-            len(tokens) > 4 * MAX_NODES
-        ):  # at most four tokens for each node: key, colon, value, comma
+        # At most four tokens for each node: key, colon, value, comma.
+        if len(tokens) > 4 * MAX_NODES:
             refuse(what, line, "too large")
     return iter(tokens)
 

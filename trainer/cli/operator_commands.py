@@ -86,9 +86,8 @@ def run_job_spec(
 
     token, store = take_hub_token(os.environ), take_store_variables(os.environ)
     options = JobOptions(job, guest_agent, spool, ciphertext, workspace, token, store)
-    options.read_store(
-        options.read_spec(os.environ)[0]
-    )  # what is wrong with the spec is said once, before anything is started
+    # What is wrong with the spec is said once, before anything is started.
+    options.read_store(options.read_spec(os.environ)[0])
     code = (
         run_with_restarts(partial(run_job, options), restarts)
         if restarts

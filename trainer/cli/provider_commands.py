@@ -221,9 +221,8 @@ def pull_result(
     deletion = provider.DeletionReceiver(client, record, target, digest, manifest_sha256)
     statement = None
     try:
-        if (
-            not status.announces_refusal
-        ):  # a job that goes on has destroyed no keys, and states nothing
+        # A job that goes on has destroyed no keys, and states nothing.
+        if not status.announces_refusal:
             statement = deletion.fetch()
     except (
         UnavailableError,

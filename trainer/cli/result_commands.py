@@ -259,9 +259,8 @@ def _task_line(metrics: Mapping[str, JsonValue]) -> dict[str, object]:
 
     try:
         task = TaskSummary.model_validate(metrics.get("task"))
-    except (
-        ValidationError
-    ):  # also what a worker has made up: nothing is shown but names and numbers
+    except ValidationError:
+        # Also what a worker has made up: nothing is shown but names and numbers.
         return {}
     changes = ", ".join(
         f"{name} {before:.1%} → {after:.1%}" for name, before, after in task.changes()

@@ -81,9 +81,8 @@ def list_hub_model(name: str, revision: str | None, downloads: Path) -> ModelLis
         UsageError: the hub's client is not installed.
         UnavailableError: the hub does not answer, or does not have the model or revision.
     """
-    os.environ.update(
-        HUB_VARIABLES, HF_HOME=str(downloads / "home")
-    )  # read when the client is imported
+    # Read when the client is imported.
+    os.environ.update(HUB_VARIABLES, HF_HOME=str(downloads / "home"))
     try:
         from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415 -- reads its environment when imported
     except ModuleNotFoundError as error:

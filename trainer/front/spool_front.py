@@ -266,9 +266,8 @@ class SpoolFront:
         try:
             size = os.fstat(descriptor).st_size
             if size + len(line) <= MAX_EVENTS_BYTES and os.write(descriptor, line) < len(line):
-                os.ftruncate(
-                    descriptor, size
-                )  # the disk is full: half a line would spoil the next one
+                # The disk is full: half a line would spoil the next one.
+                os.ftruncate(descriptor, size)
         finally:
             os.close(descriptor)
 

@@ -151,9 +151,8 @@ class DatasetTries:
                 require_privacy_promised(grant, self.spec, self._spent)
             order = self._training_order(bundle, checkpoints)
             follower = self._follower(bundle, checkpoints)
-            with self.termination.redirected_to(
-                worker.interrupt
-            ):  # the worker saves its state before it ends
+            # The worker saves its state before it ends.
+            with self.termination.redirected_to(worker.interrupt):
                 summary = worker.train(order, follower)
             spent = spent_by(summary, self._spent)
             for grant in bundle.grants:

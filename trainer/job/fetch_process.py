@@ -83,9 +83,8 @@ class FetchProcess:
             )
         if isinstance(report, FetchFailed):
             failure = report.as_error()
-            if (
-                report.code in _RETRYABLE
-            ):  # another class has another exit code: the operator may try again
+            # Another class has another exit code: the operator may try again.
+            if report.code in _RETRYABLE:
                 raise UnavailableError(
                     failure.code,
                     failure.message,

@@ -109,9 +109,8 @@ class HandOver:
         self.enter(Phase.SEALING)
         if failure is not None:
             self.workspace.make_room(keep_output=failure.code in RELEASED_ON_FAILURE)
-        with self.termination.redirected_to(
-            lambda: None
-        ):  # a signal now must not lose a finished result
+        # A signal now must not lose a finished result.
+        with self.termination.redirected_to(lambda: None):
             record = self._seal(bundle, outcome)
             # From here on a start that is killed leaves a finished job.
             self._save(record)

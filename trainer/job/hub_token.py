@@ -25,9 +25,8 @@ def hide_hub_token() -> None:
     """Starts this program again without the token, if it runs a job and has one; returns otherwise."""
     if os.environ.get(HUB_TOKEN_VARIABLE) and is_job():
         token = os.environb.pop(HUB_TOKEN_VARIABLE.encode())
-        start_again_with(
-            token[: MAX_HUB_TOKEN + 1], HUB_TOKEN_PIPE_VARIABLE
-        )  # one more is refused as too long
+        # One more is refused as too long.
+        start_again_with(token[: MAX_HUB_TOKEN + 1], HUB_TOKEN_PIPE_VARIABLE)
 
 
 def take_hub_token(environment: MutableMapping[str, str]) -> str | None:

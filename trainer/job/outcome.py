@@ -97,7 +97,8 @@ def _require_result_files(output: Path, directory: str, spec: JobSpec) -> None:
     except (
         OSError,
         RecursionError,
-    ):  # a path that is too long, or more levels than Python calls itself
+    ):
+        # A path that is too long, or more levels than Python calls itself.
         raise _unfit_output(f"{directory}: nested too deeply") from None
     data = spec.data
     copied = copied_digests(

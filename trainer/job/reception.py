@@ -102,9 +102,8 @@ class Reception:
             JobError: `dataset-timeout`: none did within `dataset_timeout_seconds` after the first wait of this
                 start; or the front ended.
         """
-        if (
-            self._deadline is None
-        ):  # once: a stranger who has one dataset after another refused gains no time
+        # Once: a stranger who has one dataset after another refused gains no time.
+        if self._deadline is None:
             self._deadline = self.clock() + self.spec.exchange.dataset_timeout_seconds
         return (
             self._receive_pool(into)

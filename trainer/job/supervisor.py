@@ -139,9 +139,8 @@ class _Job:
             ends = EndRecordFile(self.ciphertext.end_record, record_key)
             hand_over = self._hand_over(front, signer, ends)
             if (record := ends.load()) is not None and hand_over.is_still_offered(record):
-                if (
-                    not record.destroyed
-                ):  # the earlier start was killed before; its workspace is gone already
+                # The earlier start was killed before; its workspace is gone already.
+                if not record.destroyed:
                     processes.end_before_destruction()
                     record = hand_over.destroy(record)
                 # Derived again by this start: nothing is opened with them, and the statement calls them destroyed.

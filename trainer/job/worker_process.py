@@ -145,9 +145,8 @@ class WorkerProcess:
         try:
             self._channel.send(instruction)
         except JobError as error:
-            if (
-                error.code is not ErrorCode.WORKER_DIED
-            ):  # too large to be sent: the worker is alive and would wait
+            # Too large to be sent: the worker is alive and would wait.
+            if error.code is not ErrorCode.WORKER_DIED:
                 raise
             # Its last message, or its exit code, says more than a broken pipe: reading reports the failure.
             private.warning("the worker ended before it read its instruction")

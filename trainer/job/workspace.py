@@ -149,9 +149,8 @@ def open_workspace(base: Path | None, tries: int = 1) -> Iterator[Workspace]:
 def _locked_directory(parent: Path) -> Iterator[Path]:
     """Yields a new directory that this process has locked (flock(2)) until it ends, however it ends."""
     root = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))  # mode 0700; a random name
-    descriptor = os.open(
-        root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    )  # no child inherits the lock
+    # No child inherits the lock.
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         # The name that is looked for comes after the lock: nobody finds it without.

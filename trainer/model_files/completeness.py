@@ -58,9 +58,8 @@ def _require_tensors(
     config: Mapping[str, Any], listing: TensorListing, stack: str, layer_modules: Iterable[str]
 ) -> None:
     """Requires the tensors of a known architecture whose layers are below `stack`, such as `model.layers`."""
-    root = stack.removesuffix(
-        "layers"
-    )  # `model.`, or nothing where the model was saved without its head
+    # `model.`, or nothing where the model was saved without its head.
+    root = stack.removesuffix("layers")
     needed = {f"{stack}.{module}.weight" for module in layer_modules}
     absent = (needed | {f"{root}embed_tokens.weight", f"{root}norm.weight"}) - listing.shapes.keys()
     tied = text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings"))

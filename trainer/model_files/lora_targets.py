@@ -140,6 +140,5 @@ def leaf_counts(modules: Iterable[str]) -> Mapping[str, int]:
 
 def _leaf(name: str) -> str:
     parts = name.split(".")
-    return ".".join(
-        parts[-2:] if parts[-1] == "weight" else parts[-1:]
-    )  # a parameter, such as `gate.weight`
+    # A parameter, such as `gate.weight`.
+    return ".".join(parts[-2:] if parts[-1] == "weight" else parts[-1:])

@@ -62,9 +62,8 @@ def check_model_files(model_dir: Path, names: Collection[str], spec: JobSpec) ->
     tensors = list_tensors(model_dir, names)
     if tensors is not None:
         require_whole(config, tensors)
-        if (
-            text_config(config).get("model_type") in LAYER_MODULES
-        ):  # of others, modules may have other names
+        # Of others, modules may have other names.
+        if text_config(config).get("model_type") in LAYER_MODULES:
             check_lora_names(spec.lora, language_modules(tensors))
     return ModelFiles(config, tensors)
 

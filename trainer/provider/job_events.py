@@ -78,15 +78,13 @@ def watch_job(
         if isinstance(event, SealedEvent):
             yield from _open_event(event, identities)
             continue
-        if (
-            number in event.received
-        ):  # its dataset is in: what the status says of uploads is about those of others
+        # Its dataset is in: what the status says of uploads is about those of others.
+        if number in event.received:
             was_in = True
             yield event.without_refusal()
             continue
-        if (
-            was_in and number in event.withdrawn
-        ):  # else it is about an earlier dataset of this provider
+        # Else it is about an earlier dataset of this provider.
+        if was_in and number in event.withdrawn:
             raise SealingError(
                 ErrorCode.GRANT_WITHDRAWN,
                 "the dataset was taken back",

@@ -81,9 +81,8 @@ class _SubmissionRun:
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
         self._directory = SubmissionDirectory(folder, submission.secret, self._policy)
-        if (
-            not self._directory.sealed_result.exists()
-        ):  # else an earlier call may have put its result in place
+        # Else an earlier call may have put its result in place.
+        if not self._directory.sealed_result.exists():
             for path in result_paths(output):
                 require_absent(path)
         self._files = find_data_files(submission.data, submission.adapter)
@@ -115,9 +114,8 @@ class _SubmissionRun:
                     or self._directory.sealed_result.exists()
                 ):
                     raise
-                self._job_wait.wait_after(
-                    error
-                )  # whoever is in between can answer with another key each time
+                # Whoever is in between can answer with another key each time.
+                self._job_wait.wait_after(error)
                 self._is_restarted = True
             except UnavailableError as error:
                 # A job that never answered may not exist; one that ended while it was preparing does.
@@ -285,9 +283,8 @@ class _SubmissionRun:
                     self._job_wait.end()
                 display.show(event)
         except SealingError as error:
-            self._directory.forget_refused(
-                error
-            )  # the job refused the dataset: the next call uploads again
+            # The job refused the dataset: the next call uploads again.
+            self._directory.forget_refused(error)
             if error.code in NOT_ITS_DATASET and not self._directory.is_sealed_to(
                 self._appraise().result.recipient
             ):

@@ -96,18 +96,16 @@ def verify_envelope(envelope: bytes, public_key: bytes) -> bytes:
     Raises:
         VerificationError: RECEIPT_INVALID: one of these does not hold.
     """
-    parsed = parse_envelope(envelope)  # 1
+    parsed = parse_envelope(envelope)
     payload = _decode_base64(parsed.payload)
     if parsed.payloadType != PAYLOAD_TYPE:
         raise _receipt_invalid(
             "wrong payload type", expected=PAYLOAD_TYPE, found=parsed.payloadType[:80]
         )
-    key = load_public_key(public_key)  # 2
+    key = load_public_key(public_key)
     message = pre_authentication_encoding(PAYLOAD_TYPE, payload)
     try:
-        key.verify(
-            _decode_base64(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256())
-        )  # 3
+        key.verify(_decode_base64(parsed.signatures[0].sig), message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         raise _receipt_invalid("the signature is not by the attested receipt key") from None
     # One signed payload has one envelope: the hint is that of the key, and no place for anything else.

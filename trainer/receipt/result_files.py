@@ -29,9 +29,8 @@ MAX_TEXT_BYTES: Final = 256 << 20
 """The largest file that is read into memory: all but weights, and what the job spec pins."""
 
 _AGE: Final = b"age-encryption.org/v1\n"
-_CONTROL: Final = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
-)  # all but tab, line feed, carriage return
+# All but tab, line feed, carriage return.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 # A tag with an attribute can load or run something, whatever its name; `<s>` and `<|im_start|>` are tokens.
 _ACTIVE_MARKDOWN: Final = re.compile(

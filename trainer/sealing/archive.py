@@ -28,9 +28,8 @@ RECORD_BYTES: Final = 20 * BLOCK_BYTES
 MAX_NAME_BYTES: Final = 100
 
 _COPY_BYTES: Final = 1 << 20
-_OCTAL_SIZE_END: Final = (
-    1 << 33
-)  # eleven octal digits; larger sizes are written in base 256, as GNU tar does
+# Eleven octal digits; larger sizes are written in base 256, as GNU tar does.
+_OCTAL_SIZE_END: Final = 1 << 33
 _NAME, _SIZE, _TYPE = slice(0, 100), slice(124, 136), slice(156, 157)
 _OCTAL: Final = re.compile(rb"[0-7]{11}\0")
 _TYPES: Final = {

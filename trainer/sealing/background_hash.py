@@ -13,9 +13,8 @@ from typing import Final
 
 from trainer.sealing.age.ordered_thread_pool import OrderedThreadPool
 
-_MIN_THREADED_BYTES: Final = (
-    1 << 18
-)  # below this size, handing a block to the thread costs more than it saves
+# Below this size, handing a block to the thread costs more than it saves.
+_MIN_THREADED_BYTES: Final = 1 << 18
 
 
 class BackgroundHash:

@@ -212,9 +212,8 @@ class DevelopmentPki:
         )
 
     def _signed_document(self, name: str, document: dict[str, Any]) -> dict[str, str]:
-        text = json.dumps(
-            document, separators=(",", ":")
-        )  # one string is signed and sent: verifiers hash its bytes
+        # One string is signed and sent: verifiers hash its bytes.
+        text = json.dumps(document, separators=(",", ":"))
         return {
             name: text,
             f"{name}_signature": raw_signature(self._tcb_signer.key, text.encode()).hex(),

@@ -28,9 +28,8 @@ V5: Final = 5
 
 _ECDSA_P256: Final = 2
 _TDX_TEE_TYPE: Final = 0x81
-_INTEL_QE_VENDOR_ID: Final = bytes.fromhex(
-    "939a7233f79c4ca9940a0db3957f0607"
-)  # verifiers insist on it
+# Verifiers insist on it.
+_INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _USER_DATA: Final = b"DEVELOPMENT QUOTE".ljust(20, b"\0")
 _TD_REPORT_10: Final = 2
 _TD_REPORT_15: Final = 3

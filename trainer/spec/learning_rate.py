@@ -76,9 +76,8 @@ class LearningRate:
         section, kwargs = self._section, self._section.lr_scheduler_kwargs
         if done < self.warmup:
             rise = done / self.warmup
-            lowest = kwargs.get(
-                "min_lr_ratio", 0.0
-            )  # of `warmup_stable_decay`, which begins where it ends
+            # Of `warmup_stable_decay`, which begins where it ends.
+            lowest = kwargs.get("min_lr_ratio", 0.0)
             return max(0.0, rise * (1.0 - lowest) + lowest)
         remaining = max(1, self._total - self.warmup)
         progress = (done - self.warmup) / remaining

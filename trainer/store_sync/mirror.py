@@ -120,9 +120,8 @@ class Mirror:
             UnavailableError | UsageError: the store does not answer, or refuses; the next call goes on.
             OSError: the spool cannot be read or written.
         """
-        removed = (
-            self._remove_taken_dataset()
-        )  # before a status tells the provider that another one is expected
+        # Before a status tells the provider that another one is expected.
+        removed = self._remove_taken_dataset()
         sent = [self._send(name) for name in SENT]
         brought = [self._bring(name) for name in BROUGHT]
         self._look_for_dataset()
@@ -176,9 +175,8 @@ class Mirror:
         if self._transfer is not None and self._transfer.is_alive():
             return
         if (tag := self.store.tag(DATASET_NAME)) is None:
-            self._brought.pop(
-                DATASET_NAME, None
-            )  # the same dataset, uploaded again, has the same tag
+            # The same dataset, uploaded again, has the same tag.
+            self._brought.pop(DATASET_NAME, None)
             return
         if (
             tag != self._brought.get(DATASET_NAME)

@@ -173,11 +173,12 @@ class GuestAgent:
         return self._text_if_there("Version", "version", MAX_VERSION_CHARACTERS)
 
     def _call(self, method: str, call: Callable[[], Result]) -> Result:
+        # A connection of its own for each call.
         with (
             self._transport(),
             self._protocol(method),
             self._client,
-        ):  # a connection of its own for each call
+        ):
             return call()
 
     def _text_if_there(self, method: str, name: str, limit: int) -> str:
@@ -185,9 +186,8 @@ class GuestAgent:
         if self._endpoint.startswith(("http://", "https://")):
             client = httpx.Client(base_url=self._endpoint, timeout=self._timeout, trust_env=False)
         else:
-            no_tls = ssl.SSLContext(
-                ssl.PROTOCOL_TLS_CLIENT
-            )  # spares httpx loading the system's CAs
+            # Spares httpx loading the system's CAs.
+            no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             transport = httpx.HTTPTransport(uds=self._endpoint, verify=no_tls)
             client = httpx.Client(
                 transport=transport, base_url="http://localhost", timeout=self._timeout

@@ -135,6 +135,5 @@ def save_adapter(
         path_initial_model_for_weight_conversion=None if initial is None else str(initial),
     )
     add_metadata(target / ADAPTER_WEIGHTS, base_metadata(section))
-    (target / "README.md").unlink(
-        missing_ok=True
-    )  # PEFT's template; the run's own model card replaces it
+    # PEFT's template; the run's own model card replaces it.
+    (target / "README.md").unlink(missing_ok=True)

@@ -39,10 +39,11 @@ def save_merged(
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     with without_misleading_warnings():
         adapted = PeftModel.from_pretrained(base, str(adapter))
+    # PEFT has replaced one.
     if (head, embedding) != (
         base.get_output_embeddings(),
         base.get_input_embeddings(),
-    ):  # PEFT has replaced one
+    ):
         _untie(base, head, embedding)
     # `safe_merge` refuses an adapter whose product is not finite.
     with without_misleading_warnings():

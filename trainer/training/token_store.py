@@ -177,9 +177,8 @@ class TokenStore:
             row = np.asarray(example.ids, dtype=np.int32)
             positions = np.flatnonzero(np.frombuffer(example.trained, dtype=np.uint8))
             input_ids[token : token + length] = row[:length]
-            logit_positions[target : target + count] = (
-                positions - 1
-            )  # token i is predicted from token i - 1
+            # Token i is predicted from token i - 1.
+            logit_positions[target : target + count] = positions - 1
             targets[target : target + count] = row[positions]
             token, target = token + length, target + count
         self._input_ids, self._logit_positions = (

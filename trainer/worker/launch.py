@@ -197,9 +197,8 @@ def _run_rank_process(
             code = work(rank, channel)
     finally:
         sys.stderr.flush()
-        os._exit(
-            code
-        )  # skips the launcher's `finally` blocks and exit handlers, which the fork has copied
+        # Skips the launcher's `finally` blocks and exit handlers, which the fork has copied.
+        os._exit(code)
 
 
 def _common_properties(own: SandboxReport, ranks: Sequence[RankProcess]) -> SandboxReport:

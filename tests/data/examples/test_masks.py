@@ -183,10 +183,11 @@ def test_markers_of_a_template_are_obeyed_even_where_renderings_would_not_do(
         "{% else %}{{ message.content }}{% endif %}|{% endfor %}"
     )
     row = ChatRow("f", 0, (Message("assistant", "hello"), *chat("a", "b").messages))
+    # An assistant that speaks first, and no generation prompt.
     assert all_trained(row, tokens) == [
         "hello",
         "b",
-    ]  # an assistant that speaks first, and no generation prompt
+    ]
 
 
 def test_a_row_that_holds_the_marks_is_refused(make_tokens: MakeTokens) -> None:
@@ -411,9 +412,8 @@ def test_tokens_that_are_lost_are_counted(
     )
     assert cut.tokens == whole.tokens == sum(one.length for one in whole.examples)
     assert all(one.length <= limit and one.targets for one in cut.examples)
-    uncut = [
-        one.ids for one in whole.examples
-    ]  # more than one where a conversation is split at its turns
+    # More than one where a conversation is split at its turns.
+    uncut = [one.ids for one in whole.examples]
     assert cut.truncated == any(one.ids not in uncut for one in cut.examples)
 
 

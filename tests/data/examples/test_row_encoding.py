@@ -168,9 +168,8 @@ def test_the_turns_of_a_system_and_a_tool_are_not_trained_on(make_tokens: MakeTo
     )
     example = encoded(ChatRow("f", 0, messages), tokens)
     assert trained_texts(example, tokens) == ["A<|im_end|>", "B<|im_end|>"]
-    assert tokens.text(example.ids).endswith(
-        "B<|im_end|>"
-    )  # what follows the last trained token is left out
+    # What follows the last trained token is left out.
+    assert tokens.text(example.ids).endswith("B<|im_end|>")
 
 
 def test_turns_that_are_rewritten_later_become_examples_of_their_own(

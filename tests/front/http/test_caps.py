@@ -42,9 +42,8 @@ def send_slowly(connection: socket.socket, pieces: Iterable[bytes], seconds: flo
 def test_head_drop_by_drop_is_cut_off(front: Any) -> None:
     slow = front.connect()
     head = b"GET /status HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 400
-    with pytest.raises(
-        (ConnectionError, ssl.SSLError)
-    ):  # head_seconds is 1, and all of it would take 20
+    # Head_seconds is 1, and all of it would take 20.
+    with pytest.raises((ConnectionError, ssl.SSLError)):
         send_slowly(slow, (bytes([byte]) for byte in head), 0.05)
     assert read_to_end(slow) == b""
     slow.close()
@@ -78,9 +77,8 @@ def test_idle_connection_is_closed(front: Any) -> None:
 def test_body_that_nobody_wants_is_cut_off(front: Any) -> None:
     endless = front.connect()
     endless.sendall(b"POST /ack HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
-    with pytest.raises(
-        (ConnectionError, ssl.SSLError)
-    ):  # linger_seconds is 0.5, and all of it would take 20
+    # Linger_seconds is 0.5, and all of it would take 20.
+    with pytest.raises((ConnectionError, ssl.SSLError)):
         send_slowly(endless, itertools.repeat(bytes(1000), 2000), 0.01)
     endless.close()
 

@@ -295,9 +295,8 @@ def test_newest_request_wins_over_a_dead_connection(start_front: Any) -> None:
         head += "Content-Type: application/offset+octet-stream\r\nContent-Length: 10\r\n\r\n"
         hanging.sendall(head.encode() + b"1234")
         time.sleep(0.3)
-        assert (
-            http.head(where, headers=TUS).headers["upload-offset"] == "4"
-        )  # long before block_seconds
+        # Long before block_seconds.
+        assert http.head(where, headers=TUS).headers["upload-offset"] == "4"
         assert b"409" in hanging.recv(1000)
         assert patch(http, where, 4, b"567890").status_code == 204
         hanging.close()

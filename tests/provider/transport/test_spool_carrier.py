@@ -349,9 +349,8 @@ def test_a_job_that_lists_providers_takes_no_dataset_of_a_stranger(
     ):
         if token is not None:
             (front.spool / "dataset.auth").write_bytes(token)
-        (front.spool / "dataset.age").write_bytes(
-            b"sealed"
-        )  # by whoever can write to the directory
+        # By whoever can write to the directory.
+        (front.spool / "dataset.age").write_bytes(b"sealed")
         wait_until(lambda: not (front.spool / "dataset.age").exists())
         wait_until(lambda: not (front.spool / "dataset.auth").exists())
     assert front.received(UploadReady) == []

@@ -218,6 +218,5 @@ def test_memory_is_flat(tmp_path: Path, pytestconfig: pytest.Config) -> None:
         return int(done.stdout)
 
     small, large = peak_kib(1 << 20), peak_kib(96 << 20)
-    assert (
-        large - small < 32 << 10
-    )  # buffers of all threads, and none of the 95 MiB between the two
+    # Buffers of all threads, and none of the 95 MiB between the two.
+    assert large - small < 32 << 10

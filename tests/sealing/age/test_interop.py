@@ -44,9 +44,8 @@ def npm_age(pytestconfig: pytest.Config) -> Run:
     folder = pytestconfig.rootpath / ".cache" / "age-interop"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as turn:
-        fcntl.flock(
-            turn, fcntl.LOCK_EX
-        )  # tests run in two processes, and npm begins by removing what is there
+        # Tests run in two processes, and npm begins by removing what is there.
+        fcntl.flock(turn, fcntl.LOCK_EX)
         _install(npm, folder)
     return lambda *arguments: _run(node, folder / "age.mjs", *arguments)
 
@@ -89,13 +88,14 @@ def test_the_age_command_opens_ours(
     age: str, plain: Path, identity_file: Path, x25519: Identity
 ) -> None:
     encrypt_file(plain, plain.with_suffix(".age"), [x25519.recipient()])
+    # With -o it makes no file for no data.
     command = (
         age,
         "-d",
         "-i",
         identity_file,
         plain.with_suffix(".age"),
-    )  # with -o it makes no file for no data
+    )
     opened = subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
     assert opened == plain.read_bytes()
 

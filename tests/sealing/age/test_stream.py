@@ -45,9 +45,8 @@ def test_round_trip(
     data = plaintext(size)
     sealed = encryptor(data, [x25519.recipient()])
     assert decryptor(sealed, [x25519]) == data
-    assert len(sealed) == 184 + size + 16 * max(
-        1, -(-size // CHUNK)
-    )  # a header of 184 bytes for one X25519
+    # A header of 184 bytes for one X25519.
+    assert len(sealed) == 184 + size + 16 * max(1, -(-size // CHUNK))
 
 
 def test_hybrid_round_trip(
@@ -149,9 +148,8 @@ def test_swapped_chunks_are_refused(
     with pytest.raises(SealingError) as caught:
         decryptor(sealed[:start] + b"".join(chunks), [x25519])
     assert caught.value.code is ErrorCode.PAYLOAD_INVALID
-    assert (
-        f"chunk {one} " in caught.value.message
-    )  # the first fault is named, whatever thread found it
+    # The first fault is named, whatever thread found it.
+    assert f"chunk {one} " in caught.value.message
 
 
 def test_repeated_and_dropped_chunks_are_refused(

@@ -72,9 +72,8 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, queries: int, *, kept: bool = Fal
     monkeypatch.setattr(attention_cpu, "MAX_BATCH_TOKENS", 0)
     monkeypatch.setattr(attention_cpu, "MAX_KEPT_TOKENS", 64 if kept else 0)
     monkeypatch.setattr(attention_cpu, "QUERY_BLOCK", queries)
-    monkeypatch.setattr(
-        attention_cpu, "MAX_KEY_COUNTS", 5
-    )  # so that nine blocks of one token see 2, 4, 6, 8 or 9
+    # So that nine blocks of one token see 2, 4, 6, 8 or 9.
+    monkeypatch.setattr(attention_cpu, "MAX_KEY_COUNTS", 5)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -168,9 +167,8 @@ def test_in_bfloat16_blocks_are_no_less_exact_than_other_attention(
 ) -> None:
     torch.manual_seed(0)
     heads, rows = Heads(4, 2, 64, 0.125), segments(90, 150)
-    start = (
-        3 * torch.randn(240, heads.total, heads.head_dim).bfloat16()
-    )  # sharp: scores of up to a hundred
+    # Sharp: scores of up to a hundred.
+    start = 3 * torch.randn(240, heads.total, heads.head_dim).bfloat16()
     weight = torch.randn(240, heads.query * heads.head_dim).bfloat16()
 
     def gradient(dtype: torch.dtype, way: Any = attend) -> torch.Tensor:

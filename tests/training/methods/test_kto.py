@@ -245,9 +245,8 @@ def test_a_kind_of_answer_that_does_not_occur_has_no_mean(tiny_model: Path) -> N
 
 
 def test_a_mismatched_answer_is_that_to_another_prompt() -> None:
-    examples = tuple(
-        side for number in range(5) for side in answers(number)
-    )  # two answers to each prompt
+    # Two answers to each prompt.
+    examples = tuple(side for number in range(5) for side in answers(number))
     for example, other in zip(examples, mismatched(examples), strict=True):
         start = example.trained.index(1)
         assert other.ids[:start] == example.ids[:start]

@@ -254,9 +254,8 @@ def test_a_step_that_draws_no_row_is_a_step_of_noise_alone(model: Any) -> None:
     )
     outcome = training.run()
     moved = adapter(model) - start
-    sigma = (
-        training.policy.mechanism.noise_multiplier / 4
-    )  # divided by the expected rows, twice added, rates 1 and 1/2
+    # Divided by the expected rows, twice added, rates 1 and 1/2.
+    sigma = training.policy.mechanism.noise_multiplier / 4
     assert outcome.trained_tokens == 0
     assert float(moved.std()) == pytest.approx(sigma * math.sqrt(1 + 0.25), rel=0.05)
     assert training.findings().steps == 2

@@ -159,9 +159,8 @@ def recompute(vm_config: str, events: Sequence[Event], accepted: Collection[str]
         base64.b64decode(shape.tdx_measurement.measurement, validate=True), checksums
     )
     firmware, image = measurement.tdvf, measurement.image
-    separator = _sha384(
-        bytes(4)
-    )  # EV_SEPARATOR, between what the firmware measures and what it starts
+    # EV_SEPARATOR, between what the firmware measures and what it starts.
+    separator = _sha384(bytes(4))
     # RTMR0: the firmware's configuration, in the order in which OVMF measures it.
     rtmr0 = [
         _sha384(hand_off_blocks(firmware.td_hob, shape.memory_size)),

@@ -110,9 +110,8 @@ class TrustRoot(Strict):
         found = hashlib.sha256(self.der).hexdigest()
         if found != self.sha256:
             raise ValueError(f"the certificate's fingerprint is {found}, not {self.sha256}")
-        root_key_id(
-            self.certificate
-        )  # raises if the key is not an EC key, which no quote could chain to
+        # Raises if the key is not an EC key, which no quote could chain to.
+        root_key_id(self.certificate)
         return self
 
 

@@ -72,9 +72,8 @@ def parse_collateral(data: bytes) -> Collateral:
     """
     if len(data) > MAX_COLLATERAL_BYTES:
         raise ValueError(f"larger than {MAX_COLLATERAL_BYTES} bytes")
-    document = parse_json(
-        data
-    )  # refuses duplicate keys and other JSON that two parsers may read differently
+    # Refuses duplicate keys and other JSON that two parsers may read differently.
+    document = parse_json(data)
     if not isinstance(document, dict) or not document.keys() <= {*_KEYS, _FOREIGN_CHAIN}:
         raise ValueError("not an object with the keys of QuoteCollateralV3 alone")
     document.pop(_FOREIGN_CHAIN, None)

@@ -31,10 +31,11 @@ _QE_CERTIFICATION: Final = 6  # certification data that holds the quoting enclav
 _PCK_CHAIN: Final = 5  # certification data that is the PCK certificate chain in PEM
 _V5: Final = 5
 
+# No subclasses of each other, unlike in the stubs.
 _REPORTS: Final = (
     dcap_qvl.TdReport10,
     dcap_qvl.TdReport15,
-)  # no subclasses of each other, unlike in the stubs
+)
 
 
 class QuoteRefused(Exception):  # noqa: N818 -- an expected outcome, not an error of this program

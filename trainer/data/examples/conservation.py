@@ -130,9 +130,8 @@ def _find_missing(
     row: ChatRow, rendered: RenderedText, texts: Sequence[RowText], template: ChatTemplate
 ) -> frozenset[int]:
     """Returns the indices of the texts that a rendering lacks, among those of its messages."""
-    own = [
-        text for text in texts if text.message < rendered.count
-    ]  # the first ones: tools, then turn by turn
+    # The first ones: tools, then turn by turn.
+    own = [text for text in texts if text.message < rendered.count]
     values = [text.value for text in own]
     markers = _mark_ambiguous(values)
     if markers == values:

@@ -189,9 +189,8 @@ def _render_preference(
     chosen, rejected = (
         _render(side, tokenizer, _judging(options)) for side in (row.chosen, row.rejected)
     )
-    count = len(
-        chosen.texts
-    )  # the ids of the chosen side come first, then those of the rejected side
+    # The ids of the chosen side come first, then those of the rejected side.
+    count = len(chosen.texts)
 
     def tokenize(texts: list[TokenizedText]) -> TokenizedRow:
         first, second = chosen.continue_with(texts[:count]), rejected.continue_with(texts[count:])

@@ -104,9 +104,8 @@ def find_splits(files: Mapping[str, Path]) -> dict[str, str | None]:
 def _require_known_splits(splits: Mapping[str, str | None]) -> None:
     names = sorted({split for split in splits.values() if split})
     unknown = [name for name in names if name not in KNOWN_SPLITS]
-    if (
-        not unknown or len(names) == 1
-    ):  # a single split that is not for evaluation is what to train on
+    # A single split that is not for evaluation is what to train on.
+    if not unknown or len(names) == 1:
         return
     raise layout_error(
         next(file for file in sorted(splits) if splits[file] == unknown[0]),

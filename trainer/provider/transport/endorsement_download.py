@@ -167,9 +167,8 @@ def _download_manifests(
     """Yields the manifests that the service has, each once: GPUs of one model share theirs."""
     names: dict[str, None] = {}
     for item in shown:
-        with contextlib.suppress(
-            ValueError
-        ):  # the appraisal reports what is wrong with the report or chain
+        # The appraisal reports what is wrong with the report or chain.
+        with contextlib.suppress(ValueError):
             report = parse_gpu_report(bytes.fromhex(item.report))
             names |= dict.fromkeys(
                 manifest_ids(report, certified_model(parse_chain(item.certificate_chain)))

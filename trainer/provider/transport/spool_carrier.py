@@ -195,9 +195,8 @@ class SpoolClient:
 
     def _events_after(self, last_id: int) -> Iterator[SpoolEvent]:
         data = self._spool.read(EVENTS_NAME, MAX_EVENTS_BYTES) or b""
-        for line in data.split(b"\n")[
-            :-1
-        ]:  # what follows the last line end is a line that is being written
+        # What follows the last line end is a line that is being written.
+        for line in data.split(b"\n")[:-1]:
             try:
                 event = SpoolEvent.model_validate_json(line)
             except ValidationError:
@@ -253,9 +252,8 @@ class SpoolClient:
         )
         terms = self._spool.load(TERMS_NAME, SpoolTerms) or _ANY_TERMS
         self._put(terms.acknowledgement_name(acknowledgement), acknowledgement.encode() + b"\n")
-        seconds = (
-            _DELETION_SECONDS if announced is None or announced.final else 0
-        )  # a job that goes on signs none
+        # A job that goes on signs none.
+        seconds = _DELETION_SECONDS if announced is None or announced.final else 0
 
         def look() -> bytes | None:
             return None if (statement := self.deletion_statement()) == earlier else statement

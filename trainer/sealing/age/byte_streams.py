@@ -20,9 +20,8 @@ class _NonClosingReader(io.RawIOBase):
         """Fills `buffer` with the next bytes of the stream; returns 0 at its end."""
         if isinstance(self._source, io.RawIOBase | io.BufferedIOBase):
             size = self._source.readinto(buffer)
-            if (
-                size is None
-            ):  # a non-blocking stream; `BufferedReader` would take None for the end of the file
+            # A non-blocking stream; `BufferedReader` would take None for the end of the file.
+            if size is None:
                 raise BlockingIOError("the source has no data now")
             return size
         data = self._source.read(len(buffer))

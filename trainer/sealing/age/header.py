@@ -164,9 +164,8 @@ def _parse_header(source: BinaryIO) -> _ParsedHeader:
     if not line.startswith("--- "):
         raise header_invalid("a line is neither a stanza nor the MAC")
     mac = decode_base64(line[4:], _MAC_BYTES, "MAC")
-    authenticated = (
-        bytes(lines.consumed[: -len(line) - 1]) + b"---"
-    )  # the MAC line and its line feed replaced
+    # The MAC line and its line feed replaced.
+    authenticated = bytes(lines.consumed[: -len(line) - 1]) + b"---"
     return _ParsedHeader(tuple(stanzas), authenticated, mac, len(lines.consumed))
 
 

@@ -26,9 +26,8 @@ def parse_recipient(text: str) -> Recipient:
         return X25519Recipient(bech32_decode(x25519.RECIPIENT_PREFIX, text))
     except ValueError as error:
         hint = "recipients look like age1…"
-        if text.upper().startswith(
-            x25519.IDENTITY_PREFIX.upper()
-        ):  # the beginning of hybrid identities too
+        # The beginning of hybrid identities too.
+        if text.upper().startswith(x25519.IDENTITY_PREFIX.upper()):
             hint = "that is an identity: keep it secret; its recipient starts with age1"
         raise UsageError(ErrorCode.RECIPIENT_INVALID, f"the recipient {error}", hint=hint) from None
 

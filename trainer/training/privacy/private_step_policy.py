@@ -151,9 +151,8 @@ class PrivateStepPolicy(StepPolicy):
             part = slice(start, min(start + self.micro_batch, rows.stop))
             loss, row_norms = self._row_gradients.compute(step.ordered.batch(part))
             losses, norms = losses + loss, norms + row_norms.sum()
-            if (
-                part.stop < rows.stop
-            ):  # clip and add up only; the step comes with the last micro-batch
+            # Clip and add up only; the step comes with the last micro-batch.
+            if part.stop < rows.stop:
                 self._private_optimizer.signal_skip_step()
                 self._private_optimizer.step()
                 self._private_optimizer.zero_grad(set_to_none=True)

@@ -60,9 +60,8 @@ def _decode_lines(data_file: DataFile, stream: BinaryIO) -> Iterator[str]:
         except UnicodeDecodeError as error:
             problem = data_file.not_utf8(f"at byte {error.start} of line {index + 1}")
             break
-        if (
-            "\0" in text
-        ):  # UTF-16 without a byte order mark is valid UTF-8, with a zero beside each ASCII letter
+        # UTF-16 without a byte order mark is valid UTF-8, with a zero beside each ASCII letter.
+        if "\0" in text:
             problem = data_file.not_utf8(f"with a zero character in line {index + 1}")
             break
         yield text

@@ -38,9 +38,8 @@ def _parse_text(data: bytes, data_file: DataFile) -> dict[str, str] | DataError:
         return row_error(
             location, "not text", expected="UTF-8", found=f"something else at byte {error.start}"
         )
-    if (
-        "\0" in text
-    ):  # UTF-16 without a byte order mark is valid UTF-8, with a zero after each ASCII letter
+    # UTF-16 without a byte order mark is valid UTF-8, with a zero after each ASCII letter.
+    if "\0" in text:
         return row_error(
             location, "not text", expected="UTF-8 without zero characters", found="a zero character"
         )

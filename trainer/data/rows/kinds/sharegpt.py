@@ -66,9 +66,8 @@ def parse_turn(location: RowLocation, field: str, item: object) -> Message:
     Raises:
         DataError: the value is not an object with the keys and types of a turn.
     """
-    if (
-        isinstance(item, dict) and "role" in item
-    ):  # many files keep the column's name but use the other keys
+    # Many files keep the column's name but use the other keys.
+    if isinstance(item, dict) and "role" in item:
         return parse_message(location, field, item)
     if not isinstance(item, dict) or not {"from", "value"} <= item.keys():
         raise row_error(
