@@ -95,11 +95,11 @@ class AdapterComparison:
         answers = generate_answers(
             self._model, self.tokens, self.precision, prompts, max_new_tokens=limit
         )
-        return [self._read(ids) for ids in answers]
-
-    def _read(self, ids: Sequence[int]) -> tuple[str, bool]:
-        is_cut = not ids or ids[-1] not in self.tokens.stop_ids
-        return self.tokens.text(ids if is_cut else ids[:-1]), is_cut
+        compared = []
+        for ids in answers:
+            is_cut = not ids or ids[-1] not in self.tokens.stop_ids
+            compared.append((self.tokens.text(ids if is_cut else ids[:-1]), is_cut))
+        return compared
 
 
 def _attach(base: Any, adapter: Path) -> Any:

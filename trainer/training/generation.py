@@ -45,7 +45,12 @@ def generate_answers(
             pad_token_id=tokens.pad_id,
             eos_token_id=sorted(tokens.stop_ids) or None,
         )
-    return [_until_stop(row, tokens.stop_ids) for row in generated[:, ids.shape[1] :].tolist()]
+    answers = []
+    for row in generated[:, ids.shape[1] :].tolist():
+        # Generation goes on until every row has a stop token: what follows in this one is padding.
+        stop = next((at for at, id_ in enumerate(row) if id_ in tokens.stop_ids), len(row))
+        answers.append(row[: stop + 1])
+    return answers
 
 
 @contextmanager
@@ -72,12 +77,6 @@ def _greedy(model: Any) -> Iterator[None]:
         for module, checkpointing in switches:
             module.gradient_checkpointing = checkpointing
         causal.generation_config = own
-
-
-def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
-    # Generation goes on until every row has a stop token: what follows in this one is padding.
-    stop = next((position for position, id_ in enumerate(ids) if id_ in stop_ids), len(ids))
-    return ids[: stop + 1]
 
 
 def pad_left(

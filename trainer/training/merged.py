@@ -7,7 +7,7 @@ in 4 bits, the small update would be lost in its rounding.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -39,12 +39,12 @@ def save_merged(
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     with without_misleading_warnings():
         adapted = PeftModel.from_pretrained(base, str(adapter))
-    # PEFT has replaced one.
-    if (head, embedding) != (
-        base.get_output_embeddings(),
-        base.get_input_embeddings(),
-    ):
-        _untie(base, head, embedding)
+    is_replaced = (head, embedding) != (base.get_output_embeddings(), base.get_input_embeddings())
+    if is_replaced and head is not None and head.weight is embedding.weight:
+        # An adapter on one of the two changes that one alone. Merged into the common matrix, it would change both.
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        # Otherwise PEFT warns that they are no longer tied.
+        base.config.tie_word_embeddings = False
     # `safe_merge` refuses an adapter whose product is not finite.
     with without_misleading_warnings():
         merged = adapted.merge_and_unload(safe_merge=True)
@@ -56,15 +56,3 @@ def save_merged(
     merged.config._name_or_path = ""  # noqa: SLF001 -- a path inside the VM, which means nothing elsewhere
     merged.save_pretrained(str(target), safe_serialization=True, max_shard_size=_MAX_SHARD_SIZE)
     copy_all_but_weights(model_dir, target, chat_template)
-
-
-def _untie(model: Any, head: Any, embedding: Any) -> None:
-    """Gives the head a matrix of its own where it shares the embedding's.
-
-    An adapter on one of the two changes that one alone. Merged into the common matrix, it would change both.
-    """
-    if head is None or head.weight is not embedding.weight:
-        return
-    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    # Otherwise PEFT warns that they are no longer tied.
-    model.config.tie_word_embeddings = False

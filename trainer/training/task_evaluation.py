@@ -107,10 +107,10 @@ class TaskEvaluation:
             with self._model.disable_adapter() if as_base else nullcontext():
                 generated = self._generate()
             figures["cut"] = sum(self._is_cut(ids) for ids in generated)
-            answers = [
-                self._read(ids, task.prompt_text)
-                for ids, task in zip(generated, tasks, strict=True)
-            ]
+            for ids, task in zip(generated, tasks, strict=True):
+                # Without the stop token and without a thought.
+                said = self._tokens.text(ids if self._is_cut(ids) else ids[:-1])
+                answers.append(self._rows.markers.cut(said, task.prompt_text))
             scores: dict[str, Callable[[str, str], float]] = {
                 "exact_match": exact_match,
                 "token_f1": token_f1,
@@ -146,11 +146,6 @@ class TaskEvaluation:
 
     def _is_cut(self, ids: Sequence[int]) -> bool:
         return not ids or ids[-1] not in self._tokens.stop_ids
-
-    def _read(self, ids: Sequence[int], prompt: str) -> str:
-        """Returns the answer in generated tokens, without the stop token and without a thought."""
-        said = self._tokens.text(ids if self._is_cut(ids) else ids[:-1])
-        return self._rows.markers.cut(said, prompt)
 
     def _generate(self) -> list[list[int]]:
         """Returns the generated token ids of each row."""

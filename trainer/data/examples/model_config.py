@@ -137,7 +137,10 @@ def _require_tested_with_unsloth(config: Mapping[str, Any], architecture: str) -
             ["stated"],
         ),
         "rope_type": (
-            (_rope_type(scaling) for scaling in _rope_scalings(config)),
+            [
+                str(scaling.get("rope_type", scaling.get("type", "default")))
+                for scaling in _rope_scalings(config)
+            ],
             sorted(positions),
         ),
         "hidden_act": ([config.get("hidden_act", "silu")], ["silu"]),
@@ -155,10 +158,6 @@ def _require_tested_with_unsloth(config: Mapping[str, Any], architecture: str) -
                     found=str(found)[:100],
                     hint="set train.engine: transformers",
                 )
-
-
-def _rope_type(scaling: Mapping[str, Any]) -> str:
-    return str(scaling.get("rope_type", scaling.get("type", "default")))
 
 
 def _rope_scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

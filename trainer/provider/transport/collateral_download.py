@@ -88,7 +88,11 @@ def fetch_collateral(
     collateral = _read_cache(cache_dir / name, now)
     if collateral is None:
         collateral = _download(quote, url, timeout)
-        _write_cache(cache_dir / name, collateral)
+        # A cache that cannot be written only costs a request.
+        with contextlib.suppress(OSError, UsageError, UnavailableError):
+            cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with replace_atomically(cache_dir / name, PRIVATE_MODE) as file:
+                file.write(collateral)
     return collateral
 
 
@@ -141,11 +145,3 @@ def _read_cache(path: Path, now: int) -> bytes | None:
         return data if now < earliest_next_update(data) else None
     except (OSError, ValueError):
         return None
-
-
-def _write_cache(path: Path, data: bytes) -> None:
-    """Writes to the cache if possible: a cache that cannot be written only costs a request."""
-    with contextlib.suppress(OSError, UsageError, UnavailableError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with replace_atomically(path, PRIVATE_MODE) as file:
-            file.write(data)

@@ -116,7 +116,11 @@ class DatasetUploader:
         size = file.seek(0, os.SEEK_END)
         if size == 0:
             raise UsageError(ErrorCode.USAGE, f"{path} is empty")
-        ends = _hash_ends(file, size)
+        file.seek(0)
+        digest = hashlib.sha256(file.read(_DIGEST_BYTES))
+        file.seek(max(0, size - _DIGEST_BYTES))
+        digest.update(file.read(_DIGEST_BYTES))
+        ends = digest.hexdigest()
         saved = UploadState.read(self._state) if self._state is not None else None
         # A saved location counts only for the same job, TLS key and file: elsewhere the stored part would not fit.
         if saved is not None and saved == self._make_state(saved.location, size, ends):
@@ -216,11 +220,3 @@ def _parse_offset(headers: httpx.Headers, size: int) -> int:
     if not re.fullmatch(r"[0-9]{1,16}", text) or int(text) > size:
         raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job gave no offset for the upload")
     return int(text)
-
-
-def _hash_ends(file: BinaryIO, size: int) -> str:
-    file.seek(0)
-    digest = hashlib.sha256(file.read(_DIGEST_BYTES))
-    file.seek(max(0, size - _DIGEST_BYTES))
-    digest.update(file.read(_DIGEST_BYTES))
-    return digest.hexdigest()

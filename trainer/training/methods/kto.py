@@ -125,8 +125,11 @@ class KahnemanTverskyOptimization(Method):
         ]
         # A step that is computed again in smaller micro-batches keeps its z: the other ranks exchange it once.
         if self._point is None or self._point[0] is not step:
-            mismatched = self._mismatched_order(step.ordered)
-            log_ratios = self.mismatched_ratios(mismatched, self._rows, parts)
+            # The mismatched answers in the order of rows: one upload for all steps of a section.
+            if self._ordered is None or self._ordered[0] is not step.ordered:
+                mismatched = self._rows.mismatched.reorder(step.ordered.row_numbers)
+                self._ordered = step.ordered, mismatched
+            log_ratios = self.mismatched_ratios(self._ordered[1], self._rows, parts)
             self._point = step, self._ranks.all_reduce(log_ratios) / rows
         point = self._point[1].clamp(min=0)
         sums = torch.zeros(_SUMS, dtype=torch.float64, device=point.device)
@@ -201,12 +204,6 @@ class KahnemanTverskyOptimization(Method):
         if all(counts.values()):
             values["rewards_margins"] = values["rewards_chosen"] - values["rewards_rejected"]
         return values
-
-    def _mismatched_order(self, ordered: OrderedTokens) -> OrderedTokens:
-        """Returns the mismatched answers in the order of rows; one upload for all steps of a section."""
-        if self._ordered is None or self._ordered[0] is not ordered:
-            self._ordered = ordered, self._rows.mismatched.reorder(ordered.row_numbers)
-        return self._ordered[1]
 
     def record_step(self, sums: Tensor, share: RankShare) -> None:
         """Adds a complete step to the sums that the next `read_metrics` averages."""

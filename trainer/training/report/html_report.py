@@ -99,7 +99,10 @@ def render_page(
 def _render_headline(summary: Summary, spec: JobSpec, words: MethodWords) -> str:
     figures = [
         *_held_out_figures(summary, words),
-        *_task_figures(summary),
+        *(
+            (f"{name} on held-out rows", f"{before:.1%} → {after:.1%}")
+            for name, before, after in (summary.task.changes() if summary.task else ())
+        ),
         ("training loss", f"{summary.train_loss:.4f}"),
         ("steps", f"{summary.steps:,}"),
         ("tokens trained on", f"{summary.trained_tokens:,}"),
@@ -124,12 +127,6 @@ def _held_out_figures(summary: Summary, words: MethodWords) -> Iterator[tuple[st
     # exp(loss) is a perplexity only where the loss is a mean negative log-likelihood of tokens.
     if words.has_perplexity:
         yield "perplexity on held-out rows", f"{perplexity(before):.2f} → {perplexity(after):.2f}"
-
-
-def _task_figures(summary: Summary) -> Iterator[tuple[str, str]]:
-    """Yields label and value of each task metric."""
-    for name, before, after in summary.task.changes() if summary.task else ():
-        yield f"{name} on held-out rows", f"{before:.1%} → {after:.1%}"
 
 
 def _render_charts(metrics: Sequence[MetricsMeasured], words: MethodWords) -> str:

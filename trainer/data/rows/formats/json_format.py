@@ -74,20 +74,17 @@ def _read_document(data_file: DataFile) -> Iterator[RawRow]:
         start = cast("io.BufferedReader", stream).peek(_BLOCK_BYTES)[:_BLOCK_BYTES].lstrip()
         text = start.decode("utf-8", "replace")
         under_key = _LIST_UNDER_KEY.match(text)
+        # An object that is written over several lines, so that its first line is no row.
+        first_line, line_end, _ = text.partition("\n")
+        is_indented = text.startswith("{") and line_end and first_line.rstrip()[-1] in "{[,:"
         if text.startswith("["):
             yield from _parse_list(data_file, stream, under_key=False)
         elif under_key and not under_key["before"] and under_key["key"] in _LIST_KEYS:
             yield from _parse_list(data_file, stream, under_key=True)
-        elif under_key or _is_indented(text):
+        elif under_key or is_indented:
             raise _not_alone(data_file)
         else:
             yield from _lines_with_rows(data_file, stream)
-
-
-def _is_indented(text: str) -> bool:
-    """Returns whether an object is written over several lines, so that its first line is no row."""
-    first_line, line_end, _ = text.partition("\n")
-    return text.startswith("{") and bool(line_end) and first_line.rstrip()[-1] in "{[,:"
 
 
 def _not_alone(data_file: DataFile) -> DataError:
