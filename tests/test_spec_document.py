@@ -29,6 +29,7 @@ from trainer.exchange.upload_authorization import UploadAuthorization, sign_auth
 from trainer.exchange.withdrawal import Withdrawal, sign_withdrawal
 from trainer.front.http.dataset_routes import DatasetRoutes
 from trainer.front.http.job_routes import JobRoutes
+from trainer.front.http.regrant_routes import RegrantRoutes
 from trainer.front.http.result_routes import ResultRoutes
 from trainer.front.http.withdrawal_routes import WithdrawalRoutes
 from trainer.job.end_record import EndRecord
@@ -43,6 +44,7 @@ from trainer.sealing import grant_secrets
 from trainer.sealing.age import identity_from_seed
 from trainer.sealing.bundle import Grant
 from trainer.sealing.bundle_signature import BundleSignature, sign_bundle
+from trainer.sealing.regrant import Regrant
 from trainer.sealing.sealed_checkpoint import CheckpointBinding, CheckpointFile, CheckpointHeader
 from trainer.sealing.state_key import checkpoint_keys, job_state_key
 from trainer.spec import JobSpec, parse_job_spec
@@ -136,6 +138,15 @@ def bundle_signature() -> str:
     return f"{key.public}\n{sign_bundle(key, 'age1', 'ab' * 32, 'cd' * 32).canonical().decode()}"
 
 
+def regrant() -> str:
+    key = ProviderKey(b"\x01" * 32)
+    made = Regrant(
+        version=1, header="age-encryption.org/v1", job_spec_sha256="ab" * 32, grant_sha256="bc" * 32,
+        manifest_sha256="cd" * 32, recipient_sha256="de" * 32, instance_sha256="ef" * 32, expires_at=1800000000,
+    ).signed(key).tagged("7e" * 32)  # fmt: skip
+    return made.canonical().decode()
+
+
 def upload_authorization() -> str:
     authorization = UploadAuthorization(
         version=1,
@@ -193,6 +204,7 @@ EXAMPLES: dict[str, Callable[[], str]] = {
     "keys": derived_keys,
     "grant-secrets": derived_from_the_grant,
     "bundle-signature": bundle_signature,
+    "regrant": regrant,
     "upload-authorization": upload_authorization,
     "withdrawal": withdrawal,
     "checkpoint": checkpoint,
@@ -308,6 +320,7 @@ def routes() -> dict[str, dict[str, Any]]:
     app.include_router(JobRoutes(nothing, Limits()).router())
     app.include_router(WithdrawalRoutes(nothing, nothing).router())
     app.include_router(DatasetRoutes(nothing, nothing, nothing).router())
+    app.include_router(RegrantRoutes(nothing, Path(), Limits()).router())
     app.include_router(ResultRoutes(nothing, Path(), Limits()).router())
     paths = app.openapi()["paths"].items()
     return {

@@ -84,6 +84,7 @@ class ErrorCode(StrEnum):
     GRANTS_DIFFER = "grants-differ"
     DATASET_DUPLICATE = "dataset-duplicate"
     GRANT_WITHDRAWN = "grant-withdrawn"
+    REGRANT_INVALID = "regrant-invalid"
     RESULT_DIGEST_MISMATCH = "result-digest-mismatch"
     CHECKPOINT_INVALID = "checkpoint-invalid"
 

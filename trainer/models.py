@@ -12,6 +12,9 @@ from trainer.encoding import parse_json
 # The largest integer that every JSON reader keeps exact (RFC 7493, section 2.2).
 MAX_STATUS_STEPS: Final = 2**53 - 1
 
+MAX_REGRANT_BYTES: Final = 16 << 10
+"""Size of one re-grant; with a hybrid recipient it has about 3 KB."""
+
 MAX_BUNDLE_FILES: Final = 4096
 """Most files of a bundle, grant and manifest among them."""
 
@@ -120,11 +123,12 @@ class Status(Strict):
 
     `step` and `total_steps` count optimizer steps. Before the first one `activity` says what the job does, and
     `percent` how much of that is done, where that is known. `eta_seconds` is how long the steps, or the activity,
-    will still take. `error` is a public code, set when `phase` is `failed`, and in `awaiting-dataset` after an
-    upload that did not open, or was refused. `result_bytes` is the size of the sealed result, or sealed failure
-    report, once it can be pulled: there is one on a dataset that opened and was refused. `received` has the
-    numbers of the providers of a joint job whose datasets are in, while it waits for others; `withdrawn` of those
-    who have taken theirs back and not sent another.
+    will still take. `error` is a public code, set when `phase` is `failed`, and in `awaiting-dataset` and
+    `awaiting-grant` after an upload or a re-grant that did not open, or was refused. `result_bytes` is the size of
+    the sealed result, or sealed failure report, once it can be pulled: there is one on a dataset that opened and
+    was refused. While a joint job waits, `received` has the numbers of the providers whose datasets are in,
+    `withdrawn` of those who have taken theirs back and not sent another, and `retained` of those whose datasets it
+    kept over a restart and needs a new grant for.
     """
 
     phase: Phase
@@ -137,11 +141,12 @@ class Status(Strict):
     result_bytes: Annotated[int, Field(ge=0, le=MAX_STATUS_STEPS)] | None = None
     received: ProviderNumbers = ()
     withdrawn: ProviderNumbers = ()
+    retained: ProviderNumbers = ()
 
     @property
     def announces_refusal(self) -> bool:
         """Whether the job waits for another dataset, and offers the sealed report on the one that it refused."""
-        is_waiting = self.phase is Phase.AWAITING_DATASET
+        is_waiting = self.phase in {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
         return is_waiting and self.error is not None and self.result_bytes is not None
 
     def without_refusal(self) -> Status:

@@ -244,7 +244,9 @@ class Run:
         result = (to or self.record).result
         grant = steps.make_grant(result, [recipient], now=now, seconds=expires_in, secret=secret)
         manifest = seal_unchecked(files, result, grant, sealed, now=now)
-        self.grant = GrantRecord(grant=grant, manifest=manifest, rows=self._count_rows(files))
+        self.grant = GrantRecord(
+            grant=grant, manifest=manifest, rows=self._count_rows(files), header="-"
+        )
         key = steps.read_identity_file(identity_file).provider_key
         self.canaries.later += [
             str(self.identity),

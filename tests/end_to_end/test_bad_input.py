@@ -133,7 +133,7 @@ def test_bad_rows_inside_the_job_are_reported_under_seal(
     now = appraised.appraised_at
     grant = steps.make_grant(appraised, [recipient], now=now)
     manifest = seal_unchecked({"train.jsonl": data}, appraised, grant, sealed, now=now)
-    kept = GrantRecord(grant=grant, manifest=manifest, rows=1)
+    kept = GrantRecord(grant=grant, manifest=manifest, rows=1, header="-")
     grant_beside(record).write_text(kept.model_dump_json())
     assert (
         trainer(

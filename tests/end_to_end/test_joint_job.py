@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.end_to_end.conftest import CANARY, Job, Provider, Ran, wait_for
+from tests.end_to_end.test_interruptions import free_port
 from trainer.encoding import file_sha256
 
 if TYPE_CHECKING:
@@ -201,6 +202,53 @@ def test_one_bad_dataset_costs_the_others_nothing(
     assert len(received(job)) == 4, "the others sent theirs once"
     for number in (0, 2):
         assert "dataset-overlong" not in ran[number].err
+
+
+def test_after_a_restart_each_provider_grants_its_own_dataset_again(
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    providers: list[Provider],
+    parts: list[Path],
+    started_trainer: Trainer,
+    tmp_path: Path,
+) -> None:
+    """Under the instance keys: each `submit` that runs sends kilobytes, and the job goes on."""
+    keys = [provider.public_key for provider in providers]
+    saving = {**JOINT, "train": {"max_steps": 60, "logging_steps": 1, "save_steps": 3}}
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        exchange={"providers": keys, "joint": True, "port": free_port()},
+        **saving,
+    )
+    job: Job = start_job(spec)
+    url = job.url
+    ran: dict[int, Ran] = {}
+
+    def run(number: int) -> None:
+        provider = providers[number]
+        ran[number] = submit(started_trainer, url, providers, provider, provider.folder / "result")
+
+    for provider in providers:
+        provider.policy(spec)
+    submitting = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in submitting:
+        thread.start()
+    job.wait_for_step("checkpoint-sealed")
+    job.process.kill()
+    job.process.wait(20)
+    again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
+    for thread in submitting:
+        thread.join()
+    assert [ran[number].code for number in range(3)] == [0, 0, 0], [
+        ran[number].err for number in range(3)
+    ]
+    assert again.wait() == 0
+    step = again.wait_event(event="resumed")["step"]
+    assert isinstance(step, int)
+    assert step >= 3
+    assert received(again) == [], "no dataset was sent to the second start"
+    for number in range(3):
+        assert "bytes sent in place of the dataset" in ran[number].err
 
 
 def has_received(job: Job, count: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,50 @@ def test_submit_through_a_store(
         assert not any(secret.encode() in content for content in contents)
     stored = [path.read_bytes() for path in (server.folder / "data").rglob("*") if path.is_file()]
     assert not any(CANARY.encode() in content for content in stored)
+
+
+def test_after_a_restart_a_re_grant_goes_through_the_store(
+    server: SeaweedServer,
+    start_job: StartJob,
+    write_spec: WriteSpec,
+    provider: Provider,
+    started_trainer: Trainer,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider.keygen()
+    location = "s3://trainer/jobs/restarted"
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        exchange={"store": location},
+        train={"max_steps": 90, "save_steps": 5},
+    )
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    job: Job = start_job(spec, variables=server.environment)
+    policy, ran = provider.policy(spec), []
+    arguments = ("--via", location, "--policy", policy, "-i", provider.identity, "--json")
+    submitting = threading.Thread(
+        target=lambda: ran.append(
+            started_trainer("submit", data, *arguments, "-o", tmp_path / "out")
+        )
+    )
+    submitting.start()
+    job.wait_for_step("checkpoint-sealed")
+    job.process.kill()
+    job.process.wait(20)
+    again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext, variables=server.environment)
+    submitting.join()
+    assert ran[0].code == 0, ran[0].err
+    assert again.wait() == 0
+    step = again.wait_event(event="resumed")["step"]
+    assert isinstance(step, int)
+    assert step >= 5
+    assert ran[0].err.count("upload the sealed dataset") == 1
+    assert "bytes sent in place of the dataset" in ran[0].err
+    store = open_store(location, server.environment)
+    assert store.tag("regrant.json") is None, "gone once the job has read it"
 
 
 def test_wrong_credentials_end_the_job_with_a_code(

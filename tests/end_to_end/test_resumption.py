@@ -120,9 +120,9 @@ def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
     expected: bytes, saving: Path, start_job: StartJob, provider: Provider, trainer: Trainer, data: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """Sealed to the instance key, which died with the VM: the same `submit` seals again, under the same token.
+    """Sealed to the instance key, which died with the VM: the same `submit` grants it again, twice, in kilobytes.
 
-    Both starts are as a container makes them; the adapter is that of the forked job that nothing interrupts.
+    All starts are as a container makes them; the adapter is that of the forked job that nothing interrupts.
     """
     job: Job = start_job(saving, started_anew=True)
     provider.keygen()
@@ -133,13 +133,19 @@ def test_killed_and_started_again_it_goes_on_once_it_was_verified_again(
         job.wait_for_step("checkpoint-sealed")
         job.process.kill()
         job.process.wait(20)
+        second: Job = start_job(saving, "--ciphertext-dir", job.ciphertext, started_anew=True)
+        first_step = resumed_step(second)
+        second.process.kill()
+        second.process.wait(20)
         again: Job = start_job(saving, "--ciphertext-dir", job.ciphertext, started_anew=True)
         told = end()
     assert again.wait() == 0
     assert "waiting up to 15 min" in told
-    assert "verify the job again" in told
+    assert told.count("grant the dataset again") == 2
+    assert told.count("bytes sent in place of the dataset") == 2
+    assert told.count("upload the sealed dataset") == told.count("check and seal the dataset") == 1
     assert {"event": "phase", "phase": "awaiting-grant"}.items() <= again.wait_event(
         phase="awaiting-grant"
     ).items()
-    assert resumed_step(again) >= 5
+    assert resumed_step(again) >= first_step >= 5
     assert (result / "adapter" / "adapter_model.safetensors").read_bytes() == expected

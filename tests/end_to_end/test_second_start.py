@@ -25,6 +25,7 @@ from tests.end_to_end.test_interruptions import (
     start_training,
     wait_until,
 )
+from trainer.simulator.faulting_link import FaultingLink
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def pull_failure_of(
     return report
 
 
-def test_a_dataset_for_a_key_that_is_gone_waits_for_its_provider(
+def test_a_dataset_for_a_key_that_is_gone_is_granted_again_in_kilobytes(
     write_spec: WriteSpec,
     start_job: StartJob,
     provider: Provider,
@@ -196,14 +197,46 @@ def test_a_dataset_for_a_key_that_is_gone_waits_for_its_provider(
     data: Path,
     tmp_path: Path,
 ) -> None:
-    spec = write_spec(tmp_path / "job.yaml", train=LONG, exchange={"port": free_port()})
+    """Counted at the socket: TLS, evidence and re-grant, for a dataset of some MiB."""
+    large = tmp_path / "train.jsonl"
+    large.write_text(data.read_text() * 400)
+    spec = write_spec(
+        tmp_path / "job.yaml",
+        train=LONG,
+        exchange={"port": free_port(), "max_upload_bytes": 1 << 23},
+    )
     job: Job = start_job(spec)
-    start_training(job, provider, data, tmp_path)
-    job.process.kill()
+    record, sealed = tmp_path / "attestation.json", job.ciphertext / "dataset.age"
+    recipient, policy = provider.keygen(), provider.policy(spec)
+    for step in (
+        ("verify", job.url, "--policy", policy, "-o", record),
+        ("seal", large, "--policy", policy, "--attestation", record, "-r", recipient, "-o", sealed),
+    ):
+        ran = trainer(*step)
+        assert ran.code == 0, ran.err
+    job.process.kill()  # as after an upload: what `seal` wrote lies where one leaves it
     job.process.wait(20)
     again: Job = start_job(spec, "--ciphertext-dir", job.ciphertext)
     again.wait_event(event="phase", phase="awaiting-grant")
     assert "failed" not in events(again)
+    retained = job.ciphertext / "retained-dataset.age"
+    assert retained.stat().st_size > 2 << 20
+    grant = grant_beside(sealed)
+    port = again.wait_event(event="listening")["port"]
+    assert isinstance(port, int)
+    with FaultingLink(port) as link:
+        arguments = (
+            "regrant", grant, "--job-url", f"https://127.0.0.1:{link.port}", "--policy", provider.policy_file,
+            "-i", provider.identity, "--json",
+        )  # fmt: skip
+        granted = trainer(*arguments)
+        assert granted.code == 0, granted.err
+        assert link.sent_up + link.sent_down < 64 << 10
+        late = trainer(*arguments)
+    assert (granted.json["phase"], granted.json["bytes"] < 8 << 10) == ("training", True)
+    assert late.code == 3, "it waits for none"
+    assert "wrong-phase" in late.err
+    assert not retained.exists()
 
 
 def supervisor_of(job: Job) -> int:

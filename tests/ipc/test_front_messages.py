@@ -26,6 +26,7 @@ from trainer.ipc.front_messages import (
     OpenUpload,
     PrivateEvent,
     Ready,
+    RegrantReady,
     ResultReady,
     Shutdown,
     StatusUpdate,
@@ -43,6 +44,7 @@ MESSAGES_OF_THE_FRONT: list[FrontMessage] = [
     Ready(port=0, tls_key=None),
     EvidenceRequest(id=1, nonce=DIGEST),
     UploadReady(size=5),
+    RegrantReady(),
     Acknowledged(acknowledgement=DIGEST),
     FrontFailed(code=ErrorCode.FRONT_DIED),
 ]
@@ -51,6 +53,7 @@ MESSAGES_OF_THE_SUPERVISOR: list[SupervisorMessage] = [
     EvidenceReply(id=1, evidence=None, error=ErrorCode.GUEST_AGENT_UNAVAILABLE),
     StatusUpdate(status=Status(phase=Phase.TRAINING, step=1, total_steps=2)),
     OpenUpload(accept=True),
+    OpenUpload(accept=True, regrant=True),
     OpenUpload(accept=True, scope=UploadScope(job_spec_sha256=DIGEST, recipient_sha256=(DIGEST,))),
     TokenHashes(sha256=(DIGEST,)),
     PrivateEvent(sealed="QUFBQQ=="),

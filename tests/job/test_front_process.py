@@ -63,7 +63,7 @@ def test_an_unexpected_error_in_the_evidence_ends_the_wait_for_the_front() -> No
         front.serve_evidence(fail)
         channel.send(REQUEST)
         with pytest.raises(JobError) as caught:
-            front.wait_upload(20, SCOPE)
+            front.wait_arrival(20, SCOPE, regrant=False)
         assert caught.value.code is ErrorCode.FRONT_DIED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,24 +13,35 @@ from typing import Any, cast
 import pytest
 
 from trainer import logs
+from trainer.encoding import sha256_hex
 from trainer.errors import ErrorCode, JobError
 from trainer.exchange.withdrawal import MAX_WITHDRAWALS, Withdrawal, sign_withdrawal
+from trainer.ipc.front_messages import RegrantReady, UploadReady
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.reception import Reception
 from trainer.models import Phase
 from trainer.provider_keys import ProviderKey
-from trainer.sealing.age import Identity, encrypt, generate_identity
+from trainer.sealing.age import (
+    Identity,
+    encrypting_writer,
+    generate_identity,
+    new_file_key,
+    wrap_file_key,
+)
 from trainer.sealing.bundle import Grant, pack_bundle
 from trainer.sealing.bundle_signature import sign_bundle
 from trainer.sealing.joint_terms import JointTerms
 from trainer.sealing.pool import Pool
+from trainer.sealing.regrant import Regrant
 from trainer.spec import ExchangeSection
 
 SPEC = "ab" * 32
 PROVIDERS = tuple(ProviderKey(letter * 32) for letter in (b"a", b"b", b"c"))
 KEYS = tuple(key.public for key in PROVIDERS)
 RECIPIENT = str(generate_identity(hybrid=False).recipient())
-JOB = generate_identity(hybrid=False)
+JOB, LATER, LAST = (generate_identity(hybrid=False) for _ in range(3))
+"""Instance keys of three starts of the job."""
+FILE_KEYS = {number: new_file_key() for number in (1, 2, 3)}
 
 
 def grant_of(number: int, *, accepts: tuple[str, ...] | None = None, **changes: Any) -> Grant:
@@ -64,8 +75,8 @@ def sealed(
         {"rows.jsonl": folder / "rows"},
         lambda *digests: sign_bundle(signer, str(to.recipient()), *digests),
     )
-    plain.seek(0)
-    encrypt(plain, target, [to.recipient()])
+    with encrypting_writer(target, [to.recipient()], file_key=FILE_KEYS[number]) as writer:
+        writer.write(plain.getvalue())
     return target.getvalue()
 
 
@@ -74,7 +85,7 @@ class World:
     """A joint job of three providers: each wait brings the next upload."""
 
     folder: Path
-    uploads: list[bytes]
+    uploads: list[bytes | Regrant]
     shown: list[tuple[str | None, tuple[int, ...]]] = field(default_factory=list)
     withdrawn: list[tuple[int, ...]] = field(default_factory=list)
     requests: dict[int, list[str]] = field(default_factory=dict)
@@ -83,20 +94,27 @@ class World:
     late: list[str] = field(default_factory=list)
     public: list[object] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
+    retained: list[tuple[int, ...]] = field(default_factory=list)
     now: float = 0.0
     lasts: bool = False
+    identities: tuple[Identity, ...] = (JOB,)
+    left_over: int | None = None
 
     def __post_init__(self) -> None:
         exchange = ExchangeSection(
             joint=True, providers=KEYS, dataset_timeout_seconds=100, max_upload_bytes=1 << 16
         )
         spec = SimpleNamespace(exchange=exchange, sha256=lambda: SPEC)
-        keys = SimpleNamespace(identities=(JOB,), upload_scope=lambda _spec: None)
+        keys = SimpleNamespace(
+            identities=self.identities,
+            upload_scope=lambda _spec: None,
+            recipients=SimpleNamespace(instance=str(self.identities[0].recipient())),
+        )
         (self.folder / "ciphertext").mkdir(exist_ok=True)
         self.ciphertext = CiphertextDirectory(self.folder / "ciphertext", persistent=self.lasts)
         self.reception = Reception(
             cast("Any", self), cast("Any", keys), cast("Any", spec), self.ciphertext, self.enter,
-            self.public.append, clock=lambda: self.now,
+            self.public.append, left_over=self.left_over, clock=lambda: self.now,
         )  # fmt: skip
 
     def enter(
@@ -107,27 +125,34 @@ class World:
         result_bytes: int | None = None,
         received: tuple[int, ...] = (),
         withdrawn: tuple[int, ...] = (),
+        retained: tuple[int, ...] = (),
     ) -> None:
         self.withdrawn.append(withdrawn)
         if phase is Phase.OPENING:
             self.late += self.requests_while_opening.pop(len(self.uploads), [])
         if phase in {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}:
+            assert (phase is Phase.AWAITING_GRANT) == bool(retained)
             self.shown.append((error.value if error else None, received))
+            self.retained.append(retained)
 
     def take_withdrawals(self) -> list[str]:
         taken, self.late = self.late, []
         return taken
 
-    def wait_upload(
-        self, seconds: float, _scope: object, on_withdrawal: Callable[[], None] = lambda: None
-    ) -> int:
+    def wait_arrival(
+        self, seconds: float, _scope: object, *, regrant: bool, on_withdrawal: Callable[[], None]
+    ) -> object:
         if arrived := self.requests.pop(len(self.uploads), None):
             self.late += arrived
             on_withdrawal()
         if seconds <= 0 or not self.uploads:
             raise JobError(ErrorCode.DATASET_TIMEOUT, "no dataset arrived")
-        self.ciphertext.dataset.write_bytes(self.uploads.pop(0))
-        return 1
+        if isinstance(arrived := self.uploads.pop(0), Regrant):
+            assert regrant, "only where a dataset waits for its grant"
+            (self.ciphertext.folder / "regrant.json").write_bytes(arrived.canonical())
+            return RegrantReady()
+        self.ciphertext.dataset.write_bytes(arrived)
+        return UploadReady(size=1)
 
     def receive(self, number: int = 1) -> Pool:
         into = self.folder / f"try{number}"
@@ -216,7 +241,8 @@ def test_a_grant_for_a_joint_job_is_of_no_use_in_another(tmp_path: Path) -> None
     """It would name an adapter for the others too, and the job would train on one dataset alone."""
     world = World(tmp_path, [sealed(1, tmp_path)])
     exchange = ExchangeSection(providers=KEYS)
-    world.reception.spec = cast("Any", SimpleNamespace(exchange=exchange, sha256=lambda: SPEC))
+    spec = SimpleNamespace(exchange=exchange, sha256=lambda: SPEC)
+    world.reception = replace(world.reception, spec=cast("Any", spec))
     with pytest.raises(JobError):
         world.receive()
     assert world.shown[-1] == ("grants-differ", ())
@@ -371,3 +397,169 @@ def test_a_provider_that_takes_back_too_often_is_out(
     with pytest.raises(JobError):
         world.receive()
     assert world.shown[-1] == ("grant-withdrawn", ())
+# a restart with another instance key
+
+
+def manifest_of(number: int, folder: Path, grant: Grant) -> str:
+    """Digest of the manifest of what `sealed` gives."""
+    (folder / "rows").write_bytes(f"{number}\n".encode())
+    return pack_bundle(io.BytesIO(), grant, {"rows.jsonl": folder / "rows"}).sha256()
+
+
+class Grants:
+    """The grants of all providers, each made once, with the datasets and re-grants under them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.grants = {number: grant_of(number) for number in (1, 2, 3)}
+
+    def sealed(self, number: int, **options: Any) -> bytes:
+        return sealed(number, self.folder, grant=self.grants[number], **options)
+
+    def regrant(
+        self,
+        number: int,
+        *,
+        to: Identity = LATER,
+        key: ProviderKey | None = None,
+        expires_in: int = 999,
+    ) -> Regrant:
+        grant, recipient = self.grants[number], str(to.recipient())
+        wrapped = wrap_file_key(FILE_KEYS[number], [to.recipient()])
+        made = Regrant(
+            version=1,
+            header=wrapped.decode(),
+            job_spec_sha256=SPEC,
+            grant_sha256=grant.sha256(),
+            manifest_sha256=manifest_of(number, self.folder, grant),
+            recipient_sha256=sha256_hex(recipient.encode()),
+            instance_sha256=sha256_hex(recipient.encode()),
+            expires_at=int(time.time()) + expires_in,
+        )
+        return made.signed(key or PROVIDERS[number - 1]).tagged(grant.secret)
+
+
+@pytest.fixture
+def restarted(job: Callable[..., World], tmp_path: Path) -> Callable[..., tuple[World, Grants]]:
+    """A second start, with other keys, of a job whose datasets were all in; each wait brings the next arrival."""
+
+    def restart(*arrivals: Callable[[Grants], bytes | Regrant]) -> tuple[World, Grants]:
+        grants = Grants(tmp_path)
+        job(*(grants.sealed(number) for number in (1, 2, 3)), lasts=True).receive(9)
+        found = [arrival(grants) for arrival in arrivals]
+        return job(*found, lasts=True, identities=(LATER,)), grants
+
+    return restart
+
+
+def regrant(number: int, **options: Any) -> Callable[[Grants], Regrant]:
+    return lambda grants: grants.regrant(number, **options)
+
+
+def test_each_provider_grants_its_own_dataset_again_in_any_order(
+    restarted: Callable[..., tuple[World, Grants]],
+) -> None:
+    world, grants = restarted(*(regrant(number) for number in (3, 1, 2)))
+    pool = world.receive()
+    assert list(rows(pool).items()) == list(IN_ORDER.items())
+    assert pool.grants == tuple(grants.grants.values()), "the state key is that of the first start"
+    assert world.shown == [(None, ()), (None, (3,)), (None, (1, 3))]
+    assert world.retained == [(1, 2, 3), (1, 2), (2,)]
+    assert [bundle.provider for bundle in pool.bundles] == list(KEYS), "who signed the re-grants"
+
+
+def test_the_third_start_needs_the_grants_once_more(
+    restarted: Callable[..., tuple[World, Grants]], job: Callable[..., World]
+) -> None:
+    world, grants = restarted(*(regrant(number) for number in (1, 2, 3)))
+    world.receive()
+    old = [grants.regrant(number) for number in (1, 2, 3)]
+    new = [grants.regrant(number, to=LAST) for number in (1, 2, 3)]
+    last = job(*old, *new, lasts=True, identities=(LAST,))
+    assert rows(last.receive(3)) == IN_ORDER
+    assert [error for error, _ in last.shown] == [None, *["regrant-invalid"] * 3, None, None]
+
+
+FORGED = {
+    "signed by another": (regrant(1, key=PROVIDERS[1]), "sealed-header-mac"),
+    "signed by a stranger": (regrant(1, key=ProviderKey(b"x" * 32)), "regrant-invalid"),
+    "for another start": (regrant(1, to=LAST), "regrant-invalid"),
+    "expired": (regrant(1, expires_in=-1), "grant-expired"),
+    "once more": (regrant(3), "regrant-invalid"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_re_grant_that_is_refused_costs_no_dataset(
+    name: str, restarted: Callable[..., tuple[World, Grants]]
+) -> None:
+    forged, code = FORGED[name]
+    world, _ = restarted(regrant(3), forged, regrant(1), regrant(2))
+    assert rows(world.receive()) == IN_ORDER
+    assert world.shown == [(None, ()), (None, (3,)), (code, (3,)), (None, (1, 3))]
+
+
+def test_datasets_that_the_operator_exchanged_open_for_neither_provider(
+    restarted: Callable[..., tuple[World, Grants]],
+) -> None:
+    world, _ = restarted(*(regrant(number) for number in (1, 2, 3)))
+    first, second = (world.ciphertext.member(number) for number in (1, 2))
+    texts = first.read_bytes(), second.read_bytes()
+    first.write_bytes(texts[1])
+    second.write_bytes(texts[0])
+    with pytest.raises(JobError):
+        world.receive()
+    assert world.shown[1:] == [("sealed-header-mac", ())] * 2 + [(None, (3,))]
+
+
+def test_a_kept_dataset_that_is_broken_is_sent_again(
+    restarted: Callable[..., tuple[World, Grants]],
+) -> None:
+    world, _ = restarted(
+        regrant(2), regrant(1), regrant(3), lambda grants: grants.sealed(2, to=LATER)
+    )
+    kept = world.ciphertext.member(2)
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert rows(world.receive()) == IN_ORDER
+    assert world.retained == [(1, 2, 3), (1, 2, 3), (2, 3), (2,)]
+    assert world.shown[1] == ("sealed-payload-invalid", ())
+
+
+def test_another_dataset_of_a_provider_takes_the_place_of_the_kept_one(
+    restarted: Callable[..., tuple[World, Grants]],
+) -> None:
+    world, _ = restarted(
+        lambda grants: sealed(2, grants.folder, grant=grant_of(2, secret="ee" * 32), to=LATER),
+        regrant(2), regrant(1), regrant(3),
+    )  # fmt: skip
+    pool = world.receive()
+    assert pool.grants[1].secret == "ee" * 32
+    assert world.shown[2] == ("regrant-invalid", (2,)), "the old one cannot come back"
+
+
+def test_a_further_try_opens_again_what_was_granted_again(
+    restarted: Callable[..., tuple[World, Grants]],
+) -> None:
+    """The headers of the kept files are for a key that is gone: the re-grants of this start count on."""
+    world, grants = restarted(*(regrant(number) for number in (1, 2, 3)))
+    pool = world.receive()
+    report = cast("Any", SimpleNamespace(error=ErrorCode.DATASET_ROW_INVALID, result_bytes=7))
+    world.reception.note_refusal(pool.grants[1], report, 2)
+    mended = sealed(2, grants.folder, grant=grant_of(2, secret="ee" * 32), to=LATER)
+    world.uploads = [mended]
+    assert rows(world.receive(2)) == IN_ORDER
+    assert world.shown[3:] == [("dataset-row-invalid", (1, 3))]
+
+
+def test_an_upload_that_was_complete_when_the_job_ended_is_sent_again(
+    job: Callable[..., World], tmp_path: Path
+) -> None:
+    """It never opened: nobody knows whose it is, and so who could grant it again."""
+    grants = Grants(tmp_path)
+    (tmp_path / "ciphertext").mkdir()
+    (tmp_path / "ciphertext" / "dataset.age").write_bytes(grants.sealed(1))
+    uploads = [grants.sealed(number, to=LATER) for number in (1, 2, 3)]
+    world = job(*uploads, lasts=True, identities=(LATER,), left_over=1)
+    assert rows(world.receive()) == IN_ORDER
+    assert world.shown[0] == (None, ())
+    assert world.retained[0] == ()

@@ -15,6 +15,7 @@ import pytest
 
 from trainer import logs
 from trainer.errors import ErrorCode, JobError, SealingError, TrainerError, UnavailableError
+from trainer.ipc.front_messages import RegrantReady, UploadReady
 from trainer.job import reception as module
 from trainer.job.ciphertext import CiphertextDirectory
 from trainer.job.reception import Reception
@@ -22,7 +23,14 @@ from trainer.models import Phase
 from trainer.sealing.bundle import Grant, OpenedBundle
 from trainer.spec import ExchangeSection
 
-KEYS = cast("Any", SimpleNamespace(identities=(), upload_scope=lambda _spec_sha256: "scope"))
+KEYS = cast(
+    "Any",
+    SimpleNamespace(
+        identities=(),
+        upload_scope=lambda _spec_sha256: "scope",
+        recipients=SimpleNamespace(instance="age1"),
+    ),
+)
 WAITS = {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
 Shown = tuple[Phase, str | None, int | None]
 
@@ -37,6 +45,14 @@ def report(code: ErrorCode = ErrorCode.DATASET_INVALID, size: int = 7) -> Any:
 
 
 @dataclass
+class ReGranted:
+    """A wait that brings a re-grant in place of an upload."""
+
+    outcome: object
+    is_authentic: bool = True
+
+
+@dataclass
 class World:
     """A job that waits for a dataset: each wait brings an upload that ends as the next of the outcomes says."""
 
@@ -44,6 +60,8 @@ class World:
     outcomes: list[object]
     lasts: bool = True
     left_over: int | None = None
+    spooled: bool = False
+    opened: list[str] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
     events: list[object] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
@@ -51,12 +69,15 @@ class World:
 
     def __post_init__(self) -> None:
         self.ciphertext = CiphertextDirectory(self.folder, self.lasts)
+        if self.left_over is not None or self.spooled:
+            self.ciphertext.dataset.write_text("before")
         spec = SimpleNamespace(
             exchange=ExchangeSection(dataset_timeout_seconds=100), sha256=lambda: "ab" * 32
         )
         self.reception = Reception(
             cast("Any", self), KEYS, cast("Any", spec), self.ciphertext, self.enter, self.events.append,
             left_over=self.left_over, clock=lambda: self.now,
+            spooled=self.ciphertext.dataset_identity() if self.spooled else None,
         )  # fmt: skip
 
     def enter(
@@ -67,21 +88,45 @@ class World:
         result_bytes: int | None = None,
         received: Any = (),
         withdrawn: Any = (),
+        retained: tuple[int, ...] = (),
     ) -> None:
         if phase in WAITS:
             self.shown.append((phase, error.value if error else None, result_bytes))
 
-    def wait_upload(self, seconds: float, scope: object, _on_withdrawal: object) -> int:
+    def take_withdrawals(self) -> list[str]:
+        return []
+
+    def wait_arrival(
+        self, seconds: float, scope: object, *, regrant: bool, on_withdrawal: object
+    ) -> object:
         assert scope == "scope"
         self.waits.append(seconds)
         if seconds <= 0:
             raise JobError(ErrorCode.DATASET_TIMEOUT, "no dataset arrived")
-        assert not self.ciphertext.dataset.is_file(), "refused ciphertext does not stay"
-        self.ciphertext.dataset.touch()
-        return 1
+        if self.outcomes and isinstance(self.outcomes[0], ReGranted):
+            assert regrant, "only where a dataset waits for its grant"
+            (self.folder / "regrant.json").write_bytes(b"a re-grant")
+            return RegrantReady()
+        if not (self.spooled and len(self.waits) == 1):
+            assert not self.ciphertext.dataset.is_file(), "refused ciphertext does not stay"
+            self.ciphertext.dataset.write_text(f"upload {len(self.waits)}")
+        return UploadReady(size=1)
 
-    def open(self, *_: object, check_grant: Callable[[Grant], None], **__: object) -> object:
+    def open(
+        self,
+        source: Path,
+        *_: object,
+        check_grant: Callable[[Grant], None],
+        regrant: object,
+        **__: object,
+    ) -> object:
         outcome = self.outcomes.pop(0)
+        self.opened.append(source.name)
+        if isinstance(outcome, ReGranted):
+            assert regrant == b"a re-grant", "read by the supervisor"
+            if outcome.is_authentic:
+                check_grant(cast("Any", OURS).grant)
+            outcome = outcome.outcome
         if isinstance(outcome, TrainerError):
             raise outcome
         check_grant(cast("Any", outcome).grant)
@@ -96,6 +141,7 @@ def receiving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
     def make(*outcomes: object, **options: Any) -> World:
         world = World(tmp_path, list(outcomes), **options)
         monkeypatch.setattr(module, "open_bundle", world.open)
+        monkeypatch.setattr(module, "parse_regrant", lambda data: data)
         return world
 
     return make
@@ -180,6 +226,75 @@ def test_a_dataset_for_an_earlier_start_waits_for_its_provider(
         (Phase.AWAITING_GRANT, None, None),
         (Phase.AWAITING_DATASET, "dataset-invalid", 7),
     ]
+
+
+EXPIRED = SealingError(ErrorCode.GRANT_EXPIRED, "too late")
+INVALID = SealingError(ErrorCode.REGRANT_INVALID, "not so")
+BROKEN = SealingError(ErrorCode.PAYLOAD_INVALID, "cut short")
+
+
+def contents(world: World) -> dict[str, str]:
+    return {path.name: path.read_text() for path in world.folder.iterdir()}
+
+
+@pytest.mark.parametrize("refusal", [STRANGER, EXPIRED], ids=lambda error: error.code.value)
+@pytest.mark.parametrize("where", [{"left_over": 4321}, {"spooled": True}], ids=["http", "spool"])
+def test_a_re_granted_dataset_is_opened_where_it_was_kept(
+    refusal: TrainerError, where: dict[str, Any], receiving: Callable[..., World]
+) -> None:
+    world = receiving(refusal, ReGranted(OURS), **where)
+    assert world.receive() is OURS
+    assert world.opened == ["dataset.age", "retained-dataset.age"]
+    assert contents(world) == {"dataset.age": "before"}, "the next start finds it, and no re-grant"
+    assert world.shown[-1] == (Phase.AWAITING_GRANT, None, None)
+
+
+def test_nothing_that_is_refused_costs_the_retained_dataset(
+    receiving: Callable[..., World],
+) -> None:
+    """Neither uploads of strangers nor re-grants that anybody can send, authentic or not."""
+    forged = [ReGranted(error, is_authentic=False) for error in (STRANGER, BROKEN, INVALID)]
+    world = receiving(
+        STRANGER, STRANGER, *forged, ReGranted(INVALID), ReGranted(OURS), left_over=4321
+    )
+    assert world.receive() is OURS
+    assert contents(world) == {"dataset.age": "before"}
+    assert {phase for phase, _, _ in world.shown} == {Phase.AWAITING_GRANT}
+    assert [error for _, error, _ in world.shown] == [
+        None, "no-identity-match", "no-identity-match", "sealed-payload-invalid", "regrant-invalid",
+        "regrant-invalid",
+    ]  # fmt: skip
+
+
+def test_a_retained_dataset_that_is_broken_is_sent_again(receiving: Callable[..., World]) -> None:
+    world = receiving(STRANGER, ReGranted(BROKEN), OURS, left_over=4321)
+    assert world.receive() is OURS
+    assert world.shown == [
+        (Phase.AWAITING_GRANT, None, None),
+        (Phase.AWAITING_DATASET, "sealed-payload-invalid", None),
+    ]
+    assert contents(world) == {"dataset.age": "upload 2"}
+
+
+def test_another_dataset_ends_the_wait_for_a_grant(receiving: Callable[..., World]) -> None:
+    world = receiving(STRANGER, OURS, left_over=4321)
+    assert world.receive() is OURS
+    assert contents(world) == {"dataset.age": "upload 1"}, "what was kept is gone"
+
+
+def test_a_dataset_that_was_kept_is_found_by_the_start_after_the_next(tmp_path: Path) -> None:
+    ciphertext = CiphertextDirectory(tmp_path, persistent=True)
+    ciphertext.dataset.write_text("before")
+    ciphertext.retain_dataset()
+    assert ciphertext.dataset_bytes() is None
+    ciphertext.restore_dataset()
+    assert ciphertext.dataset_bytes() == len("before")
+    ciphertext.retain_dataset()
+    ciphertext.dataset.write_text("newer")
+    ciphertext.restore_dataset()
+    assert ciphertext.dataset.read_text() == "newer"
+    ciphertext.remove_inputs()
+    assert list(tmp_path.iterdir()) == []
 
 
 # datasets that opened, and were refused

@@ -133,7 +133,7 @@ def grant_record(spec: JobSpec) -> GrantRecord:
         expires_at=2_000_000_000,
         secret="cd" * 32,
     )
-    return GrantRecord(grant=grant, manifest=MANIFEST, rows=1)
+    return GrantRecord(grant=grant, manifest=MANIFEST, rows=1, header="-")
 
 
 @pytest.fixture

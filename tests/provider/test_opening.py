@@ -307,10 +307,10 @@ def test_a_file_that_no_result_has_is_not_written_though_it_was_signed_for(
 
 
 UNUSED_WHEN_OPENING = (
-    r"rows: .*|grant\.(secret|expires_at): .*|grant\.allow.*|grant\.require.*|"
+    r"(rows|header): .*|grant\.(secret|expires_at): .*|grant\.allow.*|grant\.require.*|"
     r"(grant\.joint|pool): missing"
 )
-"""Changes of a grant record that opening has no use for: they are about acknowledging, sealing and the run.
+"""Changes of a grant record that opening has no use for: acknowledging, sealing, re-grants and the run need them.
 
 What is null may be left out.
 """

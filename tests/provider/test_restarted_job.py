@@ -17,8 +17,10 @@ from trainer.provider.submission_request import ProgressReporter, Submission
 from trainer.sealing.age import generate_identity
 
 RECORD = SimpleNamespace(result=SimpleNamespace(peer_spki_sha256="ab" * 32, recipient="age1"))
-GRANT = SimpleNamespace(is_in=lambda _status: False, number=None)
-JOINT_GRANT = SimpleNamespace(is_in=lambda status: 2 in status.received, number=2)
+GRANT = SimpleNamespace(is_in=lambda _status: False, needs_regrant=lambda _: False, number=None)
+JOINT_GRANT = SimpleNamespace(
+    is_in=lambda status: 2 in status.received, needs_regrant=lambda _: False, number=2
+)
 
 
 class Job:
@@ -107,7 +109,7 @@ def test_a_restarted_job_that_is_about_to_offer_its_result_keeps_its_dataset(
     monkeypatch.setattr(
         run._directory,
         "adopt_restarted_job",
-        lambda _record, *, has_result: adopted.append(has_result),
+        lambda _record, *, keeps_dataset: adopted.append(keeps_dataset),
     )
     with pytest.raises(UnavailableError) as caught:
         run._adopt_restarted_job()

@@ -75,6 +75,7 @@ GRANT = GrantRecord(
         version=1, salt="5a" * 32, files={"rows.jsonl": ManifestFile(sha256="ef" * 32, size=1)}
     ),
     rows=1,
+    header="-",
 )
 
 

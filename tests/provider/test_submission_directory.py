@@ -59,7 +59,9 @@ def grant(token: str) -> GrantRecord:
         "recipients": (recipient,),
         "expires_at": 1,
     }
-    return GrantRecord(grant=Grant(version=1, secret=token, **fields), manifest=MANIFEST, rows=1)
+    return GrantRecord(
+        grant=Grant(version=1, secret=token, **fields), manifest=MANIFEST, rows=1, header="-"
+    )
 
 
 def opened(directory: SubmissionDirectory) -> SubmissionDirectory:

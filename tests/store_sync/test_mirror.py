@@ -13,7 +13,7 @@ from tests.exchange.stores import MemoryStore
 from tests.store_sync.ends import LIMIT, StoreEnds
 from trainer.errors import ErrorCode, JobError, SealingError, UnavailableError
 from trainer.exchange import parted_file, spool
-from trainer.exchange.spool import DATASET_NAME, RESULT_NAME, SpoolTerms
+from trainer.exchange.spool import DATASET_NAME, RESULT_NAME, RETAINED_DATASET_NAME, SpoolTerms
 from trainer.models import Phase, Status
 from trainer.store_sync.mirror import AUTHORIZATION_NAME, BROUGHT, SENT
 
@@ -75,7 +75,8 @@ def test_the_whole_story(world: World, tmp_path: Path) -> None:
 
 def test_every_file_of_a_spool_is_carried() -> None:
     names = {value for name, value in vars(spool).items() if name.endswith("_NAME")}
-    assert names == {*SENT, *BROUGHT, DATASET_NAME, RESULT_NAME} - {AUTHORIZATION_NAME}
+    own = {RETAINED_DATASET_NAME}  # the dataset under the job's own name
+    assert names == {*SENT, *BROUGHT, DATASET_NAME, RESULT_NAME} - {AUTHORIZATION_NAME} | own
 
 
 def test_nothing_goes_twice(world: World, tmp_path: Path) -> None:
@@ -158,6 +159,52 @@ def test_a_start_with_the_disk_of_an_earlier_one_fetches_nothing(
     world.spool.clear("dataset.age")
     world.look()
     assert "dataset.age" not in world.store.objects
+
+
+def test_a_dataset_that_waits_for_its_grant_is_neither_fetched_nor_removed(
+    world: World, tmp_path: Path
+) -> None:
+    world.client.upload(sealed(tmp_path))
+    world.look()
+    world.mirror = world.new_mirror()  # the job is started again, and sets it aside
+    world.look()
+    retained, dataset = (world.spool.file(name) for name in ("retained-dataset.age", "dataset.age"))
+    dataset.rename(retained)
+    world.look()
+    assert "dataset.age" in world.store.objects
+    world.mirror = world.new_mirror()
+    world.look()
+    assert not dataset.exists()
+    retained.rename(dataset)  # granted again
+    world.look()
+    dataset.unlink()
+    world.look()
+    assert "dataset.age" not in world.store.objects
+
+
+def test_a_re_grant_is_brought_once_and_gone_once_it_is_taken(world: World) -> None:
+    """What the status says of an earlier one is not taken for the verdict on it."""
+    waiting = Status(phase=Phase.AWAITING_GRANT)
+    refused = Status(phase=Phase.AWAITING_GRANT, error="regrant-invalid")
+    world.store.put("regrant.json", b"for the start before")
+    world.mirror.begin()
+    world.put_status(refused)
+    world.look()
+    assert not world.spool.has("regrant.json")
+    world.client.regrant(b"for this start")
+    assert world.client.status() == waiting
+    world.look()
+    assert world.spool.read("regrant.json", 99) == b"for this start"
+    world.look()
+    assert world.client.status() == waiting, "the job has not taken it yet"
+    world.spool.clear("regrant.json")
+    world.put_status(Status(phase=Phase.OPENING))
+    world.look()
+    assert world.client.status().phase is Phase.OPENING
+    assert not world.store.tag("regrant.json")
+    world.client.regrant(b"for this start")  # the same one once more
+    world.look()
+    assert world.spool.read("regrant.json", 99) == b"for this start"
 
 
 def test_a_start_with_an_empty_disk_fetches_the_dataset_again(world: World, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from trainer.cli.provider_commands import (
     watch_training,
 )
 from trainer.cli.receipt_commands import receipt_app
+from trainer.cli.regrant_command import regrant_job
 from trainer.cli.result_commands import open_result, submit_dataset
 from trainer.cli.try_command import try_adapter
 from trainer.cli.validate_command import validate_dataset
@@ -66,6 +67,7 @@ app.command("validate")(validate_dataset)
 app.command("submit")(submit_dataset)
 app.command("seal")(seal_data)
 app.command("upload")(upload_dataset)
+app.command("regrant")(regrant_job)
 app.command("withdraw")(withdraw)
 app.command("watch")(watch_training)
 app.command("pull")(pull_result)

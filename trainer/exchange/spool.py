@@ -2,7 +2,8 @@
 
 Each file is written by one end:
 
-    provider   nonce, dataset.auth, dataset.age, ack; in a joint job dataset-ID.auth, .age, ack-ID, withdrawal-ID
+    provider   nonce, dataset.auth, dataset.age, regrant.json, ack; in a joint job dataset-ID.auth, dataset-ID.age,
+               regrant-ID.json, withdrawal-ID, ack-ID
     job        exchange.json, evidence.json, status.json, events.jsonl, result.tar.age, result.json, deletion.json
 
 The directory may be on storage that neither end trusts. Every file except `events.jsonl` appears by a rename, so a
@@ -33,9 +34,13 @@ from trainer.models import MAX_PROVIDERS, ProviderPublicKey, Sha256Hex, Strict
 
 NONCE_NAME: Final = "nonce"
 DATASET_NAME: Final = "dataset.age"
+RETAINED_DATASET_NAME: Final = "retained-dataset.age"
+"""Where the job keeps a dataset from before a restart until its provider grants it again."""
+REGRANT_NAME: Final = "regrant.json"
 ACKNOWLEDGEMENT_NAME: Final = "ack"
 
 JOINT_DATASET: Final = re.compile(r"dataset-[0-9a-f]{16}\.age")
+JOINT_REGRANT: Final = re.compile(r"regrant-[0-9a-f]{16}\.json")
 JOINT_ACKNOWLEDGEMENT: Final = re.compile(r"ack-[0-9a-f]{16}")
 """In a joint job each provider has files of its own: those of one never replace those of another."""
 
@@ -76,6 +81,10 @@ class SpoolTerms(Strict):
         header = sealed.read(_HEADER_BYTES)
         sealed.seek(0)
         return f"dataset-{sha256_hex(header)[:16]}.age"
+
+    def regrant_name(self, document: bytes) -> str:
+        """Returns the name of the file with a re-grant."""
+        return f"regrant-{sha256_hex(document)[:16]}.json" if self.joint else REGRANT_NAME
 
     def acknowledgement_name(self, acknowledgement: str) -> str:
         """Returns the name of the file with an acknowledgement."""

@@ -25,8 +25,10 @@ from trainer.exchange.spool import (
     EVIDENCE_NAME,
     JOINT_ACKNOWLEDGEMENT,
     JOINT_DATASET,
+    JOINT_REGRANT,
     MAX_EVENTS_BYTES,
     NONCE_NAME,
+    REGRANT_NAME,
     RESULT_INFO_NAME,
     RESULT_NAME,
     STATUS_NAME,
@@ -49,6 +51,7 @@ from trainer.ipc.front_messages import (
     OpenUpload,
     PrivateEvent,
     Ready,
+    RegrantReady,
     ResultReady,
     Shutdown,
     StatusUpdate,
@@ -70,6 +73,7 @@ _STALE: Final = (
     RESULT_INFO_NAME,
     ACKNOWLEDGEMENT_NAME,
     EVENTS_NAME,
+    REGRANT_NAME,
 )
 
 
@@ -97,6 +101,7 @@ class SpoolFront:
     _asked: int = field(default=0, init=False)
     _status: Status = field(default=Status(phase=Phase.STARTING), init=False)
     _accepting: bool = field(default=False, init=False)
+    _accepting_regrant: bool = field(default=False, init=False)
     _scope: UploadScope | None = field(default=None, init=False)
     _job_spec_sha256: str | None = field(default=None, init=False)
     _has_opened: bool = field(default=False, init=False)
@@ -112,7 +117,7 @@ class SpoolFront:
             OSError: the directory cannot be written.
             JobError: the supervisor sent bytes that are not a message.
         """
-        for name in _STALE:
+        for name in (*_STALE, *self.spool.find(JOINT_REGRANT)):
             self.spool.clear(name)
         terms = SpoolTerms(
             max_upload_bytes=self.max_upload_bytes,
@@ -144,7 +149,7 @@ class SpoolFront:
                 self._put(EVIDENCE_NAME, evidence.encode())
             case EvidenceReply():  # the job may still be preparing; the nonce waits
                 self._nonce, self._ask_again_at = None, self.clock() + _ASK_AGAIN_SECONDS
-            case OpenUpload(accept=accept, scope=scope):
+            case OpenUpload(accept=accept, scope=scope, regrant=regrant):
                 # A job that accepts a dataset makes a new result; one of an earlier job may not have been pulled.
                 if (
                     accept
@@ -160,6 +165,7 @@ class SpoolFront:
                     self.spool.clear(EVENTS_NAME)  # sealed to the provider of the dataset before
                     self._delivered = False
                 self._accepting, self._scope = accept, scope
+                self._accepting_regrant = accept and regrant
                 if scope is not None:
                     self._job_spec_sha256 = scope.job_spec_sha256
             case PrivateEvent(sealed=sealed):
@@ -172,7 +178,7 @@ class SpoolFront:
                 self._put(DELETION_NAME, statement.encode())
 
     def _look_for_files(self) -> None:
-        """Sends a message for each file that the provider's side has written: nonce, acknowledgement, dataset."""
+        """Sends a message for each file that the provider's side has written."""
         # The same nonce is not answered twice: each request costs a quote, and the file stays where it is.
         nonce = (self.spool.read(NONCE_NAME, 128) or b"").decode("ascii", "replace").strip()
         is_new = nonce != self._nonce and self.clock() >= self._ask_again_at
@@ -192,6 +198,9 @@ class SpoolFront:
         if self.gate.joint and self._job_spec_sha256 is not None:
             for name in self.spool.find(WITHDRAWAL_NAME):
                 self._look_for_withdrawal(name)
+        for name in self.spool.find(JOINT_REGRANT) if self.gate.joint else (REGRANT_NAME,):
+            if self._accepting_regrant:
+                self._look_for_regrant(name)
         for name in self.spool.find(JOINT_DATASET) if self.gate.joint else (DATASET_NAME,):
             if self._accepting:
                 self._look_for_dataset(name)
@@ -208,6 +217,21 @@ class SpoolFront:
         token = (self.spool.take(name, MAX_TOKEN_BYTES) or b"").decode("latin1").strip()
         if self.gate.admits_withdrawal(token, self._job_spec_sha256 or ""):
             self.channel.send(WithdrawalReceived(token=token))
+
+    def _look_for_regrant(self, name: str) -> None:
+        """Passes on whatever has the name of a re-grant; the supervisor removes it when it reads it."""
+        if not os.path.lexists(self.spool.file(name)):
+            return
+        self._show_no_refusal()
+        if name != REGRANT_NAME:
+            self.spool.clear(REGRANT_NAME)
+            self.spool.file(name).replace(self.spool.file(REGRANT_NAME))
+        self._accepting = self._accepting_regrant = False
+        self.channel.send(RegrantReady())
+
+    def _show_no_refusal(self) -> None:
+        """Once a file has another name, or is gone, its provider takes what the status says for its verdict."""
+        self._put(STATUS_NAME, self._status.without_refusal().model_dump_json().encode())
 
     def _look_for_dataset(self, name: str) -> None:
         path = self.spool.file(name)
@@ -228,8 +252,7 @@ class SpoolFront:
             self._refuse_dataset(name, ErrorCode.UNAUTHORIZED)
             return
         if name != DATASET_NAME:
-            # First: once the file has another name, its provider takes what the status says for its verdict.
-            self._put(STATUS_NAME, self._status.without_refusal().model_dump_json().encode())
+            self._show_no_refusal()
             self.spool.clear(DATASET_NAME)
             path.replace(self.spool.file(DATASET_NAME))
             self.spool.clear(authorization_name(name))

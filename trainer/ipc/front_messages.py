@@ -77,6 +77,12 @@ class UploadReady(ChannelMessage):
     size: Size
 
 
+class RegrantReady(ChannelMessage):
+    """A re-grant is complete in `regrant.json` of the spool; the supervisor reads it, whatever it is."""
+
+    kind: Literal["regrant-ready"] = "regrant-ready"
+
+
 class Acknowledged(ChannelMessage):
     """A client acknowledged the result with this value, which only the provider can have."""
 
@@ -123,10 +129,12 @@ class OpenUpload(ChannelMessage):
     Attributes:
         accept: whether it does.
         scope: what the authorisation of an upload has to name; without it no token admits one.
+        regrant: whether it also accepts a re-grant, of a dataset that the supervisor has set aside.
     """
 
     kind: Literal["open-upload"] = "open-upload"
     accept: bool
+    regrant: bool = False
     scope: UploadScope | None = None
 
 
@@ -184,7 +192,13 @@ class Shutdown(ChannelMessage):
 
 
 FrontMessage = (
-    Ready | EvidenceRequest | UploadReady | Acknowledged | WithdrawalReceived | FrontFailed
+    Ready
+    | EvidenceRequest
+    | UploadReady
+    | RegrantReady
+    | Acknowledged
+    | WithdrawalReceived
+    | FrontFailed
 )
 SupervisorMessage = (
     EvidenceReply

@@ -44,6 +44,10 @@ FrontUpdate = (
 """What the front gets from the supervisor besides evidence: status, digests, a signed statement, ciphertext."""
 
 
+Arrival = protocol.UploadReady | protocol.RegrantReady
+"""What ends a wait for a dataset."""
+
+
 class FrontProcess:
     """A running front. A thread of its own receives its messages; methods may be called from any thread.
 
@@ -61,7 +65,8 @@ class FrontProcess:
         self._channel = channel
         self._evidence_source: EvidenceSource | None = None
         self._ready: protocol.Ready | None = None
-        self._uploaded_bytes: int | None = None
+        self._upload: protocol.UploadReady | None = None
+        self._regrant: protocol.RegrantReady | None = None
         self._missing_acknowledgements: set[str] | None = None
         self._ended: ErrorCode | None = None
         self._withdrawals: list[str] = []
@@ -92,38 +97,49 @@ class FrontProcess:
             taken, self._withdrawals = self._withdrawals, []
         return taken
 
-    def wait_upload(
-        self, seconds: float, scope: UploadScope, on_withdrawal: Callable[[], None] = lambda: None
-    ) -> int:
-        """Accepts an upload and waits until it is complete; returns the size of the sealed dataset in bytes.
+    def wait_arrival(
+        self,
+        seconds: float,
+        scope: UploadScope,
+        *,
+        regrant: bool,
+        on_withdrawal: Callable[[], None] = lambda: None,
+    ) -> Arrival:
+        """Accepts an upload, or a re-grant, and waits until one is complete; returns its message.
 
         Args:
             seconds: how long to wait.
             scope: what an authorisation of the upload has to name, if the job spec lists providers.
+            regrant: whether a re-grant is accepted.
             on_withdrawal: called when there are withdrawals to take. An upload under way goes on.
 
         Raises:
             JobError: `dataset-timeout`, or the front ended.
         """
-        self._channel.send(protocol.OpenUpload(accept=True, scope=scope))
+        with self._changed:
+            self._regrant = None  # one that came too late for the wait before
+        self._channel.send(protocol.OpenUpload(accept=True, scope=scope, regrant=regrant))
         end = time.monotonic() + seconds
-        while self._wait(self._has_upload_or_withdrawal, end - time.monotonic()):
-            if self._uploaded_bytes is not None:
+        while self._wait(
+            lambda: self._arrival(regrant) is not None or bool(self._withdrawals),
+            end - time.monotonic(),
+        ):
+            if self._arrival(regrant) is not None:
                 break
             on_withdrawal()
-        if self._uploaded_bytes is None:
+        if (arrival := self._arrival(regrant)) is None:
             raise JobError(
                 ErrorCode.DATASET_TIMEOUT,
                 "no dataset arrived",
                 expected=f"one within {seconds:.0f} s",
                 found="none",
             )
-        size, self._uploaded_bytes = self._uploaded_bytes, None
+        self._upload = self._regrant = None
         self._channel.send(protocol.OpenUpload(accept=False))
-        return size
+        return arrival
 
-    def _has_upload_or_withdrawal(self) -> bool:
-        return self._uploaded_bytes is not None or bool(self._withdrawals)
+    def _arrival(self, regrant: bool) -> Arrival | None:
+        return self._upload or (self._regrant if regrant else None)
 
     def send(self, update: FrontUpdate) -> None:
         """Sends what the front gives to clients from now on.
@@ -210,7 +226,9 @@ class FrontProcess:
                 case protocol.Ready():
                     self._ready = message
                 case protocol.UploadReady():
-                    self._uploaded_bytes = message.size
+                    self._upload = message
+                case protocol.RegrantReady():
+                    self._regrant = message
                 case protocol.Acknowledged():
                     # The front compares too, but it faces the network: its claim is not enough for a signature.
                     digest = sha256_hex(message.acknowledgement.encode())

@@ -61,11 +61,12 @@ class PhaseChange(Protocol):
         result_bytes: int | None = None,
         received: tuple[int, ...] = (),
         withdrawn: tuple[int, ...] = (),
+        retained: tuple[int, ...] = (),
     ) -> None:
         """Publishes `phase`, with a public error code and the size of the sealed result in bytes.
 
-        `received` has the numbers of the providers of a joint job whose datasets are in, `withdrawn` of those who
-        have taken theirs back.
+        The others are numbers of providers of a joint job: `received` of those whose datasets are in, `withdrawn` of
+        those who have taken theirs back, `retained` of those whose datasets wait to be granted again.
         """
 
 

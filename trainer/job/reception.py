@@ -4,53 +4,60 @@ Anyone can upload, so what does not open costs no try: it is refused with a publ
 A dataset that opened and was refused is refused again without a try: whoever saw its ciphertext, such as the
 operator, could send it again, and would use up the tries of other providers.
 
+A sealed dataset from before a restart is tried first. If it is sealed to a key that ended with an earlier start,
+or its grant has expired, it is set aside, and the job waits in `awaiting-grant`: until its provider, who verified
+this start, grants it again, or another dataset opens. No upload and no re-grant that is refused costs it.
+
 A joint job waits until a dataset of each provider has opened. Their ciphertext stays until the job ends: each
-further try opens those again that were not refused.
+further try opens those again that were not refused. After a restart each provider grants its own one again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
+from typing import Final
 
 from trainer import logs
 from trainer.errors import ErrorCode, SealingError, UnavailableError
-from trainer.job.ciphertext import CiphertextDirectory
+from trainer.ipc.front_messages import RegrantReady
+from trainer.job.ciphertext import CiphertextDirectory, FileIdentity
+from trainer.job.dataset_refusals import DatasetRefusals
 from trainer.job.end_record import EndRecord
-from trainer.job.front_process import FrontProcess
+from trainer.job.front_process import Arrival, FrontProcess
 from trainer.job.hand_over import PhaseChange
 from trainer.job.job_keys import JobKeys
+from trainer.job.pool_members import PoolMembers
 from trainer.job.tree_removal import remove_tree
-from trainer.job.withdrawals import Withdrawals
 from trainer.models import Phase
 from trainer.sealing.bundle import BundleLimits, Grant, OpenedBundle
-from trainer.sealing.pool import (
-    Pool,
-    ReceivedDataset,
-    require_fits_pool,
-    require_joint_terms,
-    require_same_recipients,
-)
+from trainer.sealing.pool import Pool, ReceivedDataset
+from trainer.sealing.regrant import Regrant, parse_regrant
 from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec
 from trainer.spec.pool_names import pool_folder
 
+_AWAIT_GRANT: Final = frozenset({ErrorCode.NO_IDENTITY_MATCH, ErrorCode.GRANT_EXPIRED})
+"""Why a dataset from before a restart does not open although nothing is wrong with it."""
 
-@dataclass(frozen=True)
-class _Refusal:
-    """What the public status says after a refused upload.
+_FILE_FAULTS: Final = frozenset(
+    {ErrorCode.PAYLOAD_INVALID, ErrorCode.BUNDLE_INVALID, ErrorCode.STORAGE_FULL}
+)
+"""Why a dataset does not open after its provider granted it again: the file itself."""
 
-    Attributes:
-        error: public code.
-        report_bytes: size of the sealed report; None if there is none.
-        number: that of the provider whom the report is for, in a joint job.
-    """
+_ONLY_PROVIDER: Final = 1
+"""The number under which a job of one provider retains its dataset."""
 
-    error: ErrorCode
-    report_bytes: int | None = None
-    number: int | None = None
+
+class _Arrival(Enum):
+    """What is opened: a dataset from before this start, one that was uploaded, or one that was granted again."""
+
+    LEFT_OVER = auto()
+    UPLOAD = auto()
+    REGRANT = auto()
 
 
 @dataclass
@@ -65,6 +72,7 @@ class Reception:
         enter: publishes a phase.
         public: publishes an event.
         left_over: size in bytes of a sealed dataset from before this start; None without one.
+        spooled: identity of one that lies in a spool, whose front reports it as an upload; None without one.
         clock: returns monotonic seconds.
     """
 
@@ -75,22 +83,16 @@ class Reception:
     enter: PhaseChange
     public: Callable[[logs.PublicEvent], None]
     left_over: int | None = None
+    spooled: FileIdentity | None = None
     clock: Callable[[], float] = time.monotonic
     _deadline: float | None = field(default=None, init=False)
-    _phase: Phase = field(default=Phase.AWAITING_DATASET, init=False)
-    _shown: _Refusal | None = field(default=None, init=False)
-    _refused_grants: dict[str, _Refusal] = field(default_factory=dict, init=False)
     _opening: str | None = field(default=None, init=False)
-    _members: dict[int, OpenedBundle] = field(default_factory=dict, init=False)
-    _admitted: dict[int, str] = field(default_factory=dict, init=False)
-    _withdrawn: set[int] = field(default_factory=set, init=False)
-    _withdrawals: Withdrawals = field(init=False)
+    _refusals: DatasetRefusals = field(default_factory=DatasetRefusals, init=False)
+    _retained: dict[int, Path] = field(default_factory=dict, init=False)
+    _members: PoolMembers = field(init=False)
 
     def __post_init__(self) -> None:
-        exchange = self.spec.exchange
-        self._withdrawals = Withdrawals(
-            exchange.providers if exchange.joint else (), self.spec.sha256()
-        )
+        self._members = PoolMembers(self.spec.exchange, self.spec.sha256())
 
     def receive(self, into: Path) -> ReceivedDataset:
         """Returns the first dataset that opens, or in a joint job the pool of those of all its providers.
@@ -105,100 +107,77 @@ class Reception:
         # Once: a stranger who has one dataset after another refused gains no time.
         if self._deadline is None:
             self._deadline = self.clock() + self.spec.exchange.dataset_timeout_seconds
-        return (
-            self._receive_pool(into)
-            if self.spec.exchange.joint
-            else self._receive_one(into, self._deadline)
-        )
+        if self.spec.exchange.joint:
+            return self._receive_pool(into, self._deadline)
+        return self._receive_one(into, self._deadline)[0]
 
-    def _receive_pool(self, into: Path) -> Pool:
-        self._members = {}
+    def _receive_pool(self, into: Path, deadline: float) -> Pool:
+        self._members.begin_try()
         for number in range(1, len(self.spec.exchange.providers) + 1):
             if self.ciphertext.member(number).exists():
                 self._open_member(number, into)
-        assert self._deadline is not None  # noqa: S101 -- `receive` has set it
         # The last look is after the last dataset has opened. What arrives later finds the job in training.
         while self._lacks_a_dataset(into):
-            bundle = self._receive_one(into, self._deadline)
-            number = self._number_of(bundle)
-            self.ciphertext.dataset.replace(self.ciphertext.member(number))
-            self._admit(number, bundle, into)
-            # A report stays announced until its provider has sent another dataset.
-            if self._shown is not None and self._shown.number in {None, number}:
-                self._shown = None
-        return Pool(tuple(self._members[number] for number in sorted(self._members)))
+            bundle, regrant = self._receive_one(into, deadline)
+            number = self._members.admit(bundle, into, regrant)
+            self._refusals.note_admitted(number)
+        return self._members.pool()
 
     def _lacks_a_dataset(self, into: Path) -> bool:
         self._withdraw(into)
-        return len(self._members) < len(self.spec.exchange.providers)
+        return not self._members.is_complete
 
     def _withdraw(self, into: Path) -> bool:
         """Takes out the datasets that their providers have taken back since the last call; returns whether any.
 
-        Their rows and their ciphertext are removed.
+        Their rows and their ciphertext are removed. One that waits to be granted again goes when it is: nobody
+        knows its grant before.
         """
-        found = [self._withdrawals.add(token) for token in self.front.take_withdrawals()]
-        new = [withdrawal for withdrawal in found if withdrawal is not None]
-        for provider, grant_sha256 in new:
-            number = self.spec.exchange.providers.index(provider) + 1
-            if number in self._members and self._admitted[number] == grant_sha256:
-                del self._members[number], self._admitted[number]
+        tokens = self.front.take_withdrawals()
+        new = [found for token in tokens if (found := self._members.withdraw(token)) is not None]
+        for number, was_in in new:
+            if was_in:
                 remove_tree(into / pool_folder(number))
                 self.ciphertext.member(number).unlink(missing_ok=True)
-            if number not in self._members:
-                self._withdrawn.add(number)
+            if number in self._members.withdrawn:
                 self.public(logs.DatasetWithdrawn(number))
         return bool(new)
 
     def _open_member(self, number: int, into: Path) -> None:
         """Opens what an earlier try or start has kept; the operator may have put something else in its place."""
+        source, regrant = self.ciphertext.member(number), self._members.regrant(number)
         try:
-            bundle = self._open(self.ciphertext.member(number), into)
+            bundle = self._open(source, into, regrant, retained_as=number)
         except (SealingError, UnavailableError) as error:
             logs.log_error("a dataset that was kept is not used", error)
-            self._note_unopened(error.code, was_left=True)
-        else:
-            known = self._admitted.get(number, bundle.grant.sha256())
-            if self._number_of(bundle) == number and bundle.grant.sha256() == known:
-                self._admit(number, bundle, into)
+            if error.code in _AWAIT_GRANT:
+                self._retained[number] = source
                 return
-            remove_tree(into / "data")
-            logs.private.warning("a dataset that was kept was replaced by another one")
-        self.ciphertext.member(number).unlink(missing_ok=True)
+            self._refusals.note_unopened(error.code, self._opening)
+            source.unlink(missing_ok=True)
+        else:
+            self._members.admit(bundle, into, regrant)
 
-    def _admit(self, number: int, bundle: OpenedBundle, into: Path) -> None:
-        """Adds a bundle to the pool: its files go to a directory of their own."""
-        folder = into / pool_folder(number)
-        (into / "data").rename(folder)
-        files = {name: folder / name for name in bundle.files}
-        self._members[number] = replace(bundle, files=files)
-        self._admitted[number] = bundle.grant.sha256()
-        self._withdrawn.discard(number)
-        self._phase = Phase.AWAITING_DATASET
-
-    def _number_of(self, bundle: OpenedBundle) -> int:
-        assert bundle.provider is not None  # noqa: S101 -- providers are listed, so it is signed by one of them
-        return self.spec.exchange.providers.index(bundle.provider) + 1
-
-    def _receive_one(self, into: Path, deadline: float) -> OpenedBundle:
+    def _receive_one(self, into: Path, deadline: float) -> tuple[OpenedBundle, Regrant | None]:
+        """Returns the next dataset that opens, and the re-grant that it was opened with."""
         while True:
-            was_left, self.left_over = self.left_over, None
-            size = was_left if was_left is not None else self._wait(deadline, into)
-            self.public(logs.DatasetReceived(size))
+            arrival, regrant = self._next_arrival(deadline, into), None
             self.enter(Phase.OPENING)
             try:
-                bundle = self._open(self.ciphertext.dataset, into)
+                if arrival is _Arrival.REGRANT:
+                    regrant = parse_regrant(self.ciphertext.take_regrant())
+                    bundle = self._open_retained(regrant, into)
+                else:
+                    bundle = self._open(self.ciphertext.dataset, into)
             except (
                 SealingError,
                 UnavailableError,
             ) as error:  # UnavailableError: larger than the workspace
                 logs.log_error("an upload was refused", error)
-                self._note_unopened(error.code, was_left=was_left is not None)
-                self.ciphertext.remove_dataset()
+                self._note_unopened(arrival, error.code)
             else:
-                if not (self.ciphertext.persistent or self.spec.exchange.joint):
-                    self.ciphertext.remove_dataset()
-                return bundle
+                self._note_opened(arrival, bundle)
+                return bundle, regrant
 
     def note_refusal(self, grant: Grant, report: EndRecord, number: int | None = None) -> None:
         """Notes that an opened dataset was refused with a sealed report; removes its ciphertext.
@@ -212,40 +191,82 @@ class Reception:
         """
         if number is not None:
             self.ciphertext.member(number).unlink(missing_ok=True)
-            self._admitted.pop(number, None)
+            self._members.remove(number)
         self.ciphertext.remove_dataset()
-        assert report.error is not None  # noqa: S101 -- a report on a refused dataset
-        # The report before it has been replaced.
-        self._refused_grants = {
-            grant: _Refusal(old.error) for grant, old in self._refused_grants.items()
-        }
-        self._phase, self._shown = (
-            Phase.AWAITING_DATASET,
-            _Refusal(report.error, report.result_bytes, number),
-        )
-        self._refused_grants[grant.sha256()] = self._shown
+        self._refusals.note_report(grant, report, number)
 
-    def _wait(self, deadline: float, into: Path) -> int:
+    def _next_arrival(self, deadline: float, into: Path) -> _Arrival:
+        """Returns what to open next: what lay there before this start, or else what arrives."""
+        size, self.left_over = self.left_over, None
+        arrival = _Arrival.LEFT_OVER
+        if size is None:
+            message = self._wait(deadline, into)
+            if isinstance(message, RegrantReady):
+                return _Arrival.REGRANT
+            size, is_spooled = message.size, self.spooled is not None
+            if not is_spooled or self.ciphertext.dataset_identity() != self.spooled:
+                arrival = _Arrival.UPLOAD
+        self.public(logs.DatasetReceived(size))
+        return arrival
+
+    def _wait(self, deadline: float, into: Path) -> Arrival:
         def withdraw() -> None:
             if self._withdraw(into):
                 self._announce_wait()
 
         self._announce_wait()
-        return self.front.wait_upload(
-            deadline - self.clock(), self.keys.upload_scope(self.spec.sha256()), withdraw
+        return self.front.wait_arrival(
+            deadline - self.clock(),
+            self.keys.upload_scope(self.spec.sha256()),
+            regrant=bool(self._retained),
+            on_withdrawal=withdraw,
         )
 
     def _announce_wait(self) -> None:
-        shown = self._shown
+        shown, phase = self._refusals.shown, Phase.AWAITING_DATASET
+        if self._retained:
+            phase = Phase.AWAITING_GRANT
         self.enter(
-            self._phase,
+            phase,
             error=shown.error if shown else None,
             result_bytes=shown.report_bytes if shown else None,
-            received=tuple(sorted(self._members)),
-            withdrawn=tuple(sorted(self._withdrawn)),
+            received=self._members.numbers,
+            withdrawn=self._members.withdrawn,
+            retained=tuple(sorted(self._retained)) if self.spec.exchange.joint else (),
         )
 
-    def _open(self, source: Path, into: Path) -> OpenedBundle:
+    def _open_retained(self, regrant: Regrant, into: Path) -> OpenedBundle:
+        """Opens the dataset that waits for this re-grant.
+
+        Raises:
+            SealingError: no dataset does (REGRANT_INVALID); or it does not open.
+            UnavailableError: it is larger than the workspace.
+        """
+        self._opening, number = None, _ONLY_PROVIDER
+        if self.spec.exchange.joint:
+            signature = regrant.signature
+            number = self._members.number_of(signature.provider if signature else None)
+        if (source := self._retained.get(number)) is None:
+            raise SealingError(
+                ErrorCode.REGRANT_INVALID, "no dataset of who signed the re-grant waits for it"
+            )
+        try:
+            return self._open(source, into, regrant, retained_as=number)
+        except (SealingError, UnavailableError) as error:
+            # Its provider granted it, so it was this file that does not open: it has to be sent again. Anyone
+            # can send a re-grant, which then says nothing about the file.
+            if self._opening is not None and error.code in {*_FILE_FAULTS, ErrorCode.GRANT_WITHDRAWN}:
+                self.ciphertext.remove(self._retained.pop(number))
+            raise
+
+    def _open(
+        self,
+        source: Path,
+        into: Path,
+        regrant: Regrant | None = None,
+        *,
+        retained_as: int | None = None,
+    ) -> OpenedBundle:
         self._opening = None
         exchange = self.spec.exchange
         bundle = open_bundle(
@@ -257,53 +278,52 @@ class Reception:
             limits=BundleLimits(max_bytes=exchange.max_upload_bytes),
             providers=exchange.providers,
             check_grant=self._check_grant,
+            regrant=regrant,
+            instance=self.keys.recipients.instance,
         )
         try:
             if exchange.joint:
-                self._require_admissible(bundle)
+                self._members.require_admissible(bundle, retained_as)
         except SealingError:
             remove_tree(into / "data")
             raise
         return bundle
 
-    def _require_admissible(self, bundle: OpenedBundle) -> None:
-        """Requires that a bundle of a joint job, whose signer is known now, may be added to the pool.
-
-        Raises:
-            SealingError: GRANTS_DIFFER, DATASET_DUPLICATE, GRANT_WITHDRAWN; BUNDLE_INVALID: too many files.
-        """
-        require_joint_terms(bundle.grant, self.spec.exchange.providers, bundle.provider)
-        require_fits_pool(bundle.files, len(self.spec.exchange.providers))
-        assert bundle.provider is not None  # noqa: S101 -- providers are listed, so it is signed by one of them
-        self._withdrawals.require_not_withdrawn(bundle.provider, bundle.grant.sha256())
-        if self._number_of(bundle) in self._members:
-            # It stays as it is: whoever saw the ciphertext of an earlier one could replace the later one by it.
-            raise SealingError(
-                ErrorCode.DATASET_DUPLICATE, "there is a dataset of this provider already"
-            )
-
     def _check_grant(self, grant: Grant) -> None:
-        """Requires that the grant fits the job and, in a joint job, the grants of the providers whose data is in.
-
-        No dataset with it may have been refused; its secret makes each sealed dataset another one.
+        """Requires that the grant fits the job and those of the datasets that are in, and was not refused.
 
         Raises:
             SealingError: GRANTS_DIFFER; or a dataset was refused, with this code.
         """
-        require_joint_terms(
-            grant, self.spec.exchange.providers if self.spec.exchange.joint else (), None
-        )
-        for member in self._members.values():
-            require_same_recipients(grant, member.grant)
+        self._members.require_fitting_grant(grant)
         self._opening = grant.sha256()
-        if (refusal := self._refused_grants.get(self._opening)) is not None:
-            raise SealingError(refusal.error, "the dataset with this grant was refused before")
+        self._refusals.require_not_refused(grant)
 
-    def _note_unopened(self, code: ErrorCode, *, was_left: bool) -> None:
-        if was_left and code is ErrorCode.NO_IDENTITY_MATCH:
-            # Sealed to the instance key of an earlier start, which ended with it. Nothing is wrong with the
-            # dataset, but its provider has to verify this start before anything is trained.
-            self._phase = Phase.AWAITING_GRANT
+    def _note_opened(self, arrival: _Arrival, bundle: OpenedBundle) -> None:
+        """Leaves the dataset that opened, and no other of its provider, where the next try or start finds it."""
+        if self.spec.exchange.joint:
+            number = self._members.number_of(bundle.provider)
+            self._retained.pop(number, None)
+            if arrival is not _Arrival.REGRANT:
+                self.ciphertext.dataset.replace(self.ciphertext.member(number))
             return
-        # Its provider may have missed the report: while it is the last one, the status announces it again.
-        self._shown = self._refused_grants.get(self._opening or "", _Refusal(code))
+        self._retained.clear()
+        if arrival is _Arrival.REGRANT:
+            self.ciphertext.remove_dataset()
+            self.ciphertext.restore_dataset()
+        self.ciphertext.remove(self.ciphertext.retained_dataset)
+        if not self.ciphertext.persistent:
+            self.ciphertext.remove_dataset()
+
+    def _note_unopened(self, arrival: _Arrival, code: ErrorCode) -> None:
+        if arrival is _Arrival.LEFT_OVER and code in _AWAIT_GRANT:
+            # Nothing is wrong with the dataset, but its provider has to verify this start first.
+            if self.spec.exchange.joint:
+                self.ciphertext.remove_dataset()  # nobody knows whose it is: it never opened
+            else:
+                self.ciphertext.retain_dataset()
+                self._retained[_ONLY_PROVIDER] = self.ciphertext.retained_dataset
+            return
+        if arrival is not _Arrival.REGRANT:
+            self.ciphertext.remove_dataset()
+        self._refusals.note_unopened(code, self._opening)

@@ -189,6 +189,7 @@ class _Job:
         result_bytes: int | None = None,
         received: tuple[int, ...] = (),
         withdrawn: tuple[int, ...] = (),
+        retained: tuple[int, ...] = (),
     ) -> None:
         """Publishes that the job entered another phase."""
         self.status = Status(
@@ -199,6 +200,7 @@ class _Job:
             result_bytes=result_bytes,
             received=received,
             withdrawn=withdrawn,
+            retained=retained,
         )
         front.send(StatusUpdate(status=self.status))
         self.public(logs.PhaseEntered(phase))
@@ -212,8 +214,8 @@ class _Job:
         earlier: EndRecord | None,
     ) -> DatasetTries:
         enter = partial(self._enter, processes.front)
-        # A sealed dataset from before a restart opens again with the derived key. A spool's front reports it.
-        left_over = self.ciphertext.dataset_bytes() if not self.by_files else None
+        # A sealed dataset from before a restart: also one that the start before had set aside.
+        self.ciphertext.restore_dataset()
         reception = Reception(
             processes.front,
             keys,
@@ -221,7 +223,8 @@ class _Job:
             self.ciphertext,
             enter,
             self.public,
-            left_over=left_over,
+            left_over=None if self.by_files else self.ciphertext.dataset_bytes(),
+            spooled=self.ciphertext.dataset_identity() if self.by_files else None,
         )
         return DatasetTries(
             processes=processes,

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         read_receipt_record,
         verify_result,
     )
+    from trainer.provider.regranting import find_grant_record, send_regrant, wait_regranted
     from trainer.provider.submission import run_submission
     from trainer.provider.submission_request import Submission
     from trainer.provider.transport.carrier import require_result_size
@@ -81,6 +82,7 @@ __all__ = [
     "describe_training",
     "export_public",
     "find_data_files",
+    "find_grant_record",
     "find_key_service",
     "give_account",
     "import_record",
@@ -106,8 +108,10 @@ __all__ = [
     "run_submission",
     "save_own_record",
     "seal_dataset",
+    "send_regrant",
     "verify_deletion_statement",
     "verify_result",
+    "wait_regranted",
     "watch_job",
     "withdraw_dataset",
     "write_private_file",
@@ -147,6 +151,7 @@ _MODULES: Final = {
         "read_receipt_record",
         "verify_result",
     ),
+    "regranting": ("find_grant_record", "send_regrant", "wait_regranted"),
     "submission": ("run_submission",),
     "submission_request": ("Submission",),
     "transport.carrier": ("require_result_size",),

@@ -6,9 +6,9 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from trainer.attestation.result.attestation_result import AttestationResult
 from trainer.data.examples.example_set import row_schema
@@ -16,12 +16,12 @@ from trainer.data.rows import DEFAULT_SCHEMA
 from trainer.errors import ErrorCode, UsageError, VerificationError
 from trainer.model_files.adapter_config import ADAPTER_PREFIX
 from trainer.model_files.start_adapter import check_start_adapter, take_start_adapter
-from trainer.models import Status, Strict, parse_strict
+from trainer.models import Phase, Status, Strict, parse_strict
 from trainer.provider.dataset_files import count_rows
 from trainer.provider.local_files import read_small_file
 from trainer.provider_keys import ProviderKey
 from trainer.receipt.expected_result import GrantTerms, PoolPlace
-from trainer.sealing.age import parse_recipient
+from trainer.sealing.age import new_file_key, parse_recipient, wrap_file_key
 from trainer.sealing.bundle import Grant, GrantDemands, Manifest, PrivacyDemand
 from trainer.sealing.grant_secrets import acknowledgement, events_token
 from trainer.sealing.joint_terms import JointTerms
@@ -39,12 +39,14 @@ SealingProgress = Callable[[int, int], None]
 class GrantRecord(Strict):
     """What the provider keeps of a sealed dataset: the grant with its secret, and which files were sealed.
 
-    `pool` is the dataset's place among those of a joint job.
+    `header` has its file key, kept in no other form: an age header for the recipients of the result, in a joint
+    job for the provider's own. `pool` is the dataset's place in a joint job.
     """
 
     grant: Grant
     manifest: Manifest
     rows: int
+    header: Annotated[str, Field(pattern=r"^[\n -~]+$", max_length=1 << 16)]
     pool: PoolPlace | None = None
 
     @property
@@ -55,6 +57,11 @@ class GrantRecord(Strict):
     def is_in(self, status: Status) -> bool:
         """Returns whether a joint job that waits for other providers has this dataset."""
         return self.number in status.received
+
+    def needs_regrant(self, status: Status) -> bool:
+        """Returns whether a job kept this dataset over a restart and waits for its provider to grant it again."""
+        is_own = self.number is None or self.number in status.retained
+        return status.phase is Phase.AWAITING_GRANT and is_own
 
     @property
     def events_token(self) -> str:
@@ -193,7 +200,7 @@ def seal_dataset(
     rows = count_rows(_take_row_files(files, spec), schema)
     now = int(time.time())
     grant = make_grant(result, recipients, now=now, secret=secret, require=require, joint=joint)
-    place = _place_in_pool(grant, files, spec, key)
+    place, file_key = _place_in_pool(grant, files, spec, key), new_file_key()
     # `seal` counts the archive's headers too, so the bytes done may exceed the sum of the file sizes.
     total = sum(path.stat().st_size for path in files.values())
     manifest = seal(
@@ -203,9 +210,12 @@ def seal_dataset(
         target,
         now=now,
         key=key,
+        file_key=file_key,
         progress=(lambda done: progress(min(done, total), total)) if progress else None,
     )
-    return GrantRecord(grant=grant, manifest=manifest, rows=rows.total(), pool=place)
+    own = grant.joint.own_recipients if grant.joint else grant.recipients
+    header = wrap_file_key(file_key, [parse_recipient(text) for text in own]).decode("ascii")
+    return GrantRecord(grant=grant, manifest=manifest, rows=rows.total(), header=header, pool=place)
 
 
 def _place_in_pool(

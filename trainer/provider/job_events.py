@@ -38,6 +38,10 @@ class RefusedBeforeError(SealingError):
     exit_code = ExitCode.JOB
 
 
+class RegrantRefusedError(SealingError):
+    """The job refused a re-grant, and still waits for one."""
+
+
 @dataclass(frozen=True)
 class PrivateMetrics:
     """Metrics of one optimizer step, opened with the provider's identity."""
@@ -70,7 +74,8 @@ def watch_job(
 
     Raises:
         UnavailableError: the job cannot be reached any more.
-        SealingError: the job could not open the dataset, or refused it before (`RefusedBeforeError`).
+        SealingError: the job could not open the dataset, or refused it before (`RefusedBeforeError`), or refused a
+            re-grant (`RegrantRefusedError`).
         JobError: the job failed and has no sealed report, because it never learned a recipient for one.
     """
     was_in = False
@@ -96,8 +101,11 @@ def watch_job(
         if event.announces_refusal:
             return
         # A job that cannot open a dataset does not fail: it waits for another one, with the error in its status.
-        if event.phase is Phase.AWAITING_DATASET and event.error is not None:
-            raise _refused(_known_code(event.error))
+        if (
+            event.phase in {Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
+            and event.error is not None
+        ):
+            raise refused(event)
         if event.phase is Phase.AWAITING_PULL or event.phase in FINAL_PHASES:
             return
 
@@ -151,8 +159,14 @@ def _open_event(event: SealedEvent, identities: Sequence[Identity]) -> list[Priv
     return [PrivateMetrics(entry) for entry in entries if isinstance(entry, dict)]
 
 
-def _refused(code: ErrorCode) -> SealingError:
-    """Returns the error for a dataset that the job refused without a report."""
+def refused(status: Status) -> SealingError:
+    """Returns the error for a dataset, or a re-grant, that the job refused without a report."""
+    code = _known_code(status.error)
+    if status.phase is Phase.AWAITING_GRANT:
+        message = "the job did not accept the re-grant"
+        return RegrantRefusedError(
+            code, message, hint="verify the job again, or seal and upload the dataset anew"
+        )
     if code in DATASET_FAULTS:
         message = "the job refused this sealed dataset before"
         return RefusedBeforeError(code, message, hint="mend the dataset, and seal it anew")

@@ -23,7 +23,7 @@ from trainer.errors import (
     UnavailableError,
     VerificationError,
 )
-from trainer.models import Phase, Status
+from trainer.models import Status
 from trainer.provider.attested_spec import attested_job_spec
 from trainer.provider.authorization import make_authorizer
 from trainer.provider.dataset_files import find_data_files
@@ -32,6 +32,7 @@ from trainer.provider.job_events import NOT_ITS_DATASET, EventDisplay, watch_job
 from trainer.provider.job_wait import JobWait
 from trainer.provider.local_files import require_absent
 from trainer.provider.policies import read_policy
+from trainer.provider.regranting import Regranting
 from trainer.provider.result_steps import ResultSteps
 from trainer.provider.submission_directory import SubmissionDirectory, result_paths
 from trainer.provider.submission_request import (
@@ -40,11 +41,7 @@ from trainer.provider.submission_request import (
     SubmissionResult,
     submission_identity,
 )
-from trainer.provider.transport.carrier import (
-    FINAL_PHASES,
-    PHASES_BEFORE_UPLOAD,
-    Carrier,
-)
+from trainer.provider.transport.carrier import FINAL_PHASES, Carrier
 from trainer.provider.transport.carrier_registry import connect_to_job
 from trainer.provider.verification import appraise_job
 
@@ -76,7 +73,7 @@ class _SubmissionRun:
         self._submission = submission
         self._report = report
         self._seconds: dict[str, float] = {}
-        self._is_restarted = self._has_answered = False
+        self._has_answered = False
         self._job_wait = JobWait(submission.wait_seconds, report)
         self._policy = read_policy(submission.policy)
         folder = output.with_name(output.name + ".submission")
@@ -85,6 +82,7 @@ class _SubmissionRun:
         if not self._directory.sealed_result.exists():
             for path in result_paths(output):
                 require_absent(path)
+        self._regranting = Regranting(submission, self._directory, report)
         self._files = find_data_files(submission.data, submission.adapter)
         self._result_steps = ResultSteps(submission, self._directory, report)
 
@@ -97,7 +95,7 @@ class _SubmissionRun:
             self._report.line(f"going on with the submission in {self._directory.path}")
         while True:
             try:
-                if self._is_restarted:
+                if self._regranting.is_restarted:
                     self._report.step("verify the job again: it was restarted")
                     self._adopt_restarted_job()
                 if (result := self._run_steps()) is not None:
@@ -114,9 +112,9 @@ class _SubmissionRun:
                     or self._directory.sealed_result.exists()
                 ):
                     raise
-                # Whoever is in between can answer with another key each time.
+                # Whoever is between here and the job can answer with another key each time, without end.
                 self._job_wait.wait_after(error)
-                self._is_restarted = True
+                self._regranting.is_restarted = True
             except UnavailableError as error:
                 # A job that never answered may not exist; one that ended while it was preparing does.
                 self._has_answered |= error.code is ErrorCode.JOB_BUSY
@@ -129,15 +127,7 @@ class _SubmissionRun:
     def _adopt_restarted_job(self) -> None:
         record = self._appraise()
         pinned = self._connect(record.result.peer_spki_sha256)
-        status = pinned.status()
-        if status.phase is Phase.STARTING:
-            # It has evidence before it prepares: it is about to offer what it sealed before the restart.
-            raise UnavailableError(ErrorCode.JOB_BUSY, "the job is about to offer its result")
-        has_result = (
-            status.phase in {Phase.AWAITING_PULL, *FINAL_PHASES} and status.result_bytes is not None
-        )
-        self._directory.adopt_restarted_job(record, has_result=has_result)
-        self._is_restarted = False
+        self._regranting.adopt(record, pinned.status())
 
     def _run_steps(self) -> SubmissionResult | None:
         """Returns the end of the submission; None if the job was interrupted and can go on."""
@@ -242,16 +232,8 @@ class _SubmissionRun:
 
     def _upload(self, client: Carrier, record: Record, grant: GrantRecord) -> None:
         directory = self._directory
-        if directory.uploaded.exists():
-            return
         has_begun, is_joint = directory.upload_begun.exists(), grant.number is not None
-        status = client.status() if has_begun or is_joint else Status(phase=Phase.AWAITING_DATASET)
-        if is_joint and status.phase is Phase.OPENING:
-            raise UnavailableError(
-                ErrorCode.JOB_BUSY, "the job opens the dataset of one of its providers"
-            )
-        if has_begun and (grant.is_in(status) or status.phase not in PHASES_BEFORE_UPLOAD):
-            # The upload was complete when an earlier call was interrupted: the job has taken it.
+        if (has_begun or is_joint) and self._regranting.has_dataset(client, grant):
             directory.uploaded.touch()
             return
         self._report.step("upload the sealed dataset")
@@ -278,16 +260,19 @@ class _SubmissionRun:
             for event in watch_job(
                 client, self._submission.identities, grant.events_token, number=grant.number
             ):
+                if isinstance(event, Status):
+                    self._regranting.require_same_start(event, grant)
                 # An end may be that of the earlier start, which a spool shows until the job is started again.
                 if isinstance(event, Status) and event.phase not in FINAL_PHASES:
                     self._job_wait.end()
                 display.show(event)
         except SealingError as error:
+            self._regranting.judge_refusal(error)
             # The job refused the dataset: the next call uploads again.
             self._directory.forget_refused(error)
             if error.code in NOT_ITS_DATASET and not self._directory.is_sealed_to(
                 self._appraise().result.recipient
             ):
-                self._is_restarted = True
+                self._regranting.is_restarted = True
                 raise UnavailableError(ErrorCode.JOB_BUSY, "the job was started again") from error
             raise

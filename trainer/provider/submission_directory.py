@@ -179,27 +179,34 @@ class SubmissionDirectory:
         for file in (self.path / _GRANT, self.sealed_dataset):
             file.unlink(missing_ok=True)
 
-    def adopt_restarted_job(self, record: Record, *, has_result: bool) -> None:
+    def adopt_restarted_job(self, record: Record, *, keeps_dataset: bool) -> None:
         """Replaces the job by its appraised restart; keeps the sealed dataset if that is still of use.
 
-        It is if the job offers the result already, or if the recipient is the same, as it is for a dataset sealed
-        to the app's derived key. Otherwise the dataset must be sealed anew, under the secret of the earlier grant.
+        It is if the job has it or its result, or if the recipient is the same, as it is for a dataset sealed to
+        the app's derived key. Otherwise it must be sealed anew, under the secret of the earlier grant.
 
         Args:
             record: the appraisal of the restarted job.
-            has_result: whether the restarted job offers a result.
+            keeps_dataset: whether the restarted job has the dataset, opened or not, or its result.
         """
+        if not (
+            self.is_sealed_to(record.result.recipient) or (keeps_dataset and self._own.has(_GRANT))
+        ):
+            self.seal_anew(record)
+            return
         for file in (self.uploaded, self.upload_state):
             file.unlink(missing_ok=True)
-        if self.is_sealed_to(record.result.recipient) or (has_result and self._own.has(_GRANT)):
-            # `upload-begun` stays: the job may have kept the dataset on its volume and be training already.
-            self._own.write(_RESTARTED, save_record(record))
-            return
+        # `upload-begun` stays: the job may have kept the dataset on its volume and be training already.
+        self._own.write(_RESTARTED, save_record(record))
+
+    def seal_anew(self, record: Record) -> None:
+        """Gives the sealed dataset up, so that the next step seals it to the job of this appraisal."""
+        self.forget_upload()
         if self._own.has(_GRANT):
             self._own.write(_EARLIER_GRANT, self._own.read(_GRANT))
             (self.path / _GRANT).unlink()
         self.save_record(record)
-        for file in (self.upload_begun, self.sealed_dataset, self.path / _RESTARTED):
+        for file in (self.sealed_dataset, self.path / _RESTARTED):
             file.unlink(missing_ok=True)
 
     def begin_upload(self) -> None:

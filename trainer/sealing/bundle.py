@@ -173,7 +173,7 @@ class OpenedBundle:
         grant: the provider's permissions and demands.
         manifest: digests and sizes, with which the extracted files agree.
         files: maps each name, relative to `data/`, to the extracted file.
-        provider: provider key of who signed it; None if it is not signed.
+        provider: provider key of who signed it, or its re-grant; None if nobody did.
     """
 
     grant: Grant
@@ -235,7 +235,7 @@ def unpack_bundle(
         into: an existing directory that only this process writes to.
         limits: limits on files and bytes.
         check_grant: called with the grant before any data is written; raises to refuse the bundle.
-        check_signature: called at the end, with the signature or None; raises to refuse the bundle.
+        check_signature: called at the end, with the signature or None; returns who signed, or raises to refuse.
 
     Raises:
         SealingError: BUNDLE_INVALID: the bundle does not follow the format, or a digest differs.
@@ -249,9 +249,9 @@ def unpack_bundle(
         manifest = read_document(archive, next_member, Manifest, MANIFEST_NAME, MAX_MANIFEST_BYTES)
         signature = _read_signature(archive)
         _require_equal_files(manifest.files, extracted)
-        check_signature(signature, grant.sha256(), manifest.sha256())
+        provider = check_signature(signature, grant.sha256(), manifest.sha256())
     files = {name: into / DATA_PREFIX / name for name in extracted}
-    return OpenedBundle(grant, manifest, files, signature.provider if signature else None)
+    return OpenedBundle(grant, manifest, files, provider)
 
 
 def _add_file(archive: ArchiveWriter, name: str, path: Path) -> ManifestFile:

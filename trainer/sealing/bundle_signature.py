@@ -37,8 +37,8 @@ class BundleSignature(Strict):
 Sign = Callable[[str, str], BundleSignature]
 """Digests of grant and manifest → their signature."""
 
-CheckSignature = Callable[[BundleSignature | None, str, str], None]
-"""Takes the signature of a bundle, and the digests of its grant and manifest; raises to refuse the bundle."""
+CheckSignature = Callable[[BundleSignature | None, str, str], str | None]
+"""Signature of a bundle, digests of its grant and manifest → who signed, or None; raises to refuse the bundle."""
 
 
 def sign_bundle(
@@ -52,9 +52,13 @@ def sign_bundle(
         grant_sha256: digest of the grant, which names the job spec, in hex.
         manifest_sha256: digest of the manifest, which names the data, in hex.
     """
-    document = _signed_document(recipient, grant_sha256, manifest_sha256)
+    return sign_document(key, _DOMAIN, _signed_document(recipient, grant_sha256, manifest_sha256))
+
+
+def sign_document(key: ProviderKey, domain: str, document: bytes) -> BundleSignature:
+    """Returns a provider's signature over a document of one domain."""
     return BundleSignature(
-        version=1, provider=key.public, signature=key.sign(_DOMAIN, document).hex()
+        version=1, provider=key.public, signature=key.sign(domain, document).hex()
     )
 
 
@@ -65,8 +69,8 @@ def require_signed(
     *,
     recipients: Sequence[str],
     providers: Sequence[str],
-) -> None:
-    """Requires that a listed provider signed a bundle. A signature that does not hold is refused in any case.
+) -> str | None:
+    """Returns the provider key of who signed a bundle: a listed one, as `require_signature` demands.
 
     Args:
         signature: of the bundle; None if it has none.
@@ -78,35 +82,61 @@ def require_signed(
     Raises:
         SealingError: GRANT_UNSIGNED, GRANT_SIGNER_UNKNOWN, GRANT_SIGNATURE_INVALID.
     """
+    documents = [
+        _signed_document(recipient, grant_sha256, manifest_sha256) for recipient in recipients
+    ]
+    return require_signature(signature, _DOMAIN, documents, providers=providers, what="the bundle")
+
+
+def require_signature(
+    signature: BundleSignature | None,
+    domain: str,
+    documents: Sequence[bytes],
+    *,
+    providers: Sequence[str],
+    what: str,
+) -> str | None:
+    """Returns the provider key of who signed one of the documents; None without a signature.
+
+    A signature that does not hold is refused in any case.
+
+    Args:
+        signature: None if there is none.
+        domain: of the documents.
+        documents: what may have been signed.
+        providers: public keys of those whose signatures are accepted; empty: anyone's, or none at all.
+        what: what is signed, for the error.
+
+    Raises:
+        SealingError: GRANT_UNSIGNED, GRANT_SIGNER_UNKNOWN, GRANT_SIGNATURE_INVALID.
+    """
     if signature is None:
         if providers:
             raise SealingError(
                 ErrorCode.GRANT_UNSIGNED,
-                "the bundle",
+                what,
                 expected="the signature of a listed provider",
                 found="none",
             )
-        return
+        return None
     if providers and signature.provider not in providers:
         raise SealingError(
             ErrorCode.GRANT_SIGNER_UNKNOWN,
-            "the bundle's signer",
+            f"who signed {what}",
             expected="a provider that the job spec lists",
             found=signature.provider,
         )
-    documents = (
-        _signed_document(recipient, grant_sha256, manifest_sha256) for recipient in recipients
-    )
     signed = bytes.fromhex(signature.signature)
     if not any(
-        is_signed_by(signature.provider, signed, _DOMAIN, document) for document in documents
+        is_signed_by(signature.provider, signed, domain, document) for document in documents
     ):
         raise SealingError(
             ErrorCode.GRANT_SIGNATURE_INVALID,
-            "the bundle's signature",
+            f"the signature of {what}",
             expected="one over this grant, this data and a recipient of this job",
             found="another",
         )
+    return signature.provider
 
 
 def _signed_document(recipient: str, grant_sha256: str, manifest_sha256: str) -> bytes:

@@ -3,9 +3,10 @@
     events token        shown to the front, which streams private events to whoever shows it
     acknowledgement     shown to the front when a result has arrived; of one result alone
     state secret        enters the state key of the job, which seals its checkpoints; shown to nobody
+    re-grant key        authenticates a re-grant; shown to nobody
     manifest salt       in the manifest of the dataset, inside the bundle; shown to nobody
 
-Each is 32 bytes, in hex, of HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ context). So the front, which faces
+Each is 32 bytes of HKDF-SHA256(secret, no salt, info = domain ‖ 0 ‖ context). So the front, which faces
 the network, learns nothing that checkpoints are sealed with; what acknowledges one result acknowledges no other.
 """
 
@@ -20,6 +21,7 @@ _EVENTS_DOMAIN: Final = "confidential-trainer/grant-events/v1"
 _ACKNOWLEDGEMENT_DOMAIN: Final = "confidential-trainer/grant-acknowledgement/v1"
 _SALT_DOMAIN: Final = "confidential-trainer/manifest-salt/v1"
 _STATE_DOMAIN: Final = "confidential-trainer/grant-state/v1"
+_REGRANT_DOMAIN: Final = "confidential-trainer/grant-regrant/v1"
 
 
 def events_token(secret: str) -> str:
@@ -51,6 +53,15 @@ def state_secret(secret: str) -> str:
         secret: of the grant, 64 hex digits.
     """
     return _derive(secret, _STATE_DOMAIN)
+
+
+def regrant_key(secret: str) -> bytearray:
+    """Returns the key of the tag of re-grants, 32 bytes; the caller wipes it.
+
+    Args:
+        secret: of the grant, 64 hex digits.
+    """
+    return hkdf_sha256(bytes.fromhex(secret), b"", _REGRANT_DOMAIN.encode() + b"\0")
 
 
 def manifest_salt(secret: str) -> str:

@@ -26,7 +26,13 @@ from trainer.sealing.age import (
 )
 from trainer.sealing.archive import ArchiveLimits, bundle_invalid
 from trainer.sealing.bundle import Grant, Manifest, OpenedBundle, pack_bundle, unpack_bundle
-from trainer.sealing.bundle_signature import require_signed, sign_bundle
+from trainer.sealing.bundle_signature import (
+    BundleSignature,
+    CheckSignature,
+    require_signed,
+    sign_bundle,
+)
+from trainer.sealing.regrant import Regrant
 
 
 def seal(
@@ -37,6 +43,7 @@ def seal(
     *,
     now: int,
     key: ProviderKey | None = None,
+    file_key: bytes | None = None,
     progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Bundles data files and encrypts them to the recipient that an attestation result names.
@@ -51,6 +58,7 @@ def seal(
         target: the age file; replaced atomically, and left as it was on any error.
         now: Unix time in seconds.
         key: the provider's, which signs the bundle; None leaves it unsigned.
+        file_key: from `age.new_file_key`, for a provider who wraps it to its own identity too; None makes one.
         progress: called with the number of plaintext bytes encrypted so far, archive headers included.
 
     Raises:
@@ -65,7 +73,7 @@ def seal(
     recipients = [parse_recipient(to.recipient)]
     with (
         replace_atomically(target, SHARED_MODE) as sealed,
-        encrypting_writer(sealed, recipients, progress=progress) as bundle,
+        encrypting_writer(sealed, recipients, file_key=file_key, progress=progress) as bundle,
     ):
         return pack_bundle(
             bundle, grant, files, partial(sign_bundle, key, to.recipient) if key else None
@@ -82,6 +90,8 @@ def open_bundle(
     limits: ArchiveLimits,
     providers: Sequence[str] = (),
     check_grant: Callable[[Grant], None] = lambda _grant: None,
+    regrant: Regrant | None = None,
+    instance: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> OpenedBundle:
     """Opens a sealed dataset into `workspace/data/`; returns only after the last chunk has authenticated.
@@ -98,29 +108,57 @@ def open_bundle(
         limits: limits on files and bytes.
         providers: public keys of those whose bundles are accepted; empty: anyone's.
         check_grant: called with a grant for this job before any data is written; raises to refuse the bundle.
+        regrant: counts in place of the file's header, the grant's expiry and the bundle's signature.
+        instance: the recipient of this start that no other start has; needed for a re-grant.
         progress: called with the number of plaintext bytes decrypted so far.
 
     Raises:
-        SealingError: as `age.decrypt`; BUNDLE_INVALID, GRANT_MISMATCH, GRANT_EXPIRED; as `require_signed`.
+        SealingError: as `age.decrypt`; BUNDLE_INVALID, GRANT_MISMATCH, GRANT_EXPIRED; as `require_signed`;
+            REGRANT_INVALID.
         UsageError: FILE_NOT_FOUND, OUTPUT_EXISTS.
         UnavailableError: STORAGE_FULL.
     """
+    recipients = [str(identity.recipient()) for identity in identities]
+    check_signature: CheckSignature = partial(
+        require_signed, recipients=recipients, providers=providers
+    )
+    if regrant is not None:
+        regrant.require_addressed(
+            job_spec_sha256=job_spec_sha256, instance=instance, recipients=recipients, now=now
+        )
+        check_signature = _signature_check(regrant, providers)
 
     def check(grant: Grant) -> None:
-        require_valid_grant(grant, job_spec_sha256, now)
+        if regrant is not None:
+            regrant.require_authentic(grant)
+        require_valid_grant(
+            grant, job_spec_sha256, now, expires_at=regrant.expires_at if regrant else None
+        )
         check_grant(grant)
 
-    recipients = [str(identity.recipient()) for identity in identities]
-    check_signature = partial(require_signed, recipients=recipients, providers=providers)
     with (
         translate_storage_errors(),
         _open_upload(source) as sealed,
-        decrypting_reader(sealed, identities, progress=progress) as bundle,
+        decrypting_reader(
+            sealed,
+            identities,
+            header=regrant.header.encode() if regrant else None,
+            progress=progress,
+        ) as bundle,
     ):
         # `unpack_bundle` reads to the end of the stream, which is reached only after the last chunk authenticated.
         return unpack_bundle(
             bundle, workspace, limits=limits, check_grant=check, check_signature=check_signature
         )
+
+
+def _signature_check(regrant: Regrant, providers: Sequence[str]) -> CheckSignature:
+    """Returns what judges a re-granted bundle: its own signature names the recipient of an earlier start."""
+
+    def check(_: BundleSignature | None, __: str, manifest_sha256: str) -> str | None:
+        return regrant.require_manifest(manifest_sha256, providers)
+
+    return check
 
 
 def _open_upload(source: Path) -> BinaryIO:
@@ -132,8 +170,10 @@ def _open_upload(source: Path) -> BinaryIO:
         raise bundle_invalid("a sealed dataset", "a regular file", error.strerror) from error
 
 
-def require_valid_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
-    """Requires that a grant names this job spec and has not expired.
+def require_valid_grant(
+    grant: Grant, job_spec_sha256: str, now: int, *, expires_at: int | None = None
+) -> None:
+    """Requires that a grant names this job spec and has not expired; `expires_at` counts in place of its own.
 
     Raises:
         SealingError: GRANT_MISMATCH, GRANT_EXPIRED.
@@ -145,10 +185,10 @@ def require_valid_grant(grant: Grant, job_spec_sha256: str, now: int) -> None:
             expected=job_spec_sha256,
             found=grant.job_spec_sha256,
         )
-    if now >= grant.expires_at:
+    if now >= (end := expires_at or grant.expires_at):
         raise SealingError(
             ErrorCode.GRANT_EXPIRED,
             "the grant has expired",
-            expected=f"a time before {utc(grant.expires_at)}",
+            expected=f"a time before {utc(end)}",
             found=utc(now),
         )

@@ -1,10 +1,10 @@
 """Keeps the spool of a job and its object store in step, so that neither end knows of the other.
 
-    store → spool   nonce, dataset.auth, dataset.age (in parts), ack
+    store → spool   nonce, dataset.auth, dataset.age (in parts), regrant.json, ack
     spool → store   result.tar.age (in parts), then result.json, then the other files that the job writes
 
 A file is sent again when it has changed, and an object of the job's is removed with its file. Of the provider's
-objects the dataset alone is removed, once the job has no more use for it.
+objects dataset and re-grant alone are removed, once the job has no more use for them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,24 @@ from trainer.exchange.spool import (
     EVIDENCE_NAME,
     MAX_EVENTS_BYTES,
     NONCE_NAME,
+    REGRANT_NAME,
     RESULT_INFO_NAME,
     RESULT_NAME,
+    RETAINED_DATASET_NAME,
     STATUS_NAME,
     TERMS_NAME,
     SpoolDirectory,
     authorization_name,
 )
 from trainer.logs import log_error
+from trainer.models import MAX_REGRANT_BYTES
 
 AUTHORIZATION_NAME: Final = authorization_name(DATASET_NAME)
 
 BROUGHT: Final = {
     NONCE_NAME: 128,
     AUTHORIZATION_NAME: MAX_TOKEN_BYTES,
+    REGRANT_NAME: MAX_REGRANT_BYTES,
     ACKNOWLEDGEMENT_NAME: 128,
 }
 """Small files that the provider writes, each with its largest size in bytes."""
@@ -105,12 +109,12 @@ class Mirror:
         self._confirmed = ConfirmedParts(self.spool.file(CONFIRMED_PARTS_NAME))
 
     def begin(self) -> None:
-        """Removes what an earlier start of the job has left in the store: its answers are not this start's.
+        """Removes what is about an earlier start of the job from the store: its answers, and a re-grant for it.
 
         Raises:
             UnavailableError | UsageError: the store does not answer, or refuses.
         """
-        for name in SENT:
+        for name in (*SENT, REGRANT_NAME):
             self.store.delete(name)
 
     def step(self) -> bool:
@@ -122,10 +126,15 @@ class Mirror:
         """
         # Before a status tells the provider that another one is expected.
         removed = self._remove_taken_dataset()
+        # Looked for before the status is read, which says nothing of an earlier re-grant once one is taken, and
+        # removed after that was sent: else the provider takes a verdict on the earlier one for that on this.
+        taken = REGRANT_NAME in self._brought and not self.spool.has(REGRANT_NAME)
         sent = [self._send(name) for name in SENT]
+        if taken:
+            self._remove_taken_regrant()
         brought = [self._bring(name) for name in BROUGHT]
         self._look_for_dataset()
-        return removed or any(sent) or any(brought)
+        return removed or taken or any(sent) or any(brought)
 
     def _version(self, name: str) -> Version | None:
         try:
@@ -189,8 +198,10 @@ class Mirror:
 
     def _fetch_dataset(self, tag: str, index: PartIndex) -> None:
         partial, dataset = self.spool.file(PARTIAL_DATASET_NAME), self.spool.file(DATASET_NAME)
+        retained = (dataset, self.spool.file(RETAINED_DATASET_NAME))
         try:
-            if not is_complete(dataset, index):  # it is after a restart with a disk that was kept
+            # One is complete after a restart with a disk that was kept.
+            if not any(is_complete(path, index) for path in retained):
                 self._place_dataset(index, partial, dataset)
             self._taken = self._brought[DATASET_NAME] = tag
         except (TrainerError, OSError) as error:
@@ -214,12 +225,18 @@ class Mirror:
             # What the store gives instead does not open either, and then the job says so in public.
             log_error("the object store does not have the dataset that its index states", error)
 
+    def _remove_taken_regrant(self) -> None:
+        """Removes the re-grant that the job has read from the store; the provider may have sent another since."""
+        if self.store.tag(REGRANT_NAME) == self._brought.pop(REGRANT_NAME):
+            self.store.delete(REGRANT_NAME)
+
     def _remove_taken_dataset(self) -> bool:
         """Removes the dataset from the store, if the job has removed its own copy; returns whether it did.
 
         A newer one stays: the provider writes it under the same name.
         """
-        if self._taken is None or self.spool.has(DATASET_NAME):
+        is_retained = self.spool.has(DATASET_NAME) or self.spool.has(RETAINED_DATASET_NAME)
+        if self._taken is None or is_retained:
             return False
         if self.store.tag(DATASET_NAME) == self._taken:
             delete_parts(self.store, DATASET_NAME)

@@ -109,6 +109,7 @@ def test_status(front: Any) -> None:
     assert body == {
         "phase": "failed", "step": 0, "total_steps": 0, "activity": None, "percent": None,
         "eta_seconds": None, "error": "out-of-memory", "result_bytes": 7, "received": [], "withdrawn": [],
+        "retained": [],
     }  # fmt: skip
 
 
@@ -399,6 +400,7 @@ def test_openapi_documents_the_answers(front: Any) -> None:
             "507",
         ],
         "DELETE /dataset/{upload_id}": ["204", "400", "404", "409", "412", "431"],
+        "POST /regrant": ["202", "400", "408", "409", "413", "415", "429", "431", "507"],
         "GET /result": ["200", "206", "304", "400", "409", "416", "431"],
     }
     assert document["components"]["schemas"]["ErrorBody"]["required"] == ["error"]

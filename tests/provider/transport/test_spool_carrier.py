@@ -32,6 +32,7 @@ from trainer.ipc.front_messages import (
     EvidenceRequest,
     OpenUpload,
     PrivateEvent,
+    RegrantReady,
     ResultReady,
     StatusUpdate,
     UploadReady,
@@ -140,6 +141,26 @@ def test_the_report_on_a_refused_dataset_is_acknowledged_without_a_wait(
     assert not (front.spool / "events.jsonl").exists()
     client.upload(sealed)
     front.expect(UploadReady, count=2)
+
+
+def test_a_re_grant_is_taken_while_the_job_waits_for_one(front: Any) -> None:
+    client, kept = client_of(front), front.spool / "retained-dataset.age"
+    kept.write_bytes(b"sealed to an earlier start")
+    client.regrant(b"too early")
+    refused = Status(phase=Phase.AWAITING_GRANT, error="regrant-invalid")
+    front.send(StatusUpdate(status=refused), OpenUpload(accept=True, regrant=True))
+    front.expect(RegrantReady)
+    assert (front.spool / "regrant.json").read_bytes() == b"too early", "the supervisor judges it"
+    wait_until(lambda: client.status() == Status(phase=Phase.AWAITING_GRANT))
+    (front.spool / "regrant.json").unlink()  # as the supervisor takes it
+    assert client.status() == Status(phase=Phase.AWAITING_GRANT), "that was about an earlier one"
+    front.send(StatusUpdate(status=refused))
+    wait_until(lambda: client.status() == refused)
+    front.send(OpenUpload(accept=True, regrant=True))
+    client.regrant(b"again")
+    front.expect(RegrantReady, count=2)
+    assert not front.received(UploadReady)
+    assert kept.exists()
 
 
 def test_dataset_that_lies_there_before(front: Any, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from trainer.front.http.answers import (
 from trainer.front.http.control_client import ControlClient
 from trainer.front.http.dataset_routes import UPLOAD_SCHEME, DatasetRoutes
 from trainer.front.http.job_routes import ACKNOWLEDGEMENT_SCHEME, EVENTS_SCHEME, JobRoutes
+from trainer.front.http.regrant_routes import RegrantRoutes
 from trainer.front.http.request_guard import RequestGuard
 from trainer.front.http.result_routes import ResultRoutes
 from trainer.front.http.uploads import UploadStore
@@ -76,6 +77,7 @@ def build_app(
     app.include_router(JobRoutes(control, limits).router())
     app.include_router(DatasetRoutes(store, control, gate).router())
     app.include_router(WithdrawalRoutes(control, gate).router())
+    app.include_router(RegrantRoutes(control, spool, limits).router())
     app.include_router(ResultRoutes(control, spool, limits).router())
     return RequestGuard(app, limits)
 

@@ -24,6 +24,7 @@ from trainer.ipc.front_messages import (
     FrontMessage,
     OpenUpload,
     PrivateEvent,
+    RegrantReady,
     ResultReady,
     Shutdown,
     StatusUpdate,
@@ -75,6 +76,8 @@ class ControlClient:
         self.deletion: str | None = None
         self.upload_scope: UploadScope | None = None
         self.job_spec_sha256: str | None = None
+        self.accepts_regrant = False
+        self._regrants = _TokenBucket(limits.evidence_per_second, limits.evidence_burst, clock)
         self._deletion: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.feed = EventFeed(limits, self.status)
         self.on_open_upload: Callable[[bool], None] = lambda _: None
@@ -122,8 +125,8 @@ class ControlClient:
                 pending = self._pending.pop(number, None)
                 if pending is not None and not pending.done():
                     pending.set_result(message)
-            case OpenUpload(accept=accept, scope=scope):
-                self.upload_scope = scope
+            case OpenUpload(accept=accept, scope=scope, regrant=regrant):
+                self.upload_scope, self.accepts_regrant = scope, accept and regrant
                 if scope is not None:
                     self.job_spec_sha256 = scope.job_spec_sha256
                 if accept:  # token and private events are those of a dataset that was refused
@@ -146,9 +149,28 @@ class ControlClient:
 
         Clears error and report of an earlier dataset first: the client would read them as the verdict on this one.
         """
+        await self._report_arrival(UploadReady(size=size))
+
+    async def report_regrant(self) -> None:
+        """Reports to the supervisor that a re-grant is complete, as `report_upload` does."""
+        self.accepts_regrant = False
+        await self._report_arrival(RegrantReady())
+
+    async def _report_arrival(self, message: UploadReady | RegrantReady) -> None:
         if self.status.error is not None:
             self._publish_status(self.status.without_refusal())
-        await self.send(UploadReady(size=size))
+        await self.send(message)
+
+    def require_regrant_accepted(self) -> None:
+        """Requires that a re-grant is accepted, and that there were not too many.
+
+        Raises:
+            RequestRefused: 409 `wrong-phase`, 429 `too-many-requests`.
+        """
+        if not self.accepts_regrant:
+            raise RequestRefused(409, ErrorCode.WRONG_PHASE)
+        # Each has the supervisor open a header: the limit holds for all clients together, as for evidence.
+        _require_token(self._regrants)
 
     def _publish_status(self, status: Status) -> None:
         self.status = status
@@ -161,10 +183,7 @@ class ControlClient:
             RequestRefused: too many requests (429), no reply in time (503), or the error of the supervisor (503).
         """
         # Quotes are expensive, and VMs may share a quoting enclave: the limit holds for all clients together.
-        if (wait := self._bucket.take()) > 0:
-            raise RequestRefused(
-                429, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait) + 1)}
-            )
+        _require_token(self._bucket)
         reply = await self._request_evidence(nonce)
         if reply.evidence is None:
             raise RequestRefused(
@@ -211,6 +230,11 @@ class ControlClient:
         return self.result is not None and has_sha256(
             shown.encode(), self.result.acknowledgement_sha256
         )
+
+
+def _require_token(bucket: _TokenBucket) -> None:
+    if (wait := bucket.take()) > 0:
+        raise RequestRefused(429, ErrorCode.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait) + 1)})
 
 
 class _TokenBucket:

@@ -17,7 +17,7 @@ Authorize = Callable[[int, str | None], str]
 PHASES_BEFORE_UPLOAD: Final = frozenset(
     {Phase.STARTING, Phase.PREPARING, Phase.AWAITING_DATASET, Phase.AWAITING_GRANT}
 )
-"""Phases in which a job has no dataset."""
+"""Phases in which a job has no dataset that it can open."""
 
 DEFAULT_WAIT_SECONDS: Final = 600.0
 """How long an answer that comes by files is waited for, if the caller sets no bound."""
@@ -76,6 +76,8 @@ class Carrier(Protocol):
         Args:
             token: as `trainer.exchange.withdrawal` signs it.
         """
+    def regrant(self, document: bytes) -> None:
+        """Sends a re-grant; the job's status says what came of it."""
 
     def status(self) -> Status:
         """Returns the job's public status."""

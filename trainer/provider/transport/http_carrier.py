@@ -118,6 +118,17 @@ class JobClient:
         self._http.require_pin()
         headers = {"Authorization": f"Bearer {token}"}
         self._http.fetch("POST", "/withdrawal", headers=headers, accept=(204,))
+    def regrant(self, document: bytes) -> None:
+        """Sends a re-grant.
+
+        Raises:
+            UsageError: no TLS key is known because the job was not attested.
+            UnavailableError: the job waits for no re-grant (`wrong-phase`), or cannot be reached.
+            VerificationError: another TLS key answers.
+        """
+        self._http.require_pin()
+        headers = {"Content-Type": "application/json"}
+        self._http.fetch("POST", "/regrant", headers=headers, content=document, accept=(202,))
 
     def status(self) -> Status:
         """Returns the job's public status.

@@ -55,9 +55,8 @@ _UPLOAD_HINTS: Final[Mapping[ErrorCode, str]] = {
 
 _TURNS: Final[Mapping[Phase, str]] = {
     **dict.fromkeys((Phase.STARTING, Phase.PREPARING), "it is the job's turn, which prepares"),
-    **dict.fromkeys(
-        (Phase.AWAITING_DATASET, Phase.AWAITING_GRANT), "it is a provider's turn to send a dataset"
-    ),
+    Phase.AWAITING_DATASET: "it is a provider's turn to send a dataset",
+    Phase.AWAITING_GRANT: "it is the turn of the provider whose dataset the job kept, to grant it again",
     **dict.fromkeys(
         (Phase.OPENING, Phase.TRAINING, Phase.SEALING), "it is the job's turn, which has a dataset"
     ),
@@ -183,7 +182,7 @@ class PinnedHttpClient:
         *,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
-        content: Iterable[bytes] | None = None,
+        content: Iterable[bytes] | bytes | None = None,
         accept: tuple[int, ...] = (200,),
     ) -> Iterator[httpx.Response]:
         """Sends a request and yields the response with its body unread.
@@ -223,6 +222,7 @@ class PinnedHttpClient:
         limit: int = 0,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
         accept: tuple[int, ...] = (200,),
     ) -> tuple[httpx.Headers, bytes]:
         """Sends a request and returns headers and body of the response, of at most `limit` bytes.
@@ -230,7 +230,9 @@ class PinnedHttpClient:
         Raises:
             TrainerError: as `open`; also if the body is larger or takes too long.
         """
-        with self.open(method, path, headers=headers, params=params, accept=accept) as response:
+        with self.open(
+            method, path, headers=headers, params=params, content=content, accept=accept
+        ) as response:
             return response.headers, self._read_body(response, limit)
 
     def _read_body(self, response: httpx.Response, limit: int) -> bytes:

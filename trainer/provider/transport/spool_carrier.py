@@ -25,6 +25,7 @@ from trainer.exchange.spool import (
     EVIDENCE_NAME,
     MAX_EVENTS_BYTES,
     NONCE_NAME,
+    REGRANT_NAME,
     RESULT_INFO_NAME,
     RESULT_NAME,
     STATUS_NAME,
@@ -53,6 +54,7 @@ _DELETION_SECONDS: Final = 10.0
 """Longest wait for the deletion statement after an acknowledgement."""
 
 _ANY_TERMS: Final = SpoolTerms(max_upload_bytes=2**53 - 1)  # until the job has said its own
+
 Answer = TypeVar("Answer")
 
 
@@ -76,6 +78,7 @@ class SpoolClient:
     ) -> None:
         self._spool = spool
         self._dataset_name = DATASET_NAME
+        self._regrant_name = REGRANT_NAME
         self._timeout = timeout
         self._pause = pause
         self._sleep = sleep
@@ -154,18 +157,27 @@ class SpoolClient:
     def withdraw(self, token: str) -> None:
         """Writes the provider's withdrawal; raises UnavailableError if it cannot be written."""
         self._put(withdrawal_name(token), token.encode() + b"\n")
+    def regrant(self, document: bytes) -> None:
+        """Writes a re-grant, which the job removes when it reads it; UnavailableError if it cannot be written."""
+        terms = self._spool.load(TERMS_NAME, SpoolTerms) or _ANY_TERMS
+        self._regrant_name = terms.regrant_name(document)
+        self._put(self._regrant_name, document)
 
     def status(self) -> Status:
         """Returns the job's public status.
 
-        Error code and report of a refused dataset are left out while a newer dataset is in the directory that the
-        job has not taken yet: they are about the earlier one.
+        Error code and report of a refused dataset are left out while a newer dataset, or re-grant, is in the
+        directory that the job has not taken yet: they are about the earlier one.
 
         Raises:
             UnavailableError: no readable status in time.
         """
         status = self._poll(lambda: self._spool.load(STATUS_NAME, Status), "no status")
-        not_taken = status.phase is Phase.AWAITING_DATASET and self._spool.has(self._dataset_name)
+        may_regrant = status.phase is Phase.AWAITING_GRANT
+        not_taken = (
+            (may_regrant or status.phase is Phase.AWAITING_DATASET)
+            and self._spool.has(self._dataset_name)
+        ) or (may_regrant and self._spool.has(self._regrant_name))
         return status.without_refusal() if not_taken else status
 
     def events(self, token: str | None = None) -> Iterator[JobEvent]:

@@ -23,7 +23,7 @@ checkpoint do that.
 
 from trainer.sealing.age.age_files import decrypt_file, encrypt_file
 from trainer.sealing.age.armor import ArmorReader
-from trainer.sealing.age.header import count_stanzas
+from trainer.sealing.age.header import count_stanzas, new_file_key, rewrap_header, wrap_file_key
 from trainer.sealing.age.hybrid import HybridIdentity, HybridRecipient
 from trainer.sealing.age.identity import Identity, Recipient, RecipientType
 from trainer.sealing.age.keys import (
@@ -66,7 +66,10 @@ __all__ = [
     "encrypting_writer",
     "generate_identity",
     "identity_from_seed",
+    "new_file_key",
     "parse_identity",
     "parse_identity_file",
     "parse_recipient",
+    "rewrap_header",
+    "wrap_file_key",
 ]

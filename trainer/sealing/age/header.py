@@ -9,6 +9,7 @@ removed or changed by anyone who does not have the file key. It does not say who
 from __future__ import annotations
 
 import hmac
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -68,8 +69,19 @@ class _ParsedHeader:
     size: int
 
 
-def create_header(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1305]:
-    """Makes the header of a new file under a fresh file key.
+def new_file_key() -> bytes:
+    """Returns a random file key, 16 bytes, for one file."""
+    return os.urandom(FILE_KEY_BYTES)
+
+
+def create_header(
+    recipients: Sequence[Recipient], file_key: bytes | None = None
+) -> tuple[bytes, ChaCha20Poly1305]:
+    """Makes the header of a new file.
+
+    Args:
+        recipients: of one recipient type.
+        file_key: from `new_file_key`, for a caller who wraps it for others as well; None makes one.
 
     Returns:
         All bytes before the first chunk (header and payload nonce), and the cipher of the payload.
@@ -77,33 +89,68 @@ def create_header(recipients: Sequence[Recipient]) -> tuple[bytes, ChaCha20Poly1
     Raises:
         UsageError: RECIPIENT_INVALID: no recipient, recipients of different types, or a passphrase with others.
     """
-    _require_one_recipient_type(recipients)
+    file_key = file_key or new_file_key()
     # Chunk nonces count from 0 in every file: two payloads under one key would reveal the XOR of their plaintexts.
-    file_key, nonce = os.urandom(FILE_KEY_BYTES), os.urandom(_NONCE_BYTES)
+    nonce = os.urandom(_NONCE_BYTES)
+    return wrap_file_key(file_key, recipients) + nonce, _payload_cipher(file_key, nonce)
+
+
+def wrap_file_key(file_key: bytes, recipients: Sequence[Recipient]) -> bytes:
+    """Returns a header, without payload nonce: with it these recipients can open the file of this key.
+
+    The MAC is keyed by the file key, and the payload key comes from the file key and the nonce after the header.
+    So a file stays valid, with the same payload, when its header is replaced by another one of its file key.
+
+    Raises:
+        UsageError: RECIPIENT_INVALID: no recipient, recipients of different types, or a passphrase with others.
+    """
+    _require_one_recipient_type(recipients)
     stanzas = b"".join(recipient.wrap(file_key).encode() for recipient in recipients)
     # The MAC covers the three hyphens, but not the space after them (c2sp.org/age, "Header MAC").
     authenticated = f"{VERSION_LINE}\n".encode() + stanzas + b"---"
     header = authenticated + f" {encode_base64(_compute_mac(file_key, authenticated))}\n".encode()
     if len(header) > MAX_HEADER_BYTES:  # `read_header` would refuse it
         raise UsageError(ErrorCode.RECIPIENT_INVALID, "too many recipients for one file")
-    return header + nonce, _payload_cipher(file_key, nonce)
+    return header
 
 
-def read_header(source: BinaryIO, identities: Sequence[Identity]) -> OpenedHeader:
+def rewrap_header(
+    header: bytes, identities: Sequence[Identity], recipients: Sequence[Recipient]
+) -> bytes:
+    """Returns another header of the same file, for other recipients.
+
+    Args:
+        header: as `wrap_file_key` returns it.
+        identities: tried in turn; one of them must open it.
+        recipients: of one recipient type.
+
+    Raises:
+        SealingError: HEADER_INVALID, NO_IDENTITY_MATCH, HEADER_MAC.
+        UsageError: RECIPIENT_INVALID.
+    """
+    return wrap_file_key(_open_file_key(_parse_detached(header), identities), recipients)
+
+
+def read_header(
+    source: BinaryIO, identities: Sequence[Identity], replacement: bytes | None = None
+) -> OpenedHeader:
     """Reads a header, unwraps the file key and verifies the MAC; leaves `source` at the first chunk.
 
     Args:
         source: an age file, from its start.
         identities: tried in turn.
+        replacement: a header that counts in place of the file's own, whose MAC must hold under the same file key;
+            None: the file's own counts.
 
     Raises:
-        SealingError: HEADER_INVALID, NO_IDENTITY_MATCH, or HEADER_MAC if the header was changed.
+        SealingError: HEADER_INVALID, NO_IDENTITY_MATCH, or HEADER_MAC: a header was changed, or is another file's.
     """
     header = _parse_header(source)
-    file_key = _unwrap_file_key(header.stanzas, identities)
-    # Nothing derived from the file key is used before the MAC holds: a stanza alone does not bind the others.
-    if not hmac.compare_digest(_compute_mac(file_key, header.authenticated), header.mac):
-        raise SealingError(ErrorCode.HEADER_MAC, "age header: it was changed after it was written")
+    if replacement is None:
+        file_key = _open_file_key(header, identities)
+    else:
+        file_key = _open_file_key(_parse_detached(replacement), identities)
+        _require_mac(header, file_key)
     # The MAC does not cover the nonce. A changed one gives another payload key, and no chunk authenticates.
     nonce = source.read(_NONCE_BYTES)
     if len(nonce) != _NONCE_BYTES:
@@ -118,6 +165,25 @@ def count_stanzas(source: BinaryIO) -> int:
         SealingError: HEADER_INVALID.
     """
     return len(_parse_header(source).stanzas)
+
+
+def _open_file_key(header: _ParsedHeader, identities: Sequence[Identity]) -> bytes:
+    """Returns the file key of a header. Nothing derived from it is used before the MAC holds."""
+    file_key = _unwrap_file_key(header.stanzas, identities)
+    _require_mac(header, file_key)  # a stanza alone does not bind the others
+    return file_key
+
+
+def _require_mac(header: _ParsedHeader, file_key: bytes) -> None:
+    if not hmac.compare_digest(_compute_mac(file_key, header.authenticated), header.mac):
+        raise SealingError(ErrorCode.HEADER_MAC, "age header: it was changed after it was written")
+
+
+def _parse_detached(header: bytes) -> _ParsedHeader:
+    parsed = _parse_header(io.BytesIO(header))
+    if parsed.size != len(header):
+        raise header_invalid("something follows it")
+    return parsed
 
 
 def _require_one_recipient_type(recipients: Sequence[Recipient]) -> None:

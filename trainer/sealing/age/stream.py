@@ -75,9 +75,13 @@ def decrypt(
 
 @contextmanager
 def encrypting_writer(
-    target: BinaryIO, recipients: Sequence[Recipient], *, progress: ProgressCallback | None = None
+    target: BinaryIO,
+    recipients: Sequence[Recipient],
+    *,
+    file_key: bytes | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Iterator[BinaryIO]:
-    """Yields a stream to write plaintext to; the age file goes to `target`.
+    """Yields a stream to write plaintext to; the age file goes to `target`. `file_key` is as for `create_header`.
 
     The last chunk is written when the context is left without an error. After an error the last chunk is missing,
     so what is in `target` does not decrypt.
@@ -85,7 +89,7 @@ def encrypting_writer(
     Raises:
         UsageError: RECIPIENT_INVALID: no recipient, or recipients of different types.
     """
-    with _batch_encryptor(target, recipients, progress) as encryptor:
+    with _batch_encryptor(target, recipients, progress, file_key) as encryptor:
         writer = EncryptingWriter(encryptor)
         yield cast("BinaryIO", writer)
         # Not after an error: with its last chunk, an incomplete plaintext would pass for a complete one.
@@ -94,14 +98,20 @@ def encrypting_writer(
 
 @contextmanager
 def decrypting_reader(
-    source: BinaryIO, identities: Sequence[Identity], *, progress: ProgressCallback | None = None
+    source: BinaryIO,
+    identities: Sequence[Identity],
+    *,
+    header: bytes | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Iterator[BinaryIO]:
     """Yields a stream to read plaintext from; leaving the context verifies the chunks that were not read.
+
+    `header` counts in place of the file's own, as for `read_header`.
 
     Raises:
         SealingError: as `decrypt`; also from reads, and on leaving the context.
     """
-    with _payload_reader(source, identities, progress) as reader:
+    with _payload_reader(source, identities, progress, header) as reader:
         yield io.BufferedReader(reader)
         # A caller that stopped reading early would otherwise not notice that the file was cut short.
         while reader.read_batch():
@@ -110,9 +120,12 @@ def decrypting_reader(
 
 @contextmanager
 def _batch_encryptor(
-    target: BinaryIO, recipients: Sequence[Recipient], progress: ProgressCallback | None
+    target: BinaryIO,
+    recipients: Sequence[Recipient],
+    progress: ProgressCallback | None,
+    file_key: bytes | None = None,
 ) -> Iterator[_BatchEncryptor]:
-    header, cipher = create_header(recipients)
+    header, cipher = create_header(recipients, file_key)
     write_all(target, header)
     with OrderedThreadPool[ChunkBatch]() as threads:
         encryptor = _BatchEncryptor(target, cipher, threads, progress)
@@ -123,12 +136,15 @@ def _batch_encryptor(
 
 @contextmanager
 def _payload_reader(
-    source: BinaryIO, identities: Sequence[Identity], progress: ProgressCallback | None
+    source: BinaryIO,
+    identities: Sequence[Identity],
+    progress: ProgressCallback | None,
+    replacement: bytes | None = None,
 ) -> Iterator[DecryptingReader]:
     stream = buffered_reader(source)
     if is_armored(stream.peek()):
         stream = io.BufferedReader(ArmorReader(cast("BinaryIO", stream)))
-    header = read_header(cast("BinaryIO", stream), identities)
+    header = read_header(cast("BinaryIO", stream), identities, replacement)
     with OrderedThreadPool[ChunkBatch]() as threads:
         yield DecryptingReader(stream, header.payload_cipher, threads, progress)
 
