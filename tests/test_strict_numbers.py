@@ -20,7 +20,8 @@ from trainer.attestation.evidence import parse_evidence, parse_statement_evidenc
 from trainer.attestation.policy import parse_policy, policy_yaml
 from trainer.attestation.result.record import Record, load_record, save_record
 from trainer.errors import ErrorCode, TrainerError
-from trainer.exchange.spool import SpoolEvent, SpoolResult, SpoolTerms
+from trainer.exchange.spool import SpoolTerms
+from trainer.exchange.spool_documents import SpoolEvent, SpoolResult
 from trainer.ipc.front_messages import UploadReady
 from trainer.job.end_record import EndRecord
 from trainer.models import NO_NUMBER, Phase, Status

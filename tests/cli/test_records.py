@@ -20,8 +20,8 @@ from trainer.exchange.spool import (
     RESULT_NAME,
     STATUS_NAME,
     SpoolDirectory,
-    SpoolResult,
 )
+from trainer.exchange.spool_documents import SpoolResult
 from trainer.models import Phase, Status
 from trainer.sealing.age import generate_identity
 

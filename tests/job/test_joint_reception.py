@@ -142,8 +142,8 @@ class World:
     def wait_arrival(
         self, seconds: float, _scope: object, *, regrant: bool, on_withdrawal: Callable[[], None]
     ) -> object:
-        if arrived := self.requests.pop(len(self.uploads), None):
-            self.late += arrived
+        if requests := self.requests.pop(len(self.uploads), None):
+            self.late += requests
             on_withdrawal()
         if seconds <= 0 or not self.uploads:
             raise JobError(ErrorCode.DATASET_TIMEOUT, "no dataset arrived")
@@ -397,6 +397,8 @@ def test_a_provider_that_takes_back_too_often_is_out(
     with pytest.raises(JobError):
         world.receive()
     assert world.shown[-1] == ("grant-withdrawn", ())
+
+
 # a restart with another instance key
 
 
@@ -563,3 +565,32 @@ def test_an_upload_that_was_complete_when_the_job_ended_is_sent_again(
     assert rows(world.receive()) == IN_ORDER
     assert world.shown[0] == (None, ())
     assert world.retained[0] == ()
+
+
+def test_a_dataset_that_is_taken_back_before_it_is_granted_again_goes_when_it_is(
+    restarted: Callable[..., tuple[World, Grants]],
+) -> None:
+    """Nobody knows the grant of a dataset that waits: it is a later re-grant that shows which was taken back."""
+    world, grants = restarted(*(regrant(number) for number in (1, 2, 3)))
+    world.late = [withdrawal(grants.grants[1], PROVIDERS[0])]
+    with pytest.raises(JobError) as caught:
+        world.receive()
+    assert caught.value.code is ErrorCode.DATASET_TIMEOUT
+    assert world.shown[1] == ("grant-withdrawn", ())
+    assert world.retained == [(1, 2, 3), (2, 3), (3,), ()]
+    assert (1,) in world.withdrawn
+    assert not world.ciphertext.member(1).exists()
+
+
+def test_a_dataset_that_is_taken_back_after_it_was_granted_again_is_not_granted_once_more(
+    restarted: Callable[..., tuple[World, Grants]],
+) -> None:
+    world, grants = restarted(regrant(1), regrant(2), regrant(3))
+    world.requests = {2: [withdrawal(grants.grants[1], PROVIDERS[0])]}
+    with pytest.raises(JobError):
+        world.receive()
+    assert not world.ciphertext.member(1).exists()
+    world.uploads = [grants.sealed(1, to=LATER)]
+    with pytest.raises(JobError):
+        world.receive(2)
+    assert world.shown[-1][0] == "grant-withdrawn"

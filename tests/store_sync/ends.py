@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from trainer.exchange.object_store import ObjectStore
-from trainer.exchange.spool import SpoolDirectory, SpoolResult
+from trainer.exchange.spool import SpoolDirectory
+from trainer.exchange.spool_documents import SpoolResult
 from trainer.models import Status
 from trainer.provider.transport.spool_carrier import SpoolClient
 from trainer.provider.transport.store_carrier import StoreSpool

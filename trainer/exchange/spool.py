@@ -28,9 +28,10 @@ from typing import Annotated, BinaryIO, Final, Protocol, TypeVar
 from pydantic import Field, ValidationError
 
 from trainer.encoding import sha256_hex
-from trainer.errors import ErrorCode, SealingError, UnavailableError
-from trainer.exchange.limits import MAX_SEALED_EVENT_BYTES, MAX_STATUS_BYTES
-from trainer.models import MAX_PROVIDERS, ProviderPublicKey, Sha256Hex, Strict
+from trainer.errors import ErrorCode, UnavailableError
+from trainer.exchange.limits import MAX_STATUS_BYTES
+from trainer.exchange.spool_documents import Size, SpoolResult
+from trainer.models import MAX_PROVIDERS, ProviderPublicKey, Strict
 
 NONCE_NAME: Final = "nonce"
 DATASET_NAME: Final = "dataset.age"
@@ -55,8 +56,6 @@ DELETION_NAME: Final = "deletion.json"
 MAX_EVENTS_BYTES: Final = 64 << 20
 _HEADER_BYTES: Final = 4096
 _COPY_BLOCK_BYTES: Final = 1 << 20
-
-Size = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
 def authorization_name(dataset: str) -> str:
@@ -90,35 +89,6 @@ class SpoolTerms(Strict):
         """Returns the name of the file with an acknowledgement."""
         own = f"-{sha256_hex(acknowledgement.encode())[:16]}" if self.joint else ""
         return ACKNOWLEDGEMENT_NAME + own
-
-
-class SpoolResult(Strict):
-    """`result.json`: size in bytes and SHA-256 that `result.tar.age` must have.
-
-    Attributes:
-        final: whether the job ends with it; otherwise it is the report on a refused dataset.
-    """
-
-    size: Size
-    sha256: Sha256Hex
-    final: bool = True
-
-    def require(self, digest: str) -> None:
-        """Requires that a sealed result has this digest; raises SealingError (`result-digest-mismatch`)."""
-        if digest != self.sha256:
-            raise SealingError(
-                ErrorCode.RESULT_DIGEST_MISMATCH,
-                "the result is not what the job announced",
-                expected=self.sha256,
-                found=digest,
-            )
-
-
-class SpoolEvent(Strict):
-    """One line of `events.jsonl`: a private event as base64 of an age file; ids grow."""
-
-    id: Annotated[int, Field(ge=1, le=2**53 - 1)]
-    sealed: Annotated[str, Field(max_length=MAX_SEALED_EVENT_BYTES)]
 
 
 Document = TypeVar("Document", bound=Strict)

@@ -34,11 +34,10 @@ from trainer.exchange.spool import (
     STATUS_NAME,
     TERMS_NAME,
     SpoolDirectory,
-    SpoolEvent,
-    SpoolResult,
     SpoolTerms,
     authorization_name,
 )
+from trainer.exchange.spool_documents import SpoolEvent, SpoolResult
 from trainer.exchange.upload_authorization import UploadGate, UploadScope
 from trainer.exchange.withdrawal import WITHDRAWAL_NAME
 from trainer.ipc.channel import Channel

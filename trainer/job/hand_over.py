@@ -65,8 +65,8 @@ class PhaseChange(Protocol):
     ) -> None:
         """Publishes `phase`, with a public error code and the size of the sealed result in bytes.
 
-        The others are numbers of providers of a joint job: `received` of those whose datasets are in, `withdrawn` of
-        those who have taken theirs back, `retained` of those whose datasets wait to be granted again.
+        The others are numbers of providers of a joint job: `received` of those whose datasets are in, `withdrawn`
+        of those who have taken theirs back, `retained` of those whose datasets wait to be granted again.
         """
 
 

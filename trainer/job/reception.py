@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +24,7 @@ from trainer import logs
 from trainer.errors import ErrorCode, SealingError, UnavailableError
 from trainer.ipc.front_messages import RegrantReady
 from trainer.job.ciphertext import CiphertextDirectory, FileIdentity
+from trainer.job.dataset_origin import AWAIT_GRANT, FILE_FAULTS, DatasetOrigin
 from trainer.job.dataset_refusals import DatasetRefusals
 from trainer.job.end_record import EndRecord
 from trainer.job.front_process import Arrival, FrontProcess
@@ -40,24 +40,8 @@ from trainer.sealing.seal import open_bundle
 from trainer.spec import JobSpec
 from trainer.spec.pool_names import pool_folder
 
-_AWAIT_GRANT: Final = frozenset({ErrorCode.NO_IDENTITY_MATCH, ErrorCode.GRANT_EXPIRED})
-"""Why a dataset from before a restart does not open although nothing is wrong with it."""
-
-_FILE_FAULTS: Final = frozenset(
-    {ErrorCode.PAYLOAD_INVALID, ErrorCode.BUNDLE_INVALID, ErrorCode.STORAGE_FULL}
-)
-"""Why a dataset does not open after its provider granted it again: the file itself."""
-
 _ONLY_PROVIDER: Final = 1
 """The number under which a job of one provider retains its dataset."""
-
-
-class _Arrival(Enum):
-    """What is opened: a dataset from before this start, one that was uploaded, or one that was granted again."""
-
-    LEFT_OVER = auto()
-    UPLOAD = auto()
-    REGRANT = auto()
 
 
 @dataclass
@@ -150,7 +134,7 @@ class Reception:
             bundle = self._open(source, into, regrant, retained_as=number)
         except (SealingError, UnavailableError) as error:
             logs.log_error("a dataset that was kept is not used", error)
-            if error.code in _AWAIT_GRANT:
+            if error.code in AWAIT_GRANT:
                 self._retained[number] = source
                 return
             self._refusals.note_unopened(error.code, self._opening)
@@ -164,7 +148,7 @@ class Reception:
             arrival, regrant = self._next_arrival(deadline, into), None
             self.enter(Phase.OPENING)
             try:
-                if arrival is _Arrival.REGRANT:
+                if arrival is DatasetOrigin.REGRANT:
                     regrant = parse_regrant(self.ciphertext.take_regrant())
                     bundle = self._open_retained(regrant, into)
                 else:
@@ -195,17 +179,17 @@ class Reception:
         self.ciphertext.remove_dataset()
         self._refusals.note_report(grant, report, number)
 
-    def _next_arrival(self, deadline: float, into: Path) -> _Arrival:
+    def _next_arrival(self, deadline: float, into: Path) -> DatasetOrigin:
         """Returns what to open next: what lay there before this start, or else what arrives."""
         size, self.left_over = self.left_over, None
-        arrival = _Arrival.LEFT_OVER
+        arrival = DatasetOrigin.LEFT_OVER
         if size is None:
             message = self._wait(deadline, into)
             if isinstance(message, RegrantReady):
-                return _Arrival.REGRANT
+                return DatasetOrigin.REGRANT
             size, is_spooled = message.size, self.spooled is not None
             if not is_spooled or self.ciphertext.dataset_identity() != self.spooled:
-                arrival = _Arrival.UPLOAD
+                arrival = DatasetOrigin.UPLOAD
         self.public(logs.DatasetReceived(size))
         return arrival
 
@@ -255,7 +239,7 @@ class Reception:
         except (SealingError, UnavailableError) as error:
             # Its provider granted it, so it was this file that does not open: it has to be sent again. Anyone
             # can send a re-grant, which then says nothing about the file.
-            if self._opening is not None and error.code in {*_FILE_FAULTS, ErrorCode.GRANT_WITHDRAWN}:
+            if self._opening is not None and error.code in FILE_FAULTS:
                 self.ciphertext.remove(self._retained.pop(number))
             raise
 
@@ -299,24 +283,24 @@ class Reception:
         self._opening = grant.sha256()
         self._refusals.require_not_refused(grant)
 
-    def _note_opened(self, arrival: _Arrival, bundle: OpenedBundle) -> None:
+    def _note_opened(self, arrival: DatasetOrigin, bundle: OpenedBundle) -> None:
         """Leaves the dataset that opened, and no other of its provider, where the next try or start finds it."""
         if self.spec.exchange.joint:
             number = self._members.number_of(bundle.provider)
             self._retained.pop(number, None)
-            if arrival is not _Arrival.REGRANT:
+            if arrival is not DatasetOrigin.REGRANT:
                 self.ciphertext.dataset.replace(self.ciphertext.member(number))
             return
         self._retained.clear()
-        if arrival is _Arrival.REGRANT:
+        if arrival is DatasetOrigin.REGRANT:
             self.ciphertext.remove_dataset()
             self.ciphertext.restore_dataset()
         self.ciphertext.remove(self.ciphertext.retained_dataset)
         if not self.ciphertext.persistent:
             self.ciphertext.remove_dataset()
 
-    def _note_unopened(self, arrival: _Arrival, code: ErrorCode) -> None:
-        if arrival is _Arrival.LEFT_OVER and code in _AWAIT_GRANT:
+    def _note_unopened(self, arrival: DatasetOrigin, code: ErrorCode) -> None:
+        if arrival is DatasetOrigin.LEFT_OVER and code in AWAIT_GRANT:
             # Nothing is wrong with the dataset, but its provider has to verify this start first.
             if self.spec.exchange.joint:
                 self.ciphertext.remove_dataset()  # nobody knows whose it is: it never opened
@@ -324,6 +308,6 @@ class Reception:
                 self.ciphertext.retain_dataset()
                 self._retained[_ONLY_PROVIDER] = self.ciphertext.retained_dataset
             return
-        if arrival is not _Arrival.REGRANT:
+        if arrival is not DatasetOrigin.REGRANT:
             self.ciphertext.remove_dataset()
         self._refusals.note_unopened(code, self._opening)

@@ -33,7 +33,7 @@ GRANT_SECONDS: Final = 7 * 86400
 """Default lifetime of a grant: how long after sealing a job may open the dataset."""
 
 SealingProgress = Callable[[int, int], None]
-"""Receives the bytes processed and the total number of bytes."""
+"""Receives the bytes processed, and of how many."""
 
 
 class GrantRecord(Strict):
@@ -60,8 +60,7 @@ class GrantRecord(Strict):
 
     def needs_regrant(self, status: Status) -> bool:
         """Returns whether a job kept this dataset over a restart and waits for its provider to grant it again."""
-        is_own = self.number is None or self.number in status.retained
-        return status.phase is Phase.AWAITING_GRANT and is_own
+        return status.phase is Phase.AWAITING_GRANT and self.number in {None, *status.retained}
 
     @property
     def events_token(self) -> str:
@@ -116,8 +115,7 @@ def make_grant(
         recipients: age recipients of the result.
         now: Unix time.
         seconds: how long the job may open the dataset.
-        secret: secret of an earlier grant, with which a restarted job opens its earlier checkpoints; None makes
-            one.
+        secret: that of an earlier grant, with which a restarted job opens its checkpoints; None makes one.
         require: what the job must fulfil beyond its spec.
         joint: what the provider demands of a joint job; None for a job of one provider.
 

@@ -9,7 +9,8 @@ from trainer.provider.grants import GrantRecord
 from trainer.provider.local_files import write_beside
 from trainer.provider.opening import open_sealed_result
 from trainer.provider.result_check import OpenedResult
-from trainer.provider.submission_directory import SubmissionDirectory, deletion_path
+from trainer.provider.result_paths import deletion_path
+from trainer.provider.submission_directory import SubmissionDirectory
 from trainer.provider.submission_request import ProgressReporter, Submission
 from trainer.provider.transport.carrier import Carrier, require_result_size
 from trainer.receipt.deletion import DeletionStatement

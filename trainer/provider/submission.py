@@ -33,8 +33,9 @@ from trainer.provider.job_wait import JobWait
 from trainer.provider.local_files import require_absent
 from trainer.provider.policies import read_policy
 from trainer.provider.regranting import Regranting
+from trainer.provider.result_paths import result_paths
 from trainer.provider.result_steps import ResultSteps
-from trainer.provider.submission_directory import SubmissionDirectory, result_paths
+from trainer.provider.submission_directory import SubmissionDirectory
 from trainer.provider.submission_request import (
     ProgressReporter,
     Submission,

@@ -39,6 +39,7 @@ from trainer.provider.local_files import require_absent
 from trainer.provider.own_files import LocalSecret, OwnDirectory
 from trainer.provider.receipt_record import record_directory
 from trainer.provider.result_check import OpenedResult
+from trainer.provider.result_paths import failure_path, result_paths
 from trainer.provider.transport.carrier import Carrier
 
 _SUBMISSION: Final = "submission.json"
@@ -309,18 +310,3 @@ def _content(folder: Path) -> dict[Path, str | None]:
         path.relative_to(folder): file_sha256(path) if path.is_file() else None
         for path in folder.rglob("*")
     }
-
-
-def failure_path(output: Path, number: int) -> Path:
-    """Returns where the failure report with a number belongs."""
-    return output.with_name(f"{output.name}.failure-{number}")
-
-
-def result_paths(folder: Path) -> tuple[Path, Path, Path]:
-    """Returns where an opened result, the job's deletion statement and the record of it belong."""
-    return folder, deletion_path(folder), record_directory(folder)
-
-
-def deletion_path(folder: Path) -> Path:
-    """Returns where the deletion statement of an opened result belongs: beside it."""
-    return folder.with_name(f"{folder.name}.deletion.json")

@@ -76,6 +76,7 @@ class Carrier(Protocol):
         Args:
             token: as `trainer.exchange.withdrawal` signs it.
         """
+
     def regrant(self, document: bytes) -> None:
         """Sends a re-grant; the job's status says what came of it."""
 

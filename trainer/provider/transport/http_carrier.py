@@ -118,6 +118,7 @@ class JobClient:
         self._http.require_pin()
         headers = {"Authorization": f"Bearer {token}"}
         self._http.fetch("POST", "/withdrawal", headers=headers, accept=(204,))
+
     def regrant(self, document: bytes) -> None:
         """Sends a re-grant.
 

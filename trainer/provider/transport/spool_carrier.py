@@ -32,12 +32,11 @@ from trainer.exchange.spool import (
     TERMS_NAME,
     Progress,
     SpoolDirectory,
-    SpoolEvent,
     SpoolFiles,
-    SpoolResult,
     SpoolTerms,
     authorization_name,
 )
+from trainer.exchange.spool_documents import SpoolEvent, SpoolResult
 from trainer.exchange.withdrawal import withdrawal_name
 from trainer.models import Phase, Status
 from trainer.provider.transport.carrier import (
@@ -77,11 +76,8 @@ class SpoolClient:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._spool = spool
-        self._dataset_name = DATASET_NAME
-        self._regrant_name = REGRANT_NAME
-        self._timeout = timeout
-        self._pause = pause
-        self._sleep = sleep
+        self._dataset_name, self._regrant_name = DATASET_NAME, REGRANT_NAME
+        self._timeout, self._pause, self._sleep = timeout, pause, sleep
 
     @property
     def peer_spki_sha256(self) -> None:
@@ -135,19 +131,16 @@ class SpoolClient:
             with path.open("rb") as source:
                 size = os.fstat(source.fileno()).st_size
                 if size > terms.max_upload_bytes:
-                    expected, what = (
-                        f"at most {terms.max_upload_bytes} bytes",
-                        "the sealed dataset is too large",
-                    )
                     raise JobError(
-                        ErrorCode.DATASET_TOO_LARGE, what, expected=expected, found=f"{size} bytes"
+                        ErrorCode.DATASET_TOO_LARGE,
+                        "the sealed dataset is too large",
+                        expected=f"at most {terms.max_upload_bytes} bytes",
+                        found=f"{size} bytes",
                     )
                 self._dataset_name = terms.dataset_name(source)
                 if authorize is not None:  # first: the job reads it once the dataset is there
-                    self._spool.put(
-                        authorization_name(self._dataset_name),
-                        authorize(size, None).encode() + b"\n",
-                    )
+                    token = authorize(size, None).encode() + b"\n"
+                    self._spool.put(authorization_name(self._dataset_name), token)
             self._spool.send_file(self._dataset_name, path, state, progress)
         except OSError as error:
             raise UsageError(
@@ -157,6 +150,7 @@ class SpoolClient:
     def withdraw(self, token: str) -> None:
         """Writes the provider's withdrawal; raises UnavailableError if it cannot be written."""
         self._put(withdrawal_name(token), token.encode() + b"\n")
+
     def regrant(self, document: bytes) -> None:
         """Writes a re-grant, which the job removes when it reads it; UnavailableError if it cannot be written."""
         terms = self._spool.load(TERMS_NAME, SpoolTerms) or _ANY_TERMS
@@ -258,10 +252,8 @@ class SpoolClient:
         Raises:
             UnavailableError: the acknowledgement cannot be written.
         """
-        earlier, announced = (
-            self.deletion_statement(),
-            self._spool.load(RESULT_INFO_NAME, SpoolResult),
-        )
+        earlier = self.deletion_statement()
+        announced = self._spool.load(RESULT_INFO_NAME, SpoolResult)
         terms = self._spool.load(TERMS_NAME, SpoolTerms) or _ANY_TERMS
         self._put(terms.acknowledgement_name(acknowledgement), acknowledgement.encode() + b"\n")
         # A job that goes on signs none.
@@ -279,7 +271,12 @@ class SpoolClient:
         try:
             self._spool.put(name, data)
         except OSError as error:
-            raise _unusable(name, "a file that can be written", error) from error
+            raise UnavailableError(
+                ErrorCode.JOB_UNREACHABLE,
+                f"{name} in the spool",
+                expected="a file that can be written",
+                found=error.strerror,
+            ) from error
 
     def _poll(
         self, look: Callable[[], Answer | None], failure: str, *, timeout: float | None = None
@@ -298,10 +295,9 @@ class SpoolClient:
         waited = 0.0
         while (answer := look()) is None:
             if waited >= timeout:
-                hint, what = "does a job run with this spool?", f"{failure} in {timeout:.0f} s"
-                error = UnavailableError(
-                    ErrorCode.TIMEOUT, f"{self._spool.where}: {what}", hint=hint
-                )
+                what = f"{self._spool.where}: {failure} in {timeout:.0f} s"
+                hint = "does a job run with this spool?"
+                error = UnavailableError(ErrorCode.TIMEOUT, what, hint=hint)
                 error.waited = waited
                 raise error
             self._sleep(self._pause)
@@ -320,8 +316,3 @@ SPOOL_CARRIER: Final = CarrierKind(
         SpoolDirectory(_directory(location)), timeout=wait
     ),
 )
-
-
-def _unusable(name: str, expected: str, error: OSError) -> UnavailableError:
-    where, found = f"{name} in the spool", error.strerror
-    return UnavailableError(ErrorCode.JOB_UNREACHABLE, where, expected=expected, found=found)

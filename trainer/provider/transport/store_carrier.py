@@ -23,7 +23,8 @@ from trainer.exchange.parted_file import (
     read_index,
     upload_parts,
 )
-from trainer.exchange.spool import Document, Progress, SpoolResult, parse_document
+from trainer.exchange.spool import Document, Progress, parse_document
+from trainer.exchange.spool_documents import SpoolResult
 from trainer.exchange.store_registry import is_store_location, open_store
 from trainer.provider.transport.carrier import CarrierKind
 from trainer.provider.transport.spool_carrier import SpoolClient
