@@ -12,7 +12,7 @@ from trainer.cli.console import print_json, print_line
 from trainer.errors import ExitCode
 
 if TYPE_CHECKING:
-    from trainer.audit import ComposeReview, Finding
+    from trainer.audit import ComposeReview
     from trainer.cli.safe_console import SafeConsole
 
 _SEVERITY_STYLES = {
@@ -68,7 +68,11 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
 
     console = SafeConsole(highlight=False)
     for finding in review.findings[:_MAX_SHOWN]:
-        _print_finding(console, finding)
+        title = f"{finding.severity.value:{_INDENT}}{finding.code}"
+        console.print_wrapped(title, style=f"{_SEVERITY_STYLES[finding.severity]} bold")
+        _print_indented(console, f"{finding.path}, line {finding.line}", style="dim")
+        _print_indented(console, finding.message)
+        _print_indented(console, f"→ {finding.hint}")
     _print_omitted(len(review.findings), "findings")
     for change in review.changes[:_MAX_SHOWN]:
         console.print_wrapped(f"changed   {change.path}", indent=_INDENT, style="bold")
@@ -94,15 +98,6 @@ def print_review(review: ComposeReview, *, compared: bool) -> None:
 def _print_omitted(count: int, what: str) -> None:
     if count > _MAX_SHOWN:
         print_line(f"… and {count - _MAX_SHOWN} more {what}: --json lists all")
-
-
-def _print_finding(console: SafeConsole, finding: Finding) -> None:
-    """Prints one finding: what it is and where, then what was found, then what to do about it."""
-    title = f"{finding.severity.value:{_INDENT}}{finding.code}"
-    console.print_wrapped(title, style=f"{_SEVERITY_STYLES[finding.severity]} bold")
-    _print_indented(console, f"{finding.path}, line {finding.line}", style="dim")
-    _print_indented(console, finding.message)
-    _print_indented(console, f"→ {finding.hint}")
 
 
 def _print_indented(console: SafeConsole, text: str, style: str = "") -> None:

@@ -185,37 +185,27 @@ class SpoolFront:
             self._nonce = nonce
             self._asked += 1
             self.channel.send(EvidenceRequest(id=self._asked, nonce=nonce))
-        if self._result is not None and len(self._acknowledged) < len(
-            self._result.acknowledgement_sha256
-        ):
-            for name in (
-                self.spool.find(JOINT_ACKNOWLEDGEMENT)
-                if self.gate.joint
-                else (ACKNOWLEDGEMENT_NAME,)
-            ):
-                self._look_for_acknowledgement(self._result, name)
+        digests = self._result.acknowledgement_sha256 if self._result is not None else ()
+        if len(self._acknowledged) < len(digests):
+            joint = self.spool.find(JOINT_ACKNOWLEDGEMENT) if self.gate.joint else None
+            for name in (ACKNOWLEDGEMENT_NAME,) if joint is None else joint:
+                # Each value that acknowledges this result; any other is removed, and the offer goes on.
+                shown = (self.spool.take(name, 128) or b"").strip()
+                if has_sha256(shown, digests) and shown not in self._acknowledged:
+                    self._acknowledged.add(shown)
+                    self.channel.send(Acknowledged(acknowledgement=shown.decode("ascii")))
         if self.gate.joint and self._job_spec_sha256 is not None:
             for name in self.spool.find(WITHDRAWAL_NAME):
-                self._look_for_withdrawal(name)
+                # What a listed provider has signed; anything else is removed.
+                token = (self.spool.take(name, MAX_TOKEN_BYTES) or b"").decode("latin1").strip()
+                if self.gate.admits_withdrawal(token, self._job_spec_sha256):
+                    self.channel.send(WithdrawalReceived(token=token))
         for name in self.spool.find(JOINT_REGRANT) if self.gate.joint else (REGRANT_NAME,):
             if self._accepting_regrant:
                 self._look_for_regrant(name)
         for name in self.spool.find(JOINT_DATASET) if self.gate.joint else (DATASET_NAME,):
             if self._accepting:
                 self._look_for_dataset(name)
-
-    def _look_for_acknowledgement(self, result: ResultReady, name: str) -> None:
-        """Passes on each value that acknowledges this result; any other is removed, and the offer goes on."""
-        shown = (self.spool.take(name, 128) or b"").strip()
-        if has_sha256(shown, result.acknowledgement_sha256) and shown not in self._acknowledged:
-            self._acknowledged.add(shown)
-            self.channel.send(Acknowledged(acknowledgement=shown.decode("ascii")))
-
-    def _look_for_withdrawal(self, name: str) -> None:
-        """Passes on what a listed provider has signed; anything else is removed."""
-        token = (self.spool.take(name, MAX_TOKEN_BYTES) or b"").decode("latin1").strip()
-        if self.gate.admits_withdrawal(token, self._job_spec_sha256 or ""):
-            self.channel.send(WithdrawalReceived(token=token))
 
     def _look_for_regrant(self, name: str) -> None:
         """Passes on whatever has the name of a re-grant; the supervisor removes it when it reads it."""

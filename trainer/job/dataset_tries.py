@@ -99,15 +99,12 @@ class DatasetTries:
             report = self.hand_over.refuse(bundle, outcome)
             grant = bundle.grants[(outcome.at_fault or 1) - 1]
             self.reception.note_refusal(grant, report, outcome.at_fault)
-            worker = self._begin_next()
-
-    def _begin_next(self) -> WorkerProcess:
-        """Returns the worker of the next try, which is the current one from here on."""
-        workspace = self.hand_over.workspace.of_try(self.hand_over.workspace.number + 1)
-        self.hand_over = replace(self.hand_over, workspace=workspace)
-        if self.processes.sandbox.get(SandboxProperty.SEPARATE_USERS):
-            open_try(workspace)
-        return self.processes.begin_worker(workspace.number)
+            # The workspace of the next try is the current one from here on.
+            workspace = self.hand_over.workspace.of_try(self.hand_over.workspace.number + 1)
+            self.hand_over = replace(self.hand_over, workspace=workspace)
+            if self.processes.sandbox.get(SandboxProperty.SEPARATE_USERS):
+                open_try(workspace)
+            worker = self.processes.begin_worker(workspace.number)
 
     def _receive(self) -> ReceivedDataset:
         bundle = self.reception.receive(self.hand_over.workspace.dataset)
@@ -176,7 +173,11 @@ class DatasetTries:
         at_fault = None
         if isinstance(bundle, Pool) and isinstance(failure, DataError):
             at_fault = number_in_pool(failure.file or "")
-        is_refused = self._is_refused(failure, follower)
+        has_trained = follower is not None and follower.has_trained
+        if follower is not None:
+            # What this worker has published counts for the next one too.
+            self._releases = follower.releases_left
+        is_refused = failure is not None and failure.code in DATASET_FAULTS and not has_trained
         if isinstance(bundle, Pool) and at_fault is None:
             is_refused = False  # no other dataset of a single provider would mend it
         return JobOutcome(
@@ -189,13 +190,6 @@ class DatasetTries:
             refused=is_refused,
             at_fault=at_fault,
         )
-
-    def _is_refused(self, failure: TrainerError | None, follower: TrainingFollower | None) -> bool:
-        """Returns whether another dataset may be sent, and takes what the worker has published off the budget."""
-        has_trained = follower is not None and follower.has_trained
-        if follower is not None:
-            self._releases = follower.releases_left
-        return failure is not None and failure.code in DATASET_FAULTS and not has_trained
 
     def _training_order(
         self, bundle: ReceivedDataset, checkpoints: CheckpointStore

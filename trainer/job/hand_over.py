@@ -227,7 +227,13 @@ class HandOver:
 
     def _wait_acknowledged(self, record: EndRecord) -> None:
         """Waits for the acknowledgement, and records whether it came or the time of the offer is over."""
-        seconds, acknowledged = self._remaining_seconds(record), False
+        linger, acknowledged = self.linger_seconds, False
+        if self.termination.signalled or not record.is_final:
+            linger = min(linger, RESUMABLE_LINGER_SECONDS)
+        # What is left of it, at least a while: the operator sets the clock, and an outage may last longer than the
+        # offer; neither takes a finished result from its provider. A clock that was set back makes it no longer.
+        left = record.ended_at + linger - int(time.time())
+        seconds = float(min(linger, max(MIN_OFFER_SECONDS, left)))
         # An end that had no room beside its result is recorded as soon as there is some.
         while not acknowledged and seconds > 0 and self.record_file.load() != record:
             acknowledged = self.front.wait_acknowledged(min(seconds, _STORAGE_RETRY_SECONDS))
@@ -245,18 +251,6 @@ class HandOver:
         """Records the end, if there is room: a finished result is offered all the same."""
         with _logging_errors("the end of the job was not recorded"):
             self.record_file.save(record)
-
-    def _remaining_seconds(self, record: EndRecord) -> float:
-        """Returns for how long this start offers the result: what is left of `linger_seconds`, at least a while.
-
-        The operator sets the clock, and an outage may last longer than the offer: neither takes a finished result
-        from its provider. A clock that was set back makes the offer no longer than it was meant to be.
-        """
-        linger = self.linger_seconds
-        if self.termination.signalled or not record.is_final:
-            linger = min(linger, RESUMABLE_LINGER_SECONDS)
-        left = record.ended_at + linger - int(time.time())
-        return min(linger, max(MIN_OFFER_SECONDS, left))
 
     def _publish_deletion(self, record: EndRecord) -> None:
         """Makes the statement of what was destroyed, puts it beside the result, and has the front give it out.

@@ -100,16 +100,14 @@ class Reception:
         for number in range(1, len(self.spec.exchange.providers) + 1):
             if self.ciphertext.member(number).exists():
                 self._open_member(number, into)
-        # The last look is after the last dataset has opened. What arrives later finds the job in training.
-        while self._lacks_a_dataset(into):
+        while True:
+            # The last look is after the last dataset has opened. What arrives later finds the job in training.
+            self._withdraw(into)
+            if self._members.is_complete:
+                return self._members.pool()
             bundle, regrant = self._receive_one(into, deadline)
             number = self._members.admit(bundle, into, regrant)
             self._refusals.note_admitted(number)
-        return self._members.pool()
-
-    def _lacks_a_dataset(self, into: Path) -> bool:
-        self._withdraw(into)
-        return not self._members.is_complete
 
     def _withdraw(self, into: Path) -> bool:
         """Takes out the datasets that their providers have taken back since the last call; returns whether any.

@@ -164,7 +164,11 @@ class _RelayedConnection:
                 return
         for end in (self._client, self._server):
             if self._is_cut:
-                self._note(end, _unread_bytes(end))
+                # Bytes that have arrived and were not read (FIONREAD, tcp(7)).
+                unread = array.array("i", [0])
+                with contextlib.suppress(OSError):
+                    fcntl.ioctl(end.fileno(), termios.FIONREAD, unread)
+                self._note(end, unread[0])
                 _reset(end)
             end.close()
         self._link.note_end(self, was_cut=self._is_cut)
@@ -173,14 +177,6 @@ class _RelayedConnection:
 def _bound_buffers(end: socket.socket) -> None:
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         end.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-
-
-def _unread_bytes(end: socket.socket) -> int:
-    """Returns the number of bytes that have arrived at a socket and were not read (FIONREAD, tcp(7))."""
-    count = array.array("i", [0])
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(end.fileno(), termios.FIONREAD, count)
-    return count[0]
 
 
 def _reset(end: socket.socket) -> None:

@@ -103,19 +103,17 @@ class LearningRate:
                     0.0, _cosine(kwargs.get("num_cycles", 0.5), progress) * (1 - lowest) + lowest
                 )
             case "polynomial":
-                return self._polynomial(done, kwargs)
+                base, end = section.learning_rate, kwargs.get("lr_end", 1e-7)
+                if done > self._total:
+                    return end / base
+                return float(
+                    ((base - end) * (1 - progress) ** kwargs.get("power", 1.0) + end) / base
+                )
             case "inverse_sqrt":
                 timescale = kwargs.get("timescale", self.warmup or 10_000)
                 return 1.0 / math.sqrt((done + timescale - self.warmup) / timescale)
             case "warmup_stable_decay":
                 return self._stable_decay(done, kwargs)
-
-    def _polynomial(self, done: int, kwargs: Mapping[str, float]) -> float:
-        base, end = self._section.learning_rate, kwargs.get("lr_end", 1e-7)
-        if done > self._total:
-            return end / base
-        remaining = 1 - (done - self.warmup) / (self._total - self.warmup)
-        return float(((base - end) * remaining ** kwargs.get("power", 1.0) + end) / base)
 
     def _stable_decay(self, done: int, kwargs: Mapping[str, float]) -> float:
         lowest, decay = kwargs.get("min_lr_ratio", 0.0), kwargs["num_decay_steps"]

@@ -130,8 +130,9 @@ class Mirror:
         # removed after that was sent: else the provider takes a verdict on the earlier one for that on this.
         taken = REGRANT_NAME in self._brought and not self.spool.has(REGRANT_NAME)
         sent = [self._send(name) for name in SENT]
-        if taken:
-            self._remove_taken_regrant()
+        # The provider may have sent another since.
+        if taken and self.store.tag(REGRANT_NAME) == self._brought.pop(REGRANT_NAME):
+            self.store.delete(REGRANT_NAME)
         brought = [self._bring(name) for name in BROUGHT]
         self._look_for_dataset()
         return removed or taken or any(sent) or any(brought)
@@ -157,17 +158,15 @@ class Mirror:
         if content is None:
             return False
         if name == RESULT_INFO_NAME:
-            self._send_result()
+            result, index = self.spool.file(RESULT_NAME), read_index(self.store, RESULT_NAME)
+            # An earlier start may have sent it.
+            if index is None or not is_complete(result, index):
+                upload_parts(self.store, RESULT_NAME, result, self._confirmed)
         self.store.put(name, content)
         if name == EVENTS_NAME:
             self._events_after = self.clock() + len(content) / _EVENT_BYTES_PER_SECOND
         self._sent[name] = version
         return True
-
-    def _send_result(self) -> None:
-        result, index = self.spool.file(RESULT_NAME), read_index(self.store, RESULT_NAME)
-        if index is None or not is_complete(result, index):  # an earlier start may have sent it
-            upload_parts(self.store, RESULT_NAME, result, self._confirmed)
 
     def _bring(self, name: str) -> bool:
         tag = self.store.tag(name)
@@ -224,11 +223,6 @@ class Mirror:
         except SealingError as error:
             # What the store gives instead does not open either, and then the job says so in public.
             log_error("the object store does not have the dataset that its index states", error)
-
-    def _remove_taken_regrant(self) -> None:
-        """Removes the re-grant that the job has read from the store; the provider may have sent another since."""
-        if self.store.tag(REGRANT_NAME) == self._brought.pop(REGRANT_NAME):
-            self.store.delete(REGRANT_NAME)
 
     def _remove_taken_dataset(self) -> bool:
         """Removes the dataset from the store, if the job has removed its own copy; returns whether it did.

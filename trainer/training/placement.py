@@ -87,7 +87,12 @@ def choose_modules(model: Any, lora: LoraSection) -> ModuleChoice:
     modules = {
         name: module for name, module in language_modules(model).items() if not is_router(module)
     }
-    experts = _expert_names(model)
+    # The names that the linear modules of a model's experts had before transformers fused them.
+    experts = frozenset(
+        f"{parent}.{part}"
+        for parent, _, leaf in (name.rpartition(".") for name in _expert_parameters(model))
+        for part in _FUSED_PARTS.get(leaf, ())
+    )
     check_lora_names(lora, modules.keys() | experts)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     in_full, excluded = select(lora.modules_to_save, modules), select(lora.exclude_modules, modules)
@@ -160,15 +165,6 @@ def is_linear(module: nn.Module) -> bool:
 def is_router(module: nn.Module) -> bool:
     """Returns whether a linear module returns the choice of experts beside its product, which PEFT cannot wrap."""
     return isinstance(module, nn.Linear) and "Router" in type(module).__name__
-
-
-def _expert_names(model: Any) -> frozenset[str]:
-    """Returns the names that the linear modules of a model's experts had before transformers fused them."""
-    return frozenset(
-        f"{parent}.{part}"
-        for parent, _, leaf in (name.rpartition(".") for name in _expert_parameters(model))
-        for part in _FUSED_PARTS.get(leaf, ())
-    )
 
 
 def _expert_parameters(model: Any) -> list[str]:

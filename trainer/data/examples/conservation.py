@@ -12,7 +12,7 @@ marker in place of such a text, it cannot be told whether it prints the text, wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -20,7 +20,7 @@ from typing import Final
 from trainer.data.examples.chat_template import ChatTemplate, TemplateRefusedError
 from trainer.data.examples.model_tokenizer import ModelTokenizer
 from trainer.data.examples.printed_forms import printed_forms
-from trainer.data.examples.rendered_text import RenderedText, RenderedTurn
+from trainer.data.examples.rendered_text import RenderedText
 from trainer.data.examples.row_texts import RowText, Scalar, collect_texts, replace_texts
 from trainer.data.examples.turn_forms import render_messages
 from trainer.data.rows import ChatRow
@@ -88,17 +88,13 @@ def check_rendered(
     answered.subtract(text.message for text in lost if text.part in _ANSWER)
     for text in rendered:
         for turn in text.turns or ():
-            if not answered[turn.number] or not _is_said(text.text, turn, tokenizer):
+            # White space and ends of turns alone say nothing.
+            said = "".join(text.text[start:end] for start, end in turn.spans)
+            for stop in tokenizer.stop_texts:
+                said = said.replace(stop, "")
+            if not answered[turn.number] or not said.strip():
                 raise _says_nothing(row, turn.number)
     return frozenset(text.part for text in lost)
-
-
-def _is_said(text: str, turn: RenderedTurn, tokenizer: ModelTokenizer) -> bool:
-    """Returns whether the trained spans of a turn contain more than white space and ends of turns."""
-    said = "".join(text[start:end] for start, end in turn.spans)
-    for stop in tokenizer.stop_texts:
-        said = said.replace(stop, "")
-    return bool(said.strip())
 
 
 def _find_lost(
@@ -192,22 +188,17 @@ def _search(texts: Sequence[RowText], values: Sequence[Scalar], rendering: str) 
         start = 0 if turn is None else position
         ends: dict[Scalar, int] = {}
         for number, _ in group:
-            end = _find_end(values[number], rendering, ends.get(values[number], start))
-            if end is None:
-                missing.add(number)
+            value = values[number]
+            # Where the first occurrence ends, in any of the forms in which templates print a value.
+            for form in printed_forms(value):
+                if (at := rendering.find(form, ends.get(value, start))) >= 0:
+                    ends[value] = at + len(form)
+                    break
             else:
-                ends[values[number]] = end
+                missing.add(number)
         if turn is not None:
             position = max(ends.values(), default=position)
     return frozenset(missing)
-
-
-def _find_end(value: Scalar, rendering: str, start: int) -> int | None:
-    """Returns where the first occurrence of a value ends, in any of the forms in which templates print it."""
-    ends: Iterator[int] = (
-        at + len(form) for form in printed_forms(value) if (at := rendering.find(form, start)) >= 0
-    )
-    return next(ends, None)
 
 
 def _says_nothing(row: ChatRow, number: int) -> DataError:

@@ -138,25 +138,19 @@ class _Field:
 
 
 def _rewrite(row: ChatRow, count: int, visit: _Visit) -> tuple[tuple[Message, ...], ToolList]:
-    tools = (
-        None
-        if row.tools is None
-        else tuple(_rewrite_tool(tool, n, visit) for n, tool in enumerate(row.tools))
-    )
+    tools: list[Mapping[str, object]] = []
+    for n, tool in enumerate(row.tools or ()):
+        field_, inner = _Field(RowPart.TOOLS, f"tools[{n}]", -1, visit), tool.get("function")
+        if isinstance(inner, Mapping):
+            tools.append({**tool, "function": _rewrite_function(inner, field_)})
+        else:
+            tools.append(_rewrite_function(tool, field_))
     called = frozenset(call.name for message in row.messages for call in message.tool_calls)
     messages = (
         _rewrite_message(message, n, called, visit)
         for n, message in enumerate(row.messages[:count])
     )
-    return tuple(messages), tools
-
-
-def _rewrite_tool(tool: Mapping[str, object], number: int, visit: _Visit) -> Mapping[str, object]:
-    field_ = _Field(RowPart.TOOLS, f"tools[{number}]", -1, visit)
-    inner = tool.get("function")
-    if isinstance(inner, Mapping):
-        return {**tool, "function": _rewrite_function(inner, field_)}
-    return _rewrite_function(tool, field_)
+    return tuple(messages), None if row.tools is None else tuple(tools)
 
 
 def _rewrite_function(function: Mapping[str, object], field_: _Field) -> Mapping[str, object]:

@@ -97,14 +97,11 @@ def _has_known_pattern(backend: Tokenizer) -> bool:
     steps = [step for step in state.get("pretokenizers", [state]) if step != _DIGITS]
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
         return False
-    return (
-        len(steps) == 1 if steps[-1]["use_regex"] else len(steps) == 2 and _is_known_split(steps[0])
-    )
-
-
-def _is_known_split(step: dict[str, Any]) -> bool:
-    is_pattern = step["type"] == "Split" and step["pattern"].get("Regex") in INDEPENDENT_PATTERNS
-    return is_pattern and step["behavior"] == "Isolated" and not step["invert"]
+    if steps[-1]["use_regex"] or len(steps) != 2:
+        return bool(steps[-1]["use_regex"]) and len(steps) == 1
+    first = steps[0]
+    is_pattern = first["type"] == "Split" and first["pattern"].get("Regex") in INDEPENDENT_PATTERNS
+    return is_pattern and first["behavior"] == "Isolated" and not first["invert"]
 
 
 def _reads_over_spaces(token: Any) -> bool:

@@ -89,7 +89,10 @@ class ResultDownloader:
             if total > self._limit:
                 raise result_too_large(self._limit, total)
             appends = response.status_code == 206
-            if appends and (announced != digest or not _continues_at(response, size)):
+            # `bytes FIRST-LAST/LENGTH`, where LAST is the offset of the last byte (RFC 9110, section 14.4).
+            part = _RANGE_PATTERN.fullmatch(response.headers.get("content-range", ""))
+            continues = part and int(part[1]) == size and int(part[2]) + 1 == int(part[3])
+            if appends and (announced != digest or not continues):
                 raise UnavailableError(
                     ErrorCode.JOB_UNREACHABLE, "the job answered with another range"
                 )
@@ -197,10 +200,3 @@ def _announced_size(response: httpx.Response) -> int:
     if match is None:
         raise UnavailableError(ErrorCode.JOB_UNREACHABLE, "the job announced no size of the result")
     return int(match[1])
-
-
-def _continues_at(response: httpx.Response, offset: int) -> bool:
-    """Returns whether the response is the range from `offset` to the end."""
-    # `bytes FIRST-LAST/LENGTH`, where LAST is the offset of the last byte (RFC 9110, section 14.4).
-    match = _RANGE_PATTERN.fullmatch(response.headers.get("content-range", ""))
-    return match is not None and int(match[1]) == offset and int(match[2]) + 1 == int(match[3])

@@ -55,9 +55,11 @@ def require_independent_rows(
     random = state.random()
     with _perturbed(gradients.parameters):
         alone = {row: gradients.by_autograd(_batch(store, (row,))) for row in rows}
-        sums, differences = _compare_cuts(
-            gradients, store, alone, _cuts(by_length, rows, micro_batch)
-        )
+        # Every cut of the compared rows that fits into a micro-batch, and one as large as a micro-batch.
+        sizes = range(1, min(micro_batch, len(rows)) + 1)
+        cuts = [cut for size in sizes for cut in itertools.combinations(rows, size)]
+        cuts = list(dict.fromkeys([*cuts, tuple(_spread(by_length, micro_batch))]))
+        sums, differences = _compare_cuts(gradients, store, alone, cuts)
         # In the opposite order: what the model keeps of the longest row would change the gradients after it.
         again = {row: gradients.by_autograd(_batch(store, (row,))) for row in reversed(rows)}
     differences += [_difference(again[row], alone[row]) for row in rows]
@@ -111,14 +113,6 @@ def _largest_movement(sums: dict[Cut, Tensor]) -> float:
 def _require_at_most(limit: float, worst: float, message: str, unit: str) -> None:
     if not worst <= limit:  # `not <=`, because NaN must fail
         raise unproven(message, expected=f"at most {limit} {unit}", found=f"{worst:.3g}")
-
-
-def _cuts(by_length: Sequence[int], rows: Sequence[int], micro_batch: int) -> list[Cut]:
-    """Returns every cut of the compared rows that fits into a micro-batch, and one as large as a micro-batch."""
-    sizes = range(1, min(micro_batch, len(rows)) + 1)
-    cuts = [cut for size in sizes for cut in itertools.combinations(rows, size)]
-    full = tuple(_spread(by_length, micro_batch))
-    return cuts if full in cuts else [*cuts, full]
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:

@@ -94,21 +94,18 @@ def parse_message(location: RowLocation, field: str, item: object) -> Message:
         refuse_value(location, field, "an object with role and content", item)
     is_plain = item.keys() == {"role", "content"}  # nearly every message of most datasets
     if not is_plain:
-        _check_message_keys(location, field, item)
+        missing = [key for key in ("role", "content") if key not in item]
+        if "role" in missing or (missing and "tool_calls" not in item):
+            found = f"an object of {len(item)} keys without {missing[0]}"
+            expected = "role and content"
+            raise row_error(location, "wrong keys", field=field, expected=expected, found=found)
+        check_keys(location, field, item, MESSAGE_KEYS)
     role = item["role"]
     if role not in ROLES:
         refuse_value(location, f"{field}.role", f"one of {', '.join(ROLES)}", role)
     if is_plain:
         return Message(role, _parse_content(location, f"{field}.content", item["content"]))
     return _parse_optional_keys(location, field, role, item)
-
-
-def _check_message_keys(location: RowLocation, field: str, item: Document) -> None:
-    missing = [key for key in ("role", "content") if key not in item]
-    if "role" in missing or (missing and "tool_calls" not in item):
-        expected, found = "role and content", f"an object of {len(item)} keys without {missing[0]}"
-        raise row_error(location, "wrong keys", field=field, expected=expected, found=found)
-    check_keys(location, field, item, MESSAGE_KEYS)
 
 
 def _parse_optional_keys(location: RowLocation, field: str, role: str, item: Document) -> Message:
