@@ -117,4 +117,6 @@ def _draw_incident(rng: Random, carrier: str) -> Incident:
         moments = tuple(moment for moment in moments if moment not in LATE_MOMENTS)
     # Most of what takes long is an import: short delays see more of the steps after a moment.
     delay = rng.random() ** 3 * (0.1 if victim == "fetch" else 0.6)
-    return Incident(rng.choice(moments), delay, victim, rng.choice(SIGNALS))
+    moment, number = rng.choice(moments), rng.choice(SIGNALS)
+    # A store that is asked to end takes minutes, and how it ends is no part of what is tried.
+    return Incident(moment, delay, victim, signal.SIGKILL if victim == STORE else number)

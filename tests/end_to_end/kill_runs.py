@@ -231,8 +231,7 @@ class KillRun:
             self.happened.append(f"({incident}: it did not run)")
             return
         with suppress(ProcessLookupError):
-            # A store that is asked to end takes its time, and is no part of what is tried.
-            os.kill(victim, signal.SIGKILL if incident.victim == STORE else incident.number)
+            os.kill(victim, incident.number)
             self.happened.append(str(incident))
 
     def _process_ids(self) -> dict[str, int]:
