@@ -112,7 +112,7 @@ def upload_dataset(
     from trainer.cli.terminal_progress import TerminalProgress
 
     record = load_attestation(attestation, imported, policy)
-    client = _connect(job_url, record)
+    client = connect_to_appraised_job(job_url, record)
     authorize = provider.make_authorizer(
         load_identity(identity).provider_key if identity else None, record.result
     )
@@ -147,7 +147,7 @@ def watch_training(
     from trainer.cli.terminal_progress import TerminalProgress
     from trainer.models import Status
 
-    client = _connect(source, load_attestation(attestation, imported, policy))
+    client = connect_to_appraised_job(source, load_attestation(attestation, imported, policy))
     identities = load_identity(identity).identities if identity else ()
     kept = provider.read_grant_record(grant) if grant else None
     token = kept.events_token if kept and identity else None
@@ -208,7 +208,7 @@ def pull_result(
     target = output.with_name(output.name + ".deletion.json")
     for path in (output, target):
         require_absent(path)
-    client = _connect(source, record)
+    client = connect_to_appraised_job(source, record)
     with TerminalProgress(quiet=quiet or as_json) as progress:
         status = client.status()
         size = provider.require_result_size(status, max_bytes)
@@ -278,7 +278,7 @@ def acknowledge_result(
         raise UsageError(ErrorCode.FILE_NOT_FOUND, f"no such file: {result}")
     if output is not None:
         require_absent(output)
-    client = _connect(source, record)
+    client = connect_to_appraised_job(source, record)
     deletion = provider.DeletionReceiver(
         client, record, output, file_sha256(result), grant_record.manifest_sha256
     )
@@ -286,7 +286,7 @@ def acknowledge_result(
         print_line("the job gave no statement of what it destroyed", err=True)
 
 
-def _connect(location: str, record: Record) -> Carrier:
+def connect_to_appraised_job(location: str, record: Record) -> Carrier:
     """Returns a client that talks to the appraised job only."""
     from trainer.encoding import sha256_hex
     from trainer.provider import connect_to_job

@@ -20,6 +20,7 @@ from trainer.cli.options import (
     load_identity,
     local_secret,
 )
+from trainer.cli.provider_commands import connect_to_appraised_job
 from trainer.errors import ErrorCode, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ def withdraw(
 ) -> None:
     """Take your dataset back from a job of several providers, as long as it has not begun to train."""
     from trainer import provider
-    from trainer.encoding import sha256_hex
 
     if grant.is_dir():
         record, kept = _read_submission(grant, policy)
@@ -59,9 +59,7 @@ def withdraw(
             expected="one with the provider key that signed the dataset",
             found="none in it",
         )
-    tls_key = record.result.claims.tls_key
-    pin = None if tls_key is None else sha256_hex(bytes.fromhex(tls_key))
-    provider.withdraw_dataset(provider.connect_to_job(job_url, pinned_spki_sha256=pin), kept, key)
+    provider.withdraw_dataset(connect_to_appraised_job(job_url, record), kept, key)
     print_summary({"withdrawn": kept.manifest_sha256}, as_json=as_json)
 
 

@@ -154,7 +154,7 @@ class Reception:
             except (
                 SealingError,
                 UnavailableError,
-            ) as error:  # UnavailableError: larger than the workspace
+            ) as error:  # the latter: larger than the workspace
                 logs.log_error("an upload was refused", error)
                 self._note_unopened(arrival, error.code)
             else:
